@@ -1,0 +1,155 @@
+"""Communication between ranks: few, small, collective, and asleep while waiting."""
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from esmpi.errors import SharedError, UserError
+from esmpi.launch.environment import launcher
+
+_LONGEST_NAP_S = 2e-3
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs."""
+
+    host: str
+    local_rank: int
+    """Which of the ranks on this host this is."""
+    num_threads: int
+    """CPU cores for this rank: those it may use, divided by the ranks that may use the same ones."""
+
+
+class Comm:
+    """The world of ranks. Without a launcher it is this process alone, and MPI is not even loaded.
+
+    Raises
+    ------
+    UserError
+        If the MPI library and the launcher do not fit: then every rank would be a world of its own.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 1
+        self._mpi: Any = None  # the communicator of mpi4py
+        started_by = launcher()
+        if started_by is None or started_by.size == 1:
+            return
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise UserError(
+                f"{started_by.name} started {started_by.size} ranks, but MPI cannot be loaded: {error}\n"
+                f"Load your site's MPI module, or install one: pip install 'esmpi[mpich]'"
+            ) from error
+        self._mpi = MPI.COMM_WORLD
+        self.rank, self.size = self._mpi.Get_rank(), self._mpi.Get_size()
+        if self.size != started_by.size:
+            library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+            raise UserError(
+                f"{started_by.name} started {started_by.size} ranks, but MPI sees a world of {self.size}: the "
+                f"launcher does not fit the MPI library ({library}).\n"
+                f"Under srun try --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI); else use the mpiexec of that library."
+            )
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, the one that writes files."""
+        return self.rank == 0
+
+    def allgather_array(self, array: np.ndarray) -> np.ndarray:
+        """Collective. Return the arrays of all ranks, (size, *array.shape); shape and dtype are the same on all."""
+        if self._mpi is None:
+            return array[np.newaxis].copy()
+        send = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        received = np.empty((self.size, send.size), np.uint8)
+        self._wait(self._mpi.Iallgather(send, received))
+        return received.view(array.dtype).reshape(self.size, *array.shape)
+
+    def allgather_object(self, value: Any) -> list[Any]:
+        """Collective. Return the values of all ranks; a value is what JSON can hold."""
+        if self._mpi is None:
+            return [value]
+        send = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        lengths = self.allgather_array(np.array([send.size], np.int64))[:, 0]
+        received = np.empty(int(lengths.sum()), np.uint8)
+        self._wait(self._mpi.Iallgatherv(send, [received, lengths.tolist()]))
+        ends = np.cumsum(lengths)
+        return [json.loads(received[end - length : end].tobytes()) for end, length in zip(ends, lengths, strict=True)]
+
+    def broadcast_array(self, array: np.ndarray) -> np.ndarray:
+        """Collective. Return rank 0's array; on other ranks `array` gives the dtype and the number of dimensions."""
+        if self._mpi is None:
+            return array
+        shape = self.allgather_array(np.array(array.shape, np.int64))[0]
+        sent = np.ascontiguousarray(array) if self.is_root else np.empty(tuple(shape), array.dtype)
+        self._wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
+        return sent
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Collective. Run the block on all ranks; if it raises UserError on any, raise SharedError on all.
+
+        The block itself must make no collective call.
+        """
+        error = None
+        try:
+            yield
+        except UserError as caught:
+            error = caught
+        self._raise_together(error)
+
+    def _raise_together(self, error: UserError | None) -> None:
+        texts = self.allgather_object(None if error is None else str(error))
+        ranks: dict[str, list[int]] = {}
+        for rank, text in enumerate(texts):
+            if text is not None:
+                ranks.setdefault(text, []).append(rank)
+        if ranks:
+            raise SharedError(
+                "\n".join(
+                    text if where == [0] or len(where) == self.size else f"ranks {where}: {text}" for text, where in ranks.items()
+                )
+            )
+
+    def place(self) -> Place:
+        """Collective. Return where this rank runs beside the others."""
+        cores = sorted(os.sched_getaffinity(0))
+        # Virtual Slurm nodes share a host name; SLURMD_NODENAME tells them apart.
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        everyone = self.allgather_object([host, cores])
+        local_rank = sum(other[0] == host for other in everyone[: self.rank])
+        sharing = sum(other == [host, cores] for other in everyone)
+        return Place(host, local_rank, max(1, len(cores) // sharing))
+
+    def abort(self, exit_code: int) -> None:
+        """End all ranks now; to be called where this rank failed alone."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._mpi is not None:
+            self._mpi.Abort(exit_code)
+
+    def report_failure(self) -> None:
+        """Print the exception being handled, with this rank's number, where all will see it."""
+        where = f"[rank {self.rank} of {self.size} on {socket.gethostname()}] " if self.size > 1 else ""
+        print(
+            "".join(where + line for line in traceback.format_exc().splitlines(keepends=True)),
+            file=sys.stderr,
+        )
+
+    def _wait(self, request: Any) -> None:
+        # MPI's own waiting spins; a rank that waits for the slowest must leave its cores to others
+        nap = 20e-6
+        while not request.Test():
+            time.sleep(nap)
+            nap = min(2 * nap, _LONGEST_NAP_S)

@@ -1,0 +1,316 @@
+"""The configuration of a run: one YAML file plus `section.key=value` overrides, checked into frozen dataclasses.
+
+Importing this module is cheap: no torch, no MPI.
+"""
+
+import dataclasses
+import io
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from esmpi.errors import UserError, nearest
+from esmpi.tasks import TASKS, TaskConfig
+
+
+class ConfigError(UserError):
+    """A config that cannot be run."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str
+    """Name of the run; its directory is `<output_dir>/<name>`."""
+    output_dir: str = "runs"
+    """Folder of all runs, on a file system that rank 0 can write."""
+    seed: int = 0
+    """Decides every random stream: noise, generated problems, draws of prompts, sampling."""
+    export_dtype: Literal["float32", "bfloat16", "none"] = "float32"
+    """Type of the weights in the exported model folder; float32 is theta to the bit."""
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(re.fullmatch(r"[\w.+=,-]+", self.name)),
+            f"name: letters, digits and _.+=,- only: {self.name!r}",
+        )
+        _require(self.name not in (".", ".."), f"name: {self.name!r} is no name for a directory")
+        _require(0 <= self.seed < 2**63, f"seed: wants 0 <= seed < 2^63, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str
+    """A Hugging Face model folder, a hub id (org/name), or `esmpi:tiny_countdown`, which ships with esmpi."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the live weights that the engine computes with. Theta is float32 in any case."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    kind: Literal["hf"] = "hf"
+    """What generates: `hf` is transformers' own generation, on a GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the live weights are; auto takes a GPU if this rank has one."""
+    num_threads: int | None = None
+    """CPU threads of a rank. null: the cores it may use, shared with the other ranks that may use them."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_threads is None or self.num_threads >= 1,
+            f"num_threads: at least 1, got {self.num_threads}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EsConfig:
+    population_size: int = 30
+    """Members of a generation, N."""
+    generations: int
+    """How many updates the run makes."""
+    sigma: float = 1e-3
+    """Perturbation scale: a member's weights are theta + sigma * eps."""
+    alpha: float | None = None
+    """Step size: theta += alpha / N * sum of shaped fitness times eps. null: sigma / 2."""
+    shaping: Literal["zscore", "centered_rank"] = "zscore"
+    """How fitness becomes shaped fitness: z-scores, or ranks from -0.5 to 0.5."""
+    antithetic: bool = False
+    """Whether members come in pairs of +eps and -eps."""
+
+    def __post_init__(self) -> None:
+        _require(self.population_size >= 2, f"population_size: at least 2, got {self.population_size}")
+        _require(self.generations >= 0, f"generations: at least 0, got {self.generations}")
+        _require(0 < self.sigma < 1e3, f"sigma: wants 0 < sigma < 1000, got {self.sigma}")
+        _require(self.alpha is None or 0 < self.alpha < 1e3, f"alpha: wants 0 < alpha < 1000, got {self.alpha}")
+        _require(
+            not self.antithetic or self.population_size % 2 == 0,
+            f"population_size: antithetic pairs need an even number, got {self.population_size}",
+        )
+
+    @property
+    def step_size(self) -> float:
+        """Alpha, with its default filled in."""
+        return self.sigma / 2 if self.alpha is None else self.alpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: str = "generated"
+    """Training problems: a .jsonl file, or `generated` by the task."""
+    eval: str = "generated"
+    """Held-out problems: a .jsonl file, or `generated` (never one of the training problems)."""
+    num_train: int | None = None
+    """Use the first so many training problems of the file; how many to generate (default 1000)."""
+    num_eval: int | None = None
+    """Use the first so many held-out problems of the file; how many to generate (default 400)."""
+    batch_size: int = 200
+    """Prompts of a generation, the same for every member."""
+    mini_batch_size: int | None = None
+    """Prompts that the engine gets at once, to bound memory; null: all of them."""
+    order: Literal["fixed", "random", "epochs"] = "epochs"
+    """Prompts of a generation: always the first `batch_size`; a fresh draw; or all in turn, shuffled each time."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_eval", "batch_size", "mini_batch_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name}: at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    max_tokens: int = 1024
+    """New tokens of a completion, at most."""
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this much probability; needs a temperature."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 1, f"max_tokens: at least 1, got {self.max_tokens}")
+        _require(0 <= self.temperature <= 100, f"temperature: wants 0 to 100, got {self.temperature}")
+        _require(0 < self.top_p <= 1, f"top_p: wants 0 < top_p <= 1, got {self.top_p}")
+        _require(
+            self.top_p == 1 or self.temperature > 0,
+            "top_p: has no effect on greedy decoding: set sampling.temperature, too",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    every: int | None = None
+    """Evaluate the held-out problems every so many generations; null: only before the first and after the last."""
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+
+    def __post_init__(self) -> None:
+        _require(self.every is None or self.every >= 1, f"every: at least 1, got {self.every}")
+        _require(0 <= self.temperature <= 100, f"temperature: wants 0 to 100, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages that are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. Sections are described at their classes."""
+
+    run: RunConfig
+    model: ModelConfig
+    engine: EngineConfig
+    es: EsConfig
+    task: TaskConfig
+    data: DataConfig
+    sampling: SamplingConfig
+    eval: EvalConfig
+    log: LogConfig
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.run.output_dir).expanduser() / self.run.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config, fully resolved, in the types that JSON has (so a tuple is a list)."""
+        return dict(msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self))))
+
+    def to_yaml(self) -> str:
+        """Return the config, fully resolved, as YAML."""
+        stream = io.StringIO()
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
+        yaml.dump(self.to_dict(), stream)
+        return stream.getvalue()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply overrides such as `es.sigma=2e-3`, and check everything.
+
+    Raises
+    ------
+    ConfigError
+        With one line that says what is wrong, where, and the nearest valid choice.
+    """
+    path = Path(path)
+    try:
+        tree = _yaml(path.read_text())
+    except OSError as error:
+        siblings = [str(path.parent / entry.name) for entry in path.parent.glob("*.yaml")]
+        raise ConfigError(f"cannot read config {path}: {error.strerror}{nearest(str(path), siblings)}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections: {', '.join(_sections())}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Check a tree of plain types, as YAML or JSON gives it, into a Config; see `load_config`."""
+    sections = _sections()
+    for name in tree:
+        if name not in sections:
+            raise ConfigError(f"{name}: unknown section{nearest(str(name), sections)}")
+    parsed = {}
+    for name, section_type in sections.items():
+        keys = tree.get(name)
+        keys = {} if keys is None else keys
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{name}: must be a section with keys of its own, got {keys!r}")
+        parsed[name] = _parse_section(name, _task_config_type(keys) if name == "task" else section_type, keys)
+    return Config(**parsed)
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return "section.key: old -> new" for each key in which two resolved configs differ."""
+    lines = []
+    for section in sorted({*old, *new}):
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in sorted({*before, *after}):
+            if before.get(key) != after.get(key):
+                lines.append(f"{section}.{key}: {before.get(key)!r} -> {after.get(key)!r}")
+    return lines
+
+
+def _sections() -> dict[str, type]:
+    return {field.name: typing.cast(type, field.type) for field in dataclasses.fields(Config)}
+
+
+def _task_config_type(keys: dict[str, Any]) -> type[TaskConfig]:
+    name = keys.get("name")
+    if name not in TASKS:
+        what = "missing key" if name is None else f"unknown task {name!r}"
+        raise ConfigError(f"task.name: {what}{nearest(str(name), TASKS)}")
+    return TASKS[name].config_type
+
+
+def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(section_type)}
+    hints = typing.get_type_hints(section_type)
+    for key, value in keys.items():
+        if key not in fields:
+            raise ConfigError(f"{section}.{key}: unknown key{nearest(str(key), fields)}")
+        choices = _choices(hints[key])
+        if choices and value not in choices:
+            raise ConfigError(f"{section}.{key}: must be one of {', '.join(choices)}; got {value!r}")
+    for key, field in fields.items():
+        if key not in keys and field.default is dataclasses.MISSING:
+            raise ConfigError(f"{section}.{key}: missing; it has no default")
+    try:
+        return msgspec.convert(keys, section_type)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        if not place:  # a check in __post_init__, which names its key first
+            raise ConfigError(f"{section}.{message}") from None
+        key = re.split(r"[.\[`]", place.removeprefix("."))[0]
+        if not key:
+            raise ConfigError(f"{section}.{message}") from None
+        raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {keys.get(key)!r}") from None
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    if typing.get_origin(hint) is types.UnionType:
+        return tuple(choice for part in typing.get_args(hint) for choice in _choices(part))
+    return ()
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"{override!r} is no override: write section.key=value, such as es.sigma=2e-3")
+    try:
+        value = _yaml(text)
+    except YAMLError:
+        value = text
+    if tree.get(section) is None:
+        tree[section] = {}
+    if not isinstance(tree[section], dict):
+        raise ConfigError(f"{section}: must be a section with keys of its own, got {tree[section]!r}")
+    tree[section][key] = value
+
+
+def _yaml(text: str) -> Any:
+    # YAML 1.2 reads 1e-3 as a number and refuses a key that is there twice; PyYAML does neither.
+    return YAML(typ="safe", pure=True).load(text)

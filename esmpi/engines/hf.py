@@ -1,0 +1,148 @@
+"""Engine `hf`: transformers' own generation, on the CPU or one GPU."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
+
+from esmpi.checkpoint import Checkpoint
+from esmpi.comm import Place
+from esmpi.config import EngineConfig, ModelConfig
+from esmpi.engines.base import Completion, Engine, Sampling
+from esmpi.errors import UserError
+from esmpi.weights import View, Weights
+
+
+class HfEngine(Engine):
+    """A causal language model of transformers.
+
+    Raises
+    ------
+    UserError
+        If the model is quantized, or a parameter is not what the checkpoint stores under its name: ES would
+        then perturb something else than the model.
+    """
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, place: Place):
+        num_threads = engine.num_threads or place.num_threads
+        torch.set_num_threads(num_threads)
+        disable_progress_bar()
+        self._device = _device(engine.device, place.local_rank)
+        if "quantization_config" in checkpoint.config:
+            raise UserError(f"model.path: {checkpoint.folder} is quantized: ES needs unquantized weights")
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.folder, padding_side="left", trust_remote_code=model.trust_remote_code
+        )
+        self._model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
+        )
+        self._model.eval().requires_grad_(False).to(self._device)
+        self._max_length = getattr(self._model.config, "max_position_embeddings", None)
+
+        ends = self._model.generation_config.eos_token_id
+        if ends is None:
+            ends = self._tokenizer.eos_token_id
+        if ends is None:
+            raise UserError(f"model.path: {checkpoint.folder} names no end-of-text token (eos_token_id)")
+        self._ends = ends if isinstance(ends, list) else [ends]
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token_id = self._ends[0]
+        # A model may bring its own defaults (temperature, repetition penalty, ...): a run's sampling is what
+        # its config says and nothing else.
+        self._model.generation_config = GenerationConfig(
+            eos_token_id=self._ends, pad_token_id=self._tokenizer.pad_token_id
+        )
+
+        views = [View.whole(name, parameter) for name, parameter in self._model.named_parameters()]
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        self._aliases = {
+            name: names[id(parameter)]
+            for name, parameter in self._model.named_parameters(remove_duplicate=False)
+            if name != names[id(parameter)]
+        }
+        self._weights = Weights(views, lambda view: _read(checkpoint, view), num_threads)
+
+    def perturb(self, seed: int, scale: float) -> None:
+        self._weights.perturb(seed, scale)
+
+    def restore(self) -> None:
+        self._weights.restore()
+
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        self._weights.update(seeds, coefficients)
+
+    def digest(self) -> int:
+        return self._weights.digest()
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for view, theta in self._weights.theta():
+            yield view.name, theta.view(view.shape)
+
+    def aliases(self) -> dict[str, str]:
+        return self._aliases
+
+    @property
+    def num_weights(self) -> int:
+        return self._weights.num_weights
+
+    def live(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed."""
+        for view in self._weights.views:
+            assert view.live is not None
+            yield view.name, view.live.view(view.shape)
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
+        if not prompts:
+            return []
+        inputs = self._tokenizer(list(prompts), return_tensors="pt", padding=True)
+        # Some tokenizers also return token_type_ids, which decoder models refuse.
+        inputs = {key: inputs[key].to(self._device) for key in ("input_ids", "attention_mask")}
+        prompt_length = inputs["input_ids"].shape[1]
+        if self._max_length is not None and prompt_length + sampling.max_tokens > self._max_length:
+            raise UserError(
+                f"sampling.max_tokens: a prompt of {prompt_length} tokens and {sampling.max_tokens} new ones are more "
+                f"than the {self._max_length} positions of the model"
+            )
+        settings: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0}
+        if sampling.temperature > 0:
+            # A perturbed model can overflow; its completions are then noise with a bad reward, not a crash.
+            settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            settings |= {"remove_invalid_values": True}
+        generation = GenerationConfig(eos_token_id=self._ends, pad_token_id=self._tokenizer.pad_token_id, **settings)
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(sampling.seed)  # transformers samples from torch's global generator only
+            output = self._model.generate(**inputs, generation_config=generation)
+        return [self._completion(tokens) for tokens in output[:, prompt_length:].tolist()]
+
+    def _completion(self, tokens: list[int]) -> Completion:
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        num_tokens = len(tokens) if end is None else end + 1
+        return Completion(text=text, num_tokens=num_tokens, truncated=end is None)
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("engine.device: cuda was asked for, but this rank sees no GPU (CUDA_VISIBLE_DEVICES?)")
+    # Slurm shows a rank its own GPUs only, or all GPUs of the node to all its ranks: both come out right.
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def _read(checkpoint: Checkpoint, view: View) -> torch.Tensor:
+    """Return the checkpoint's values for a view, after making sure that the engine holds just these."""
+    stored = checkpoint.tensors.get(view.name)
+    if stored is None:
+        raise UserError(f"model.path: parameter {view.name} is not stored under that name in {checkpoint.folder}")
+    if stored.shape != view.shape:
+        raise UserError(f"model.path: {view.name} has shape {view.shape}, but {stored.shape} in {checkpoint.folder}")
+    theta = checkpoint.read(view.name, view.rows, view.cols)
+    assert view.live is not None
+    if not torch.equal(theta.to(view.live.dtype), view.live.cpu()):
+        raise UserError(f"model.path: {view.name} does not hold the values of {checkpoint.folder}")
+    return theta

@@ -1,0 +1,21 @@
+"""Errors that are the user's to mend: they end the program with one clear line, not with a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something in the config, the data or the run directory; the text says what to do. Exit code 2."""
+
+
+class SharedError(UserError):
+    """A user's error that all ranks raise together, so that only one of them has to say it."""
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """Return ", did you mean X?" for the valid name most like `wrong`, else a list of the valid ones."""
+    names = sorted(set(valid))
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    if close:
+        return f", did you mean {close[0]}?"
+    return f" (there is: {', '.join(names)})" if 0 < len(names) <= 12 else ""

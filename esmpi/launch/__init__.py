@@ -1,0 +1,1 @@
+"""How the program was started, and how it is asked to stop."""

@@ -1,0 +1,35 @@
+"""What the launcher (mpiexec, srun) says about this process in its environment. Imports no MPI."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_LAUNCHERS = (
+    # launcher, ranks in the world, rank; the innermost launcher first: mpiexec may itself run under srun
+    ("Open MPI's mpiexec", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("MVAPICH's mpiexec", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("mpiexec", "PMI_SIZE", "PMI_RANK"),
+    ("PALS mpiexec", "PALS_SIZE", "PALS_RANKID"),
+    ("Flux", "FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
+    # only inside a step: a batch script has SLURM_NTASKS, too, but is one process
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A launcher, as its processes see it."""
+
+    name: str
+    size: int
+    """Processes that it started."""
+    rank: int
+    """Which of them this is."""
+
+
+def launcher(environ: Mapping[str, str] = os.environ) -> Launcher | None:
+    """Return who started this process as one of several ranks, None if nobody did."""
+    for name, size, rank in _LAUNCHERS:
+        if environ.get(size, "").isdigit() and environ.get(rank, "").isdigit():
+            return Launcher(name, int(environ[size]), int(environ[rank]))
+    return None

@@ -1,0 +1,205 @@
+"""CPU kernels of the noise format: perturb, update, digest.
+
+Every kernel works on a block: `theta` of shape (R, C) float32 whose row r holds the C neighbouring elements
+`first + r * stride`, ... of one canonical tensor (row-major). A whole tensor is a block of one row; a column
+shard has a row for each of the tensor's. Kernels release the GIL and write only to the block, so threads may
+run blocks side by side. No fast-math: each multiply and add rounds on its own, as the format demands.
+
+The 32 lanes of a tile are a loop that LLVM turns into SIMD code; that is why the rounds are written out.
+"""
+
+import numba as nb
+import numpy as np
+
+from esmpi.noise.format import TILE, normal_table_bits
+
+_TILE = TILE
+_LOW16 = np.uint32(0xFFFF)
+_MULTIPLIER_0 = np.uint64(0xD2511F53)
+_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+# The ten round keys are the seed's halves plus multiples of Philox's two Weyl constants.
+_WEYL_0 = [np.uint32(r * 0x9E3779B9 & 0xFFFFFFFF) for r in range(10)]
+_WEYL_1 = [np.uint32(r * 0xBB67AE85 & 0xFFFFFFFF) for r in range(10)]
+_A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7, _A8, _A9 = _WEYL_0
+_B0, _B1, _B2, _B3, _B4, _B5, _B6, _B7, _B8, _B9 = _WEYL_1
+
+
+@nb.njit(inline="always")
+def _round(x0, x1, x2, x3, key0, key1):
+    product0 = nb.uint64(x0) * _MULTIPLIER_0
+    product1 = nb.uint64(x2) * _MULTIPLIER_1
+    return (
+        nb.uint32(product1 >> np.uint64(32)) ^ x1 ^ nb.uint32(key0),
+        nb.uint32(product1),
+        nb.uint32(product0 >> np.uint64(32)) ^ x3 ^ nb.uint32(key1),
+        nb.uint32(product0),
+    )
+
+
+@nb.njit(inline="always")
+def _fill_tile(tile, key, seed, table, words, eps_bits):
+    """Write the 256 elements of a tile, as float32 bits, into `eps_bits`; `words` (128,) is scratch."""
+    block = nb.uint64(tile) * np.uint64(32)
+    low, high = nb.uint32(block), nb.uint32(block >> np.uint64(32))
+    key_low, key_high = nb.uint32(key), nb.uint32(key >> np.uint64(32))
+    s0, s1 = nb.uint32(seed), nb.uint32(seed >> np.uint64(32))
+    for lane in range(32):
+        x0, x1, x2, x3 = nb.uint32(low + nb.uint32(lane)), high, key_low, key_high
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A0, s1 + _B0)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A1, s1 + _B1)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A2, s1 + _B2)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A3, s1 + _B3)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A4, s1 + _B4)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A5, s1 + _B5)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A6, s1 + _B6)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A7, s1 + _B7)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A8, s1 + _B8)
+        x0, x1, x2, x3 = _round(x0, x1, x2, x3, s0 + _A9, s1 + _B9)
+        words[lane] = x0
+        words[32 + lane] = x1
+        words[64 + lane] = x2
+        words[96 + lane] = x3
+    for word in range(4):
+        for lane in range(32):
+            both = words[32 * word + lane]
+            first, second = both & _LOW16, both >> np.uint32(16)
+            # the lowest of the 16 bits becomes the sign bit of the float
+            eps_bits[64 * word + lane] = table[first >> np.uint32(4)] ^ (first << np.uint32(31))
+            eps_bits[64 * word + 32 + lane] = table[second >> np.uint32(4)] ^ (second << np.uint32(31))
+
+
+@nb.njit(inline="always")
+def _overlap(tile, begin, cols):
+    """Return where a tile and a row overlap: a slice of the row and the slice of the tile."""
+    # Loops run over slices from 0: numba checks any other index for being negative, and SIMD is lost.
+    shift = tile * _TILE - begin
+    start, stop = max(0, -shift), min(_TILE, cols - shift)
+    return slice(shift + start, shift + stop), slice(start, stop)
+
+
+@nb.njit(nogil=True, cache=True)
+def _perturb_float32(live, theta, first, stride, key, seed, scale, table):
+    words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
+    eps = eps_bits.view(np.float32)
+    rows, cols = theta.shape
+    for row in range(rows):
+        begin = first + row * stride
+        for tile in range(begin // _TILE, (begin + cols - 1) // _TILE + 1):
+            _fill_tile(tile, key, seed, table, words, eps_bits)
+            for i in range(_TILE):
+                eps[i] *= scale
+            target, part = _overlap(tile, begin, cols)
+            source, out, noise = theta[row, target], live[row, target], eps[part]
+            for i in range(out.size):
+                out[i] = source[i] + noise[i]
+
+
+@nb.njit(nogil=True, cache=True)
+def _perturb_bfloat16(live, theta, first, stride, key, seed, scale, table):
+    words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
+    eps = eps_bits.view(np.float32)
+    sums, rounded = np.zeros(_TILE, np.float32), np.empty(_TILE, np.uint16)
+    sum_bits = sums.view(np.uint32)
+    rows, cols = theta.shape
+    for row in range(rows):
+        begin = first + row * stride
+        for tile in range(begin // _TILE, (begin + cols - 1) // _TILE + 1):
+            _fill_tile(tile, key, seed, table, words, eps_bits)
+            target, part = _overlap(tile, begin, cols)
+            source, out, padded, result = theta[row, target], live[row, target], sums[part], rounded[part]
+            for i in range(out.size):
+                padded[i] = source[i]
+            for i in range(_TILE):
+                sums[i] += scale * eps[i]
+            for i in range(_TILE):
+                rounded[i] = _to_bfloat16(sum_bits[i])
+            for i in range(out.size):
+                out[i] = result[i]
+
+
+@nb.njit(inline="always")
+def _to_bfloat16(bits):
+    """Round float32 bits to bfloat16 bits, to nearest even; a NaN stays one."""
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return nb.uint16(np.uint32(0x7FC0) if is_nan else rounded)
+
+
+@nb.njit(nogil=True, cache=True)
+def _update(theta, first, stride, key, seeds, coefficients, table):
+    words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
+    eps = eps_bits.view(np.float32)
+    total = np.empty(_TILE, np.float32)
+    rows, cols = theta.shape
+    for row in range(rows):
+        begin = first + row * stride
+        for tile in range(begin // _TILE, (begin + cols - 1) // _TILE + 1):
+            total[:] = np.float32(0)
+            for member in range(seeds.size):
+                _fill_tile(tile, key, seeds[member], table, words, eps_bits)
+                coefficient = coefficients[member]
+                for i in range(_TILE):
+                    total[i] += coefficient * eps[i]
+            target, part = _overlap(tile, begin, cols)
+            out, noise = theta[row, target], total[part]
+            for i in range(out.size):
+                out[i] += noise[i]
+
+
+@nb.njit(nogil=True, cache=True)
+def _digest(theta_bits, first, stride, key):
+    """Sum, modulo 2^64, a mix of each element's bits with its tensor and position."""
+    total = np.uint64(0)
+    rows, cols = theta_bits.shape
+    for row in range(rows):
+        position = key + nb.uint64(first + row * stride) * np.uint64(0x9E3779B97F4A7C15)
+        for col in range(cols):
+            x = position + nb.uint64(col) * np.uint64(0x9E3779B97F4A7C15)
+            x ^= nb.uint64(theta_bits[row, col])
+            # the finalizer of MurmurHash3 (public domain): one-to-one, and every bit reaches every bit
+            x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+            x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+            total += x ^ (x >> np.uint64(33))
+    return total
+
+
+def perturb(live: np.ndarray, theta: np.ndarray, first: int, stride: int, key: int, seed: int, scale: float) -> None:
+    """Write live = cast(theta + scale * eps): one float32 multiply, one add, round to nearest even.
+
+    Parameters
+    ----------
+    live : (R, C) float32, or uint16 for the bits of bfloat16
+        Overwritten.
+    theta : (R, C) float32
+    first, stride : int
+        Element of the canonical tensor at theta[0, 0], and how far apart theta[r, 0] and theta[r + 1, 0] are.
+    key, seed : int
+        From `tensor_key` and `member_seed`.
+    scale : float
+        sign * sigma, rounded to float32.
+    """
+    kernel = {np.dtype(np.float32): _perturb_float32, np.dtype(np.uint16): _perturb_bfloat16}[live.dtype]
+    kernel(live, theta, first, stride, np.uint64(key), np.uint64(seed), np.float32(scale), normal_table_bits())
+
+
+def update(theta: np.ndarray, first: int, stride: int, key: int, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+    """Add sum_i coefficient_i * eps_i to theta, in place and in one pass.
+
+    The sum is made in float32 from 0, members in the given order, unfused, and then added once. `seeds` is
+    (M,) uint64, `coefficients` (M,) float32; the rest is as in `perturb`.
+    """
+    _update(theta, first, stride, np.uint64(key), seeds, coefficients, normal_table_bits())
+
+
+def warm_up() -> None:
+    """Compile all kernels, or load them from numba's cache, so that no generation has to."""
+    theta, key = np.zeros((1, 1), np.float32), 0
+    for dtype in (np.float32, np.uint16):
+        perturb(np.zeros((1, 1), dtype), theta, 0, 0, key, seed=0, scale=0.0)
+    update(theta, 0, 0, key, np.zeros(1, np.uint64), np.zeros(1, np.float32))
+    digest(theta, 0, 0, key)
+
+
+def digest(theta: np.ndarray, first: int, stride: int, key: int) -> int:
+    """Return the block's share of theta's 64-bit digest: shares of all blocks add up modulo 2^64."""
+    return int(_digest(theta.view(np.uint32), first, stride, np.uint64(key)))

@@ -1,0 +1,110 @@
+"""The members of a generation: their seeds and signs, who evaluates whom, and what ranks tell one another."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from esmpi.noise import member_seed
+
+OK, FAILED = 0, 1
+"""Status of a member: evaluated, or not (then its fitness is NaN and its coefficient 0)."""
+
+PLAN_DTYPE = np.dtype([("member", np.int64), ("seed", np.uint64), ("sign", np.int8)])
+
+RECORD_DTYPE = np.dtype(
+    [
+        ("member", np.int64),  # -1: padding of a rank that has fewer members than others
+        ("seed", np.uint64),
+        ("digest", np.uint64),  # of theta before this generation's update
+        ("fitness", np.float64),
+        ("seconds", np.float64),  # perturbing and generating
+        ("tokens", np.int64),
+        ("score_failures", np.int32),  # completions whose reward could not be computed
+        ("rank", np.int32),
+        ("sign", np.int8),
+        ("status", np.uint8),
+        ("stop", np.uint8),  # 1: this rank was asked to stop after this generation
+    ],
+    align=True,
+)
+"""What a rank tells the others about a member: all that is ever exchanged in a generation."""
+
+
+class ExchangeError(RuntimeError):
+    """The ranks do not agree on what they did; going on would train garbage."""
+
+
+def plan(run_seed: int, generation: int, population_size: int, antithetic: bool) -> np.ndarray:
+    """Return the members of a generation, (N,) of `PLAN_DTYPE`. The same on every rank, without asking."""
+    members = np.zeros(population_size, PLAN_DTYPE)
+    members["member"] = np.arange(population_size)
+    if antithetic:
+        seeds = [member_seed(run_seed, generation, pair) for pair in range(population_size // 2)]
+        members["seed"] = np.repeat(np.array(seeds, np.uint64), 2)
+        members["sign"] = np.tile([1, -1], population_size // 2)
+    else:
+        members["seed"] = [member_seed(run_seed, generation, member) for member in range(population_size)]
+        members["sign"] = 1
+    return members
+
+
+def shard(population_size: int, rank: int, size: int) -> range:
+    """Return the members that a rank evaluates: neighbours, and no rank has two more than another."""
+    each, rest = divmod(population_size, size)
+    start = rank * each + min(rank, rest)
+    return range(start, start + each + (rank < rest))
+
+
+def pad(records: np.ndarray, population_size: int, size: int, fill: np.ndarray) -> np.ndarray:
+    """Return the records with padding up to the length that is the same for all ranks, at least 1."""
+    length = max(1, -(-population_size // size))
+    padded = np.repeat(fill, length)
+    padded["member"] = -1
+    padded[: len(records)] = records
+    return padded
+
+
+def check(gathered: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Check what all ranks said against the plan, and return one record a member, in order.
+
+    Parameters
+    ----------
+    gathered : (ranks, length) of RECORD_DTYPE
+    members : (N,) of PLAN_DTYPE
+
+    Raises
+    ------
+    ExchangeError
+        If digests of theta differ, or a member is missing, there twice, or has another seed or sign.
+    """
+    digests = gathered["digest"][:, 0]
+    if (gathered["digest"] != digests[0]).any():
+        raise ExchangeError(describe_digests(digests.tolist()))
+    records = gathered.reshape(-1)
+    records = records[records["member"] >= 0]
+    records = records[np.argsort(records["member"], kind="stable")]
+    if not np.array_equal(records["member"], members["member"]):
+        expected = set(members["member"].tolist())
+        said = records["member"].tolist()
+        raise ExchangeError(
+            f"members evaluated other than once: missing {sorted(expected - set(said))}, "
+            f"more than once or unknown {sorted({m for m in said if said.count(m) > 1 or m not in expected})}"
+        )
+    for field in ("seed", "sign"):
+        wrong = np.flatnonzero(records[field] != members[field])
+        if wrong.size:
+            record = records[wrong[0]]
+            raise ExchangeError(
+                f"rank {record['rank']} evaluated member {record['member']} with {field} {record[field]}, "
+                f"the plan says {members[field][wrong[0]]}: do all ranks run the same esmpi and config?"
+            )
+    return records
+
+
+def describe_digests(digests: Sequence[int]) -> str:
+    """Return a message that names which ranks have which digest of theta."""
+    groups: dict[int, list[int]] = {}
+    for rank, digest in enumerate(digests):
+        groups.setdefault(digest, []).append(rank)
+    parts = [f"{digest:016x} on ranks {ranks}" for digest, ranks in groups.items()]
+    return "theta differs between ranks: " + "; ".join(parts)

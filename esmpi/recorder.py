@@ -1,0 +1,107 @@
+"""What rank 0 keeps of a run, in files and on the screen; on other ranks a recorder does nothing."""
+
+import json
+import logging
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from esmpi.evaluate import Evaluation
+from esmpi.population import FAILED
+from esmpi.stopwatch import Stopwatch
+from esmpi.store.files import replacing
+from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile, samples_path
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Commits generations and evaluations to the run file and prints a line for each.
+
+    Parameters
+    ----------
+    run : RunFile or None
+        None on all ranks but 0.
+    num_generations : int
+        How many the run is to have, for the expected time left.
+    """
+
+    def __init__(self, run: RunFile | None, num_generations: int):
+        self._run = run
+        self._num_generations = num_generations
+        self._generation_seconds: list[float] = []
+
+    def commit(self, generation: int, records: np.ndarray, factors: np.ndarray, digest: int, watch: Stopwatch) -> None:
+        """Make a generation durable: `records` (N,) of RECORD_DTYPE, `factors` (N,) the coefficients."""
+        if self._run is None:
+            return
+        row = _generation_row(generation, records, digest, watch)
+        members = np.zeros(len(records), MEMBER_DTYPE)
+        for name in MEMBER_DTYPE.names or ():
+            members[name] = factors if name == "coefficient" else records[name]
+        self._run.commit(row, members)
+        self._log_generation(row, watch.total())
+
+    def add_evaluation(self, suite: str, generation: int, result: Evaluation, samples: list[dict[str, Any]]) -> None:
+        """Write an evaluation's samples as JSON lines, then its result."""
+        if self._run is None:
+            return
+        with replacing(samples_path(self._run.path, suite, generation)) as temporary:
+            temporary.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        self._run.add_evaluation(suite, {"generation": generation} | asdict(result))
+        log.info(
+            "%s at generation %d: accuracy %.1f %%, mean reward %.3f (%d problems, %d cut off, %.1f s)",
+            suite.replace("_", "-"),
+            generation,
+            100 * result.accuracy,
+            result.reward_mean,
+            result.num_samples,
+            result.num_truncated,
+            result.seconds,
+        )
+
+    def _log_generation(self, row: np.void, seconds: float) -> None:
+        self._generation_seconds.append(seconds)
+        recent = self._generation_seconds[-10:]
+        done = int(row["generation"]) + 1
+        left = sum(recent) / len(recent) * (self._num_generations - done)
+        failed = f"  {row['num_failed']} members failed" if row["num_failed"] else ""
+        log.info(
+            "generation %d/%d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s  left %s%s",
+            done,
+            self._num_generations,
+            row["fitness_mean"],
+            row["fitness_max"],
+            seconds,
+            row["tokens"] / seconds,
+            _clock(left),
+            failed,
+        )
+
+
+def _generation_row(generation: int, records: np.ndarray, digest: int, watch: Stopwatch) -> np.void:
+    fitness = records["fitness"][records["status"] != FAILED].tolist()
+    mean = math.fsum(fitness) / len(fitness)
+    row = np.zeros(1, GENERATION_DTYPE)[0]
+    row["generation"] = generation
+    row["fitness_mean"] = mean
+    row["fitness_std"] = math.sqrt(math.fsum((value - mean) ** 2 for value in fitness) / len(fitness))
+    row["fitness_min"], row["fitness_max"] = min(fitness), max(fitness)
+    row["theta_digest"] = digest
+    for phase in ("generate", "score", "perturb", "update", "exchange"):
+        row[f"seconds_{phase}"] = watch.seconds.get(phase, 0.0)
+    row["seconds_total"] = watch.total()
+    row["tokens"] = records["tokens"].sum()
+    row["num_failed"] = (records["status"] == FAILED).sum()
+    row["num_score_failures"] = records["score_failures"].sum()
+    row["unix_time"] = time.time()
+    return row
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

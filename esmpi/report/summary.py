@@ -1,0 +1,77 @@
+"""A run in words: before and after, and what the model says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from esmpi.errors import UserError
+from esmpi.store.run_file import RunFile, samples_path
+
+NUM_SAMPLES = 3
+_MAX_CHARACTERS = 300
+
+_ROWS = (
+    # title, evaluation's column, factor, format
+    ("accuracy", "accuracy", 100, "{:.1f} %"),
+    ("mean reward", "reward_mean", 1, "{:.3f}"),
+    ("tokens a completion", "tokens_mean", 1, "{:.1f}"),
+    ("cut off", "num_truncated", 1, "{:.0f}"),
+    ("problems", "num_samples", 1, "{:.0f}"),
+)
+
+
+def summarize(run: RunFile) -> str:
+    """Return tables of the first and the last evaluation of each suite, with sample completions."""
+    config = run.attributes["config"]
+    lines = [
+        f"{config['run']['name']}: {config['model']['path']}, task {config['task']['name']}, "
+        f"seed {config['run']['seed']}",
+        f"{run.num_generations} of {config['es']['generations']} generations, "
+        f"{config['es']['population_size']} members, sigma {config['es']['sigma']:g}, theta {run.theta_digest:016x}",
+    ]
+    if run.generations:
+        seconds = sum(float(row["seconds_total"]) for row in run.generations)
+        tokens = sum(int(row["tokens"]) for row in run.generations)
+        lines.append(f"{seconds:.1f} s of training, {tokens:,} tokens generated")
+    for suite, rows in run.evaluations.items():
+        ordered = sorted(rows, key=lambda row: row["generation"])
+        lines += ["", *_table(suite, ordered[0], ordered[-1]), *_samples(run, suite, ordered[0], ordered[-1])]
+    return "\n".join(lines)
+
+
+def _table(suite: str, first: dict[str, Any], last: dict[str, Any]) -> list[str]:
+    heads = [f"generation {first['generation']}", f"generation {last['generation']}"]
+    lines = [f"{suite.replace('_', '-'):20s} {heads[0]:>14s} {heads[1]:>14s}"]
+    for title, column, factor, form in _ROWS:
+        before, after = form.format(factor * first[column]), form.format(factor * last[column])
+        lines.append(f"{title:20s} {before:>14s} {after:>14s}")
+    return lines
+
+
+def _samples(run: RunFile, suite: str, first: dict[str, Any], last: dict[str, Any]) -> list[str]:
+    """Show some problems before and after, first those that became right: the others look as they did."""
+    before, after = (_read(samples_path(run.path, suite, row["generation"])) for row in (first, last))
+    if not before or len(before) != len(after):
+        return []
+    order = sorted(range(len(after)), key=lambda i: (not (after[i]["correct"] and not before[i]["correct"]), i))
+    became_right = sum(new["correct"] and not old["correct"] for old, new in zip(before, after, strict=True))
+    became_wrong = sum(old["correct"] and not new["correct"] for old, new in zip(before, after, strict=True))
+    lines = ["", f"{became_right} problems became right, {became_wrong} became wrong; for example:"]
+    for i in order[:NUM_SAMPLES]:
+        example = {key: value for key, value in after[i]["example"].items() if key != "solution"}
+        lines.append(f"  {json.dumps(example)}")
+        for head, sample in (("before", before[i]), ("after", after[i])):
+            verdict = "right" if sample["correct"] else "wrong"
+            text = sample["completion"]
+            text = text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + " ..."
+            lines.append(f"    {head:6s} {verdict}, reward {sample['reward']:.2f}: {json.dumps(text)}")
+    return lines
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except OSError:
+        return []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error

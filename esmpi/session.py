@@ -1,0 +1,246 @@
+"""All that a run works with, and how it is put in place: model, problems, run directory, resumed theta."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from esmpi.checkpoint import Checkpoint, fetch_model
+from esmpi.comm import Comm
+from esmpi.config import Config, changed_keys
+from esmpi.data import Problems, load_problems
+from esmpi.engines import Engine, load_engine
+from esmpi.errors import UserError
+from esmpi.launch.signals import StopFlag
+from esmpi.population import ExchangeError, describe_digests
+from esmpi.recorder import Recorder
+from esmpi.scoring import Scorer
+from esmpi.store.export import export
+from esmpi.store.files import locked
+from esmpi.store.run_file import RunFile, run_file_path
+from esmpi.tasks import TASKS, Task
+
+log = logging.getLogger(__name__)
+
+SUITE = "held_out"
+"""Name of the suite that the held-out problems make."""
+
+MAY_CHANGE = (
+    *("engine.", "eval.", "log.", "es.generations", "run.output_dir", "run.export_dtype"),
+    # where the model lies does not matter: its digest tells whether it is the same
+    *("model.path", "model.revision", "model.trust_remote_code", "data.mini_batch_size"),
+)
+"""Sections and keys that the next start of a run may have otherwise."""
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What the loop works with. All ranks have the same, but only rank 0 has the run file."""
+
+    config: Config
+    comm: Comm
+    checkpoint: Checkpoint
+    engine: Engine
+    task: Task
+    problems: Problems
+    scorer: Scorer
+    recorder: Recorder
+    stop: StopFlag
+    run: RunFile | None
+    """On rank 0 only."""
+    generation: int = 0
+    """Of theta: how many updates it has had."""
+    evaluated: set[int] = field(default_factory=set)
+    """Generations that were evaluated before."""
+
+    def check_digests(self) -> None:
+        """Collective. Raise ExchangeError, naming the ranks, unless theta is the same on all of them."""
+        digests = self.comm.allgather_array(np.array([self.engine.digest()], np.uint64))[:, 0].tolist()
+        if len(set(digests)) > 1:
+            raise ExchangeError(describe_digests(digests))
+
+    def finish(self) -> None:
+        """Export theta as a model folder, on rank 0, if the run has all its generations."""
+        if self.run is None or self.generation < self.config.es.generations:
+            return
+        dtype = self.config.run.export_dtype
+        if dtype != "none":
+            out = self.config.directory / "model"
+            export(
+                self.checkpoint,
+                self.engine.tensors(),
+                self.engine.aliases(),
+                out,
+                dtype,
+                self.run.attributes["run_uuid"],
+            )
+            log.info("theta of generation %d exported to %s (%s)", self.generation, out, dtype)
+        log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)
+
+
+def open_session(config: Config, comm: Comm, stack: ExitStack) -> Session:
+    """Collective. Put everything in place, with theta of the run's last committed generation.
+
+    `stack` takes what has to be closed at the end.
+    """
+    started = time.perf_counter()
+    _agree_on_config(config, comm)
+    stop = StopFlag()
+    stop.install()
+    with comm.together():
+        if comm.is_root:
+            stack.enter_context(locked(config.directory))
+    place = comm.place()
+    with comm.together():
+        task = TASKS[config.task.name](config.task)
+        problems = load_problems(config.data, task, config.run.seed)
+        checkpoint = Checkpoint(fetch_model(config.model.path, config.model.revision))
+        engine = load_engine(config, checkpoint, place)
+    run = None
+    with comm.together():
+        if comm.is_root:
+            run = _open_run(config, comm, engine)
+    session = Session(
+        config=config,
+        comm=comm,
+        checkpoint=checkpoint,
+        engine=engine,
+        task=task,
+        problems=problems,
+        scorer=Scorer(task),
+        recorder=Recorder(run, config.es.generations),
+        stop=stop,
+        run=run,
+    )
+    session.check_digests()
+    log.info(
+        "%s: %s weights, theta %016x, %d ranks x %d threads, %d members, ready in %.1f s",
+        config.run.name,
+        f"{engine.num_weights:,}",
+        engine.digest(),
+        comm.size,
+        config.engine.num_threads or place.num_threads,
+        config.es.population_size,
+        time.perf_counter() - started,
+    )
+    _catch_up(session)
+    return session
+
+
+def start_logging(level: str, comm: Comm) -> None:
+    """Send esmpi's messages to standard output: all of rank 0's, and warnings of the others with their number."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
+    logger = logging.getLogger("esmpi")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level.upper() if comm.is_root else max(logging.WARNING, logging.getLevelName(level.upper())))
+
+
+def _agree_on_config(config: Config, comm: Comm) -> None:
+    said = comm.allgather_object(config.to_dict())
+    for rank, other in enumerate(said):
+        if changed := changed_keys(said[0], other):
+            raise RuntimeError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
+
+
+def _open_run(config: Config, comm: Comm, engine: Engine) -> RunFile:
+    """Read the run file that is there, or start one."""
+    path = run_file_path(config.directory)
+    resolved, digest = config.to_dict(), engine.digest()
+    if path.exists():
+        run = RunFile.open(path)
+        changed = changed_keys(run.attributes["config"], resolved)
+        refused = [line for line in changed if not line.startswith(MAY_CHANGE)]
+        if refused:
+            raise UserError(
+                f"{path.parent} holds a run with another config; choose another run.name, or go back to what "
+                f"it had:\n  " + "\n  ".join(refused)
+            )
+        if run.attributes["model_digest"] != digest:
+            raise UserError(
+                f"{path.parent} holds a run of another base model: digest {run.attributes['model_digest']:016x}, "
+                f"{config.model.path} has {digest:016x}"
+            )
+        if run.num_generations > config.es.generations:
+            raise UserError(
+                f"es.generations: {path.parent} already has {run.num_generations} generations, "
+                f"more than {config.es.generations}"
+            )
+        run.attributes["config"] = resolved
+    else:
+        names = [name for name, _ in engine.tensors()]
+        run = RunFile.create(path, resolved, digest, names, engine.aliases())
+    run.attributes["provenance"].append(_provenance(comm))
+    run.write()
+    return run
+
+
+def _catch_up(session: Session) -> None:
+    """Collective. Take theta from the base model to the last committed generation, on all ranks by themselves."""
+    run, comm = session.run, session.comm
+    population_size = session.config.es.population_size
+    seeds, factors = np.empty((0, population_size), np.uint64), np.empty((0, population_size), np.float32)
+    if run is not None and run.num_generations:
+        seeds = np.stack([members["seed"] for members in run.members])
+        factors = np.stack([members["coefficient"] for members in run.members])
+    said = [] if run is None else [row["generation"] for row in run.evaluations.get(SUITE, ())]
+    session.evaluated = set(comm.allgather_object(said)[0])
+    seeds, factors = comm.broadcast_array(seeds), comm.broadcast_array(factors)
+    for generation in range(len(seeds)):
+        session.engine.update(seeds[generation], factors[generation])
+    session.generation = len(seeds)
+    session.engine.restore()
+    session.check_digests()
+    if run is not None and run.num_generations:
+        digest = session.engine.digest()
+        if digest != run.theta_digest:
+            raise RuntimeError(
+                f"replaying {run.path} gives theta {digest:016x}, but it recorded {run.theta_digest:016x}: "
+                f"the file is damaged, or this esmpi is not the one that wrote it"
+            )
+        log.info("going on from generation %d, theta %016x", session.generation, digest)
+
+
+def _provenance(comm: Comm) -> dict[str, Any]:
+    """Return who, where and with what this start of the run is made."""
+    packages = {}
+    for name in ("esmpi", "numpy", "numba", "torch", "transformers", "h5py", "mpi4py"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")}
+    return {
+        "unix_time": time.time(),
+        "command": sys.argv,
+        "host": platform.node(),
+        "ranks": comm.size,
+        "python": platform.python_version(),
+        "packages": packages,
+        "slurm": slurm,
+        "source_sha256": _source_digest(),
+    }
+
+
+def _source_digest() -> str:
+    """Return a digest of esmpi's own source: two runs with the same one ran the same program."""
+    import esmpi
+
+    root = os.path.dirname(esmpi.__file__)
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            if name.endswith(".py"):
+                with open(os.path.join(folder, name), "rb") as file:
+                    digest.update(json.dumps([os.path.relpath(file.name, root)]).encode() + file.read())
+    return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""Write theta as a Hugging Face model folder."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+
+from esmpi.checkpoint import Checkpoint
+from esmpi.errors import UserError
+from esmpi.store.files import replacing
+
+if TYPE_CHECKING:
+    import torch
+
+
+def export(
+    base: Checkpoint,
+    theta: Iterable[tuple[str, "torch.Tensor"]],
+    aliases: dict[str, str],
+    out: Path,
+    dtype: str,
+    run_uuid: str,
+) -> None:
+    """Write a model folder that transformers and vLLM load: the base's files with theta's values.
+
+    Parameters
+    ----------
+    base : Checkpoint
+        Gives config, tokenizer, and which tensor lies in which file.
+    theta : iterable of (canonical name, float32 tensor of the canonical shape)
+    aliases : dict
+        Names of tied tensors and the canonical name of each.
+    out : Path
+        Made anew; an older export there is replaced.
+    dtype : str
+        "float32" or "bfloat16".
+    run_uuid : str
+        Written into the weights' metadata.
+
+    Raises
+    ------
+    UserError
+        If `out` exists and is not an export of esmpi.
+    """
+    import torch
+
+    if out.exists() and not (out / _MARK).exists():
+        raise UserError(f"{out} exists and was not written by esmpi: choose another folder")
+    values = dict(theta)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        # Written under another name first: a folder that is there is complete.
+        unfinished.mkdir(parents=True)
+        for file in sorted(base.folder.iterdir()):
+            if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model", ".py"):
+                shutil.copyfile(file, unfinished / file.name)
+        _set_dtype(unfinished / "config.json", dtype)
+        target = getattr(torch, dtype)
+
+        def current(name: str) -> "torch.Tensor":
+            name = aliases.get(name, name)
+            entry = base.tensors[name]
+            if name in values:
+                return values[name].to(target)
+            # not a weight (a stored buffer): it stays as it was
+            return base.read(name, *_whole(entry.shape)).view(entry.shape)
+
+        _write_weights(base, current, unfinished, {"format": "pt", "esmpi_run": run_uuid})
+        (unfinished / _MARK).write_text(json.dumps({"run_uuid": run_uuid, "dtype": dtype}) + "\n")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+_MARK = "esmpi.json"
+
+
+def _write_weights(
+    base: Checkpoint, current: Callable[[str], "torch.Tensor"], out: Path, metadata: dict[str, str]
+) -> None:
+    """Write the tensors, distributed over files as in the base, and the index if the base has one."""
+    total = 0
+    for file in sorted({tensor.file for tensor in base.tensors.values()}):
+        names = [name for name, tensor in base.tensors.items() if tensor.file == file]
+        tensors = {name: current(name).contiguous() for name in names}
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        with replacing(out / file.name) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    index = out / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+        content.setdefault("metadata", {})["total_size"] = total
+        index.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _set_dtype(path: Path, dtype: str) -> None:
+    config = json.loads(path.read_text())
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    config[key] = dtype
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _whole(shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+    from esmpi.weights import matrix_shape
+
+    rows, cols = matrix_shape(shape)
+    return (0, rows), (0, cols)
