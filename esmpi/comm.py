@@ -118,7 +118,8 @@ class Comm:
         if ranks:
             raise SharedError(
                 "\n".join(
-                    text if where == [0] or len(where) == self.size else f"ranks {where}: {text}" for text, where in ranks.items()
+                    text if where == [0] or len(where) == self.size else f"ranks {where}: {text}"
+                    for text, where in ranks.items()
                 )
             )
 

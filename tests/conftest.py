@@ -1,0 +1,47 @@
+"""What all tests share: which real parts are there, and runs of the real program."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TINY_RUN = ROOT / "tests" / "tiny.yaml"
+
+
+def require(part: str, present: bool, how: str) -> None:
+    """Skip the test if a real part is missing, or fail if ESMPI_REQUIRE names it (CI does)."""
+    if present:
+        return
+    message = f"{part} is missing: {how}"
+    if part in os.environ.get("ESMPI_REQUIRE", "").split(","):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def mpiexec() -> list[str]:
+    """The launcher of the MPI that is installed beside this Python, or on the PATH."""
+    path = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    require("mpi", path is not None, "pip install 'esmpi[mpich]'")
+    return [str(path)]
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def launch(mpiexec: list[str]) -> Run:
+    """Run Python with arguments on so many ranks and return what it printed; 0 ranks: without a launcher."""
+
+    def call(arguments: Sequence[str], ranks: int, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        start = [*mpiexec, "-n", str(ranks)] if ranks else []
+        command = [*start, sys.executable, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
+
+    return call

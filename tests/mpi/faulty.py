@@ -1,0 +1,48 @@
+"""Run esmpi with a fault on one rank: python faulty.py FAULT RANK STAMP_FILE CONFIG [overrides].
+
+The fault happens in the second generation, when the rank generates for its first member; the time is written to
+the stamp file first. The rest is the program as it is.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from esmpi import run
+from esmpi.engines.hf import HfEngine
+from esmpi.launch.environment import launcher
+
+
+def main() -> int:
+    fault, rank, stamp, *arguments = sys.argv[1:]
+    update, generate = HfEngine.update, HfEngine.generate
+    updates = 0
+
+    def counting_update(self, seeds, coefficients):  # type: ignore[no-untyped-def]
+        nonlocal updates
+        update(self, seeds, coefficients)
+        updates += 1
+        if fault == "corrupt" and updates == 1:
+            _, theta = next(self.tensors())
+            theta.view(-1)[0] += 1.0
+
+    def faulty_generate(self, prompts, sampling):  # type: ignore[no-untyped-def]
+        if updates == 1 and fault != "corrupt" and not Path(stamp).exists():
+            Path(stamp).write_text(str(time.time()))
+            if fault == "raise":
+                raise RuntimeError("the engine of this rank broke")
+            if fault == "exit":
+                sys.exit(3)
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "term": signal.SIGTERM}[fault])
+        return generate(self, prompts, sampling)
+
+    started_by = launcher()
+    if (started_by.rank if started_by else 0) == int(rank):
+        HfEngine.update, HfEngine.generate = counting_update, faulty_generate
+    return run.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The main program on real MPI ranks: the layout does not matter, and what is committed is not lost."""
+
+import json
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import TINY_RUN, Run
+
+FAULTY = Path(__file__).parent / "faulty.py"
+
+
+def train(launch: Run, output: Path, ranks: int, *overrides: str) -> dict[str, np.ndarray]:
+    """Train the tiny config and return the columns of its run file."""
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={output}", *overrides], ranks)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return read(output / "tiny" / "run.h5")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {}
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda name, item: columns.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return columns
+
+
+@pytest.fixture(scope="module")
+def serial_output(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of one process without a launcher, with which others are compared."""
+    output = tmp_path_factory.mktemp("serial")
+    train(launch, output, 0)
+    return output / "tiny"
+
+
+@pytest.fixture(scope="module")
+def serial(serial_output: Path) -> dict[str, np.ndarray]:
+    return read(serial_output / "run.h5")
+
+
+SAME = ("seed", "sign", "status", "fitness", "coefficient", "tokens")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_any_number_of_ranks_gives_the_same_bits(
+    launch: Run, serial: dict[str, np.ndarray], serial_output: Path, tmp_path: Path, ranks: int
+) -> None:
+    run = train(launch, tmp_path, ranks)
+    np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"])
+    for column in SAME:
+        np.testing.assert_array_equal(run[f"members/{column}"], serial[f"members/{column}"], err_msg=column)
+    for column in ("accuracy", "reward_mean", "tokens_mean"):
+        np.testing.assert_array_equal(
+            run[f"evaluations/held_out/{column}"], serial[f"evaluations/held_out/{column}"], err_msg=column
+        )
+    assert set(run["members/rank"].ravel()) == set(range(ranks))
+    samples = sorted((serial_output / "eval").iterdir())
+    assert [path.name for path in samples] == ["g000000.held_out.jsonl", "g000003.held_out.jsonl"]
+    for path in samples:
+        assert (tmp_path / "tiny" / "eval" / path.name).read_text() == path.read_text()
+
+
+def test_the_fitness_is_not_all_the_same(serial: dict[str, np.ndarray]) -> None:
+    """Else the comparisons above would compare nothing."""
+    assert (serial["members/fitness"].std(axis=1) > 0).all()
+    assert len(set(serial["generations/theta_digest"].tolist())) == 3
+
+
+def test_more_ranks_than_members(launch: Run, tmp_path: Path) -> None:
+    alone = train(launch, tmp_path / "alone", 0, "es.population_size=2", "es.generations=2")
+    crowd = train(launch, tmp_path / "crowd", 3, "es.population_size=2", "es.generations=2")
+    np.testing.assert_array_equal(crowd["generations/theta_digest"], alone["generations/theta_digest"])
+
+
+def test_a_killed_rank_ends_the_job_and_loses_nothing(
+    launch: Run, serial: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    stamp = tmp_path / "stamp"
+    done = launch([FAULTY, "kill", "1", stamp, TINY_RUN, f"run.output_dir={tmp_path}"], 2)
+    assert time.time() - float(stamp.read_text()) < 10
+    assert done.returncode != 0
+    run = read(tmp_path / "tiny" / "run.h5")
+    np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"][:1])
+    # the same command goes on, on any number of ranks
+    run = train(launch, tmp_path, 3)
+    np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"])
+
+
+@pytest.mark.parametrize(("fault", "rank"), [("raise", 1), ("raise", 0), ("exit", 1)])
+def test_a_rank_that_fails_ends_the_job_with_its_error(launch: Run, tmp_path: Path, fault: str, rank: int) -> None:
+    stamp = tmp_path / "stamp"
+    done = launch([FAULTY, fault, str(rank), stamp, TINY_RUN, f"run.output_dir={tmp_path}"], 2)
+    assert time.time() - float(stamp.read_text()) < 10
+    assert done.returncode != 0
+    assert f"[rank {rank} of 2" in done.stderr
+    assert ("the engine of this rank broke" if fault == "raise" else "SystemExit: 3") in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["usr1", "term"])
+def test_a_signal_to_any_rank_stops_all_after_the_generation(
+    launch: Run, serial: dict[str, np.ndarray], tmp_path: Path, fault: str
+) -> None:
+    done = launch([FAULTY, fault, "1", tmp_path / "stamp", TINY_RUN, f"run.output_dir={tmp_path}"], 2)
+    assert done.returncode == 0, done.stderr
+    assert "generation 2 is committed" in done.stdout
+    run = read(tmp_path / "tiny" / "run.h5")
+    np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"][:2])
+    assert not (tmp_path / "tiny" / "model").exists()
+    run = train(launch, tmp_path, 0)
+    np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"])
+
+
+def test_a_rank_with_another_theta_stops_the_run(launch: Run, tmp_path: Path) -> None:
+    done = launch([FAULTY, "corrupt", "1", tmp_path / "stamp", TINY_RUN, f"run.output_dir={tmp_path}"], 3)
+    assert done.returncode != 0
+    assert "theta differs between ranks" in done.stderr
+    assert "ranks [0, 2]" in done.stderr
+    assert "ranks [1]" in done.stderr
+
+
+def test_a_launcher_that_does_not_fit_the_library_is_refused(
+    launch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what Open MPI's mpiexec tells a process, while the library here is another one or a world of one
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}"], 0)
+    assert done.returncode == 2
+    assert "MPI sees a world of 1" in done.stderr
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_another_config_in_the_same_directory_is_refused(launch: Run, tmp_path: Path) -> None:
+    train(launch, tmp_path, 0, "es.generations=1")
+    before = (tmp_path / "tiny" / "run.h5").read_bytes()
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", "es.sigma=2e-3"], 2)
+    assert done.returncode == 2
+    assert done.stderr.count("es.sigma: 0.003 -> 0.002") == 1
+    assert (tmp_path / "tiny" / "run.h5").read_bytes() == before
+
+
+def test_waiting_does_not_burn_a_core(launch: Run, tmp_path: Path) -> None:
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import time, numpy as np\n"
+        "from esmpi.comm import Comm\n"
+        "comm = Comm()\n"
+        "time.sleep(0 if comm.is_root else 3)\n"
+        "used, wall = time.process_time(), time.perf_counter()\n"
+        "comm.allgather_array(np.zeros(4))\n"
+        "print(time.process_time() - used, time.perf_counter() - wall) if comm.is_root else None\n"
+    )
+    done = launch([script], 2)
+    assert done.returncode == 0, done.stderr
+    used, wall = map(float, done.stdout.split())
+    assert wall > 2
+    assert used < 0.2 * wall
+
+
+def test_the_exported_model_is_theta_and_the_log_leads_to_it(launch: Run, tmp_path: Path) -> None:
+    run = train(launch, tmp_path, 0)
+    directory = tmp_path / "tiny"
+    # replayed without MPI or engine, written by another process, loaded by transformers alone
+    done = launch(["-m", "esmpi", "export", directory, "--out", tmp_path / "replayed"], 0)
+    assert done.returncode == 0, done.stderr
+    assert f"{run['generations/theta_digest'][-1]:016x}" in done.stdout
+    script = (
+        "import sys, json, torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "live, replayed = (AutoModelForCausalLM.from_pretrained(path) for path in sys.argv[1:])\n"
+        "same = [torch.equal(p, q) for p, q in zip(live.parameters(), replayed.parameters(), strict=True)]\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "print(json.dumps([all(same), len(same), str(live.dtype)]))\n"
+    )
+    done = launch(["-c", script, directory / "model", tmp_path / "replayed"], 0)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [True, 50, "torch.float32"]
