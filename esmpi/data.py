@@ -11,6 +11,8 @@ from esmpi.streams import stream
 from esmpi.tasks import Example, Task
 
 GENERATED = "generated"
+_MAX_REPEATS = 1000
+"""Draws in a row that bring no new problem before a generator counts as exhausted."""
 _DEFAULT_COUNTS = {"train": 1000, "eval": 400}
 
 
@@ -107,12 +109,15 @@ def _generate(part: str, count: int | None, task: Task, run_seed: int, taken: se
     try:
         draw = task.generator(stream(run_seed, f"{part} problems"))
         examples: list[Example] = []
-        for _ in range(100 * count):
+        repeats = 0
+        while repeats < _MAX_REPEATS:
             example = draw()
             key = task.key(example)
+            repeats += 1
             if key not in taken:
                 taken.add(key)
                 examples.append(example)
+                repeats = 0
             if len(examples) == count:
                 return examples
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Engine `hf`: transformers' own generation, on the CPU or one GPU."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from esmpi.config import EngineConfig, ModelConfig
 from esmpi.engines.base import Completion, Engine, Sampling
 from esmpi.errors import UserError
 from esmpi.weights import View, Weights
+
+log = logging.getLogger(__name__)
 
 
 class HfEngine(Engine):
@@ -63,6 +66,9 @@ class HfEngine(Engine):
             for name, parameter in self._model.named_parameters(remove_duplicate=False)
             if name != names[id(parameter)]
         }
+        unused = sorted(checkpoint.tensors.keys() - names.values() - self._aliases.keys())
+        if unused:
+            log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", unused)
         self._weights = Weights(views, lambda view: _read(checkpoint, view), num_threads)
 
     def perturb(self, seed: int, scale: float) -> None:
