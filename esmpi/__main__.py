@@ -79,10 +79,11 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _rebuild(arguments):  # type: ignore[no-untyped-def]  # the types would import torch
     from esmpi.config import parse_config
-    from esmpi.store.replay import base_model, replay
     from esmpi.store.run_file import RunFile, run_file_path
 
     file = RunFile.open(run_file_path(arguments.run))
+    from esmpi.store.replay import base_model, replay  # takes seconds to import
+
     base = base_model(parse_config(file.attributes["config"]), arguments.model)
     generation = file.num_generations if arguments.generation is None else arguments.generation
     weights = replay(file, base, generation, len(os.sched_getaffinity(0)))

@@ -66,12 +66,14 @@ def find_model(path: str, revision: str | None = None) -> Path | None:
         names = [str(Path(path).parent / entry.name) for entry in siblings if entry.is_dir()]
         raise UserError(f"model.path: no folder {path}{nearest(path, names)}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(path, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError:
+        raise UserError(f"model.path: {path} is no folder, and no hub id either") from None
 
 
 def fetch_model(path: str, revision: str | None = None) -> Path:

@@ -211,11 +211,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        tree = _yaml(path.read_text())
+        tree = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         siblings = [str(path.parent / entry.name) for entry in path.parent.glob("*.yaml")]
         raise ConfigError(f"cannot read config {path}: {error.strerror}{nearest(str(path), siblings)}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # ruamel raises all of these for bad text
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections: {', '.join(_sections())}")
@@ -257,7 +257,7 @@ def _sections() -> dict[str, type]:
 
 def _task_config_type(keys: dict[str, Any]) -> type[TaskConfig]:
     name = keys.get("name")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         what = "missing key" if name is None else f"unknown task {name!r}"
         raise ConfigError(f"task.name: {what}{nearest(str(name), TASKS)}")
     return TASKS[name].config_type
@@ -302,8 +302,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is no override: write section.key=value, such as es.sigma=2e-3")
     try:
         value = _yaml(text)
-    except YAMLError:
-        value = text
+    except (YAMLError, ValueError, RecursionError):
+        value = text  # a name with signs that mean something in YAML
     if tree.get(section) is None:
         tree[section] = {}
     if not isinstance(tree[section], dict):

@@ -81,7 +81,8 @@ def batch(config: DataConfig, train: list[Example], run_seed: int, generation: i
 
 def _read(part: str, source: str, task: Task, count: int | None) -> list[Example]:
     try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        # not splitlines(): a JSON string may hold U+2028 and other characters at which that cuts
+        lines = Path(source).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.{part}: cannot read {source}: {error}") from error
     examples: list[Example] = []

@@ -21,8 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved config and the plan, then stop; loads no model",
     )
-    parser.add_argument("--ranks", type=int, help="with --dry-run: plan for so many MPI ranks")
+    parser.add_argument("--ranks", type=_positive, help="with --dry-run: plan for so many MPI ranks")
     parser.set_defaults(process=process)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

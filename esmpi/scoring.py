@@ -12,6 +12,9 @@ from esmpi.tasks import Example, Score, Task
 
 log = logging.getLogger(__name__)
 
+_LARGEST_REWARD = 1e100
+"""A reward from here on is a mistake; sums of smaller ones cannot overflow."""
+
 FAILURE_SCORE = Score(reward=0.0, correct=False)
 """What a completion gets whose reward could not be computed."""
 
@@ -22,7 +25,7 @@ class Scored:
 
     scores: list[Score]
     failures: int
-    """Completions whose reward raised or was not finite; they have `FAILURE_SCORE`."""
+    """Completions whose reward raised or is no reasonable number; they have `FAILURE_SCORE`."""
     seconds: float
 
     @property
@@ -52,7 +55,7 @@ class Scorer:
         for completion, example in zip(completions, examples, strict=True):
             try:
                 score = self._task.score(completion.text, example)
-                if not math.isfinite(score.reward):
+                if not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
                     raise ValueError(f"reward is {score.reward}")
             except Exception as error:  # a reward may raise anything; it costs one completion, not the run
                 self._log_once(error)

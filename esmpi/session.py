@@ -207,7 +207,9 @@ def _catch_up(session: Session) -> None:
                 f"replaying {run.path} gives theta {digest:016x}, but it recorded {run.theta_digest:016x}: "
                 f"the file is damaged, or this esmpi is not the one that wrote it"
             )
-        log.info("going on from generation %d, theta %016x", session.generation, digest)
+        left = session.config.es.generations - session.generation
+        advice = f"{left} to go" if left else "none to go; a larger es.generations prolongs the run"
+        log.info("going on from generation %d, theta %016x, %s", session.generation, digest, advice)
 
 
 def _provenance(comm: Comm) -> dict[str, Any]:

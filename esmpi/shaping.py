@@ -11,6 +11,8 @@ import numpy as np
 
 def zscore(fitness: Sequence[float]) -> list[float]:
     """Return (R - mean R) / (std R + 1e-8), std with ddof 0 (arXiv 2509.24372)."""
+    if min(fitness) == max(fitness):
+        return [0.0] * len(fitness)  # their mean may round to another number, which would then count as a signal
     mean = math.fsum(fitness) / len(fitness)
     centered = [value - mean for value in fitness]
     std = math.sqrt(math.fsum(value * value for value in centered) / len(fitness))

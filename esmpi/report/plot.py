@@ -42,8 +42,14 @@ def plot(run: RunFile, path: Path) -> None:
         accuracy = [100 * row["accuracy"] for row in ordered]
         name = suite.replace("_", "-")
         right.plot([row["generation"] for row in ordered], accuracy, marker="o", label=f"{name} accuracy")
-        for row, value in ((ordered[0], accuracy[0]), (ordered[-1], accuracy[-1])):
-            right.annotate(f"{value:.1f} %", (row["generation"], value), xytext=(0, 7), textcoords="offset points")
+        for i, offset in ((0, -16), (-1, 9)):
+            right.annotate(
+                f"{accuracy[i]:.1f} %",
+                (ordered[i]["generation"], accuracy[i]),
+                xytext=(0, offset),
+                textcoords="offset points",
+                ha="center",
+            )
     right.set(title="theta on held-out problems", xlabel="generation", ylabel="accuracy (%)")
     right.set_ylim(0, 100)
     right.margins(x=0.12)

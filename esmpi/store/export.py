@@ -52,6 +52,7 @@ def export(
         raise UserError(f"{out} exists and was not written by esmpi: choose another folder")
     values = dict(theta)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    older = out.with_name(f".{out.name}.{os.getpid()}.old.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         # Written under another name first: a folder that is there is complete.
@@ -63,20 +64,22 @@ def export(
         target = getattr(torch, dtype)
 
         def current(name: str) -> "torch.Tensor":
-            name = aliases.get(name, name)
-            entry = base.tensors[name]
+            if name in aliases:
+                return values[aliases[name]].to(target, copy=True)  # safetensors refuses shared memory
             if name in values:
                 return values[name].to(target)
             # not a weight (a stored buffer): it stays as it was
-            return base.read(name, *_whole(entry.shape)).view(entry.shape)
+            shape = base.tensors[name].shape
+            return base.read(name, *_whole(shape)).view(shape)
 
         _write_weights(base, current, unfinished, {"format": "pt", "esmpi_run": run_uuid})
         (unfinished / _MARK).write_text(json.dumps({"run_uuid": run_uuid, "dtype": dtype}) + "\n")
         if out.exists():
-            shutil.rmtree(out)
+            os.replace(out, older)
         os.replace(unfinished, out)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in (unfinished, older):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 _MARK = "esmpi.json"

@@ -43,8 +43,12 @@ def locked(directory: Path) -> Iterator[None]:
     UserError
         If another process holds it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a+") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"cannot write the run directory {directory}: {error.strerror}") from error
+    with lock as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -61,4 +65,7 @@ def locked(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"by process {os.getpid()} on {os.uname().nodename}")
         file.flush()
+        for leftover in directory.glob(".*.tmp"):  # of a process that was killed while writing
+            if leftover.is_file():
+                leftover.unlink()
         yield

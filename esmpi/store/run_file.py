@@ -5,6 +5,8 @@ either the file without the generation or the file with it, whenever the writer 
 50 bytes a member and generation), so this costs milliseconds.
 """
 
+import hashlib
+import io
 import json
 import uuid
 from collections.abc import Sequence
@@ -61,6 +63,11 @@ MEMBER_DTYPE = np.dtype(
 _JSON = ("config", "provenance", "tensors", "aliases")
 _EVALUATION_UNITS = {"seconds": "s", "tokens_mean": "tokens"}
 
+
+# HDF5 lets a program keep bytes of its own before the data. There stands the checksum of the rest: the library
+# itself may loop for ever or crash on a damaged file.
+_USERBLOCK = 512
+_SEAL = b"esmpi run file, HDF5 from byte 512 on, sha256 of that: "
 
 # HDF5 before 1.8 keeps attributes under 64 KiB, which a provenance of many starts would outgrow.
 _LIBVER = ("v108", "v110")
@@ -121,7 +128,7 @@ class RunFile:
             If it is missing, no run file, or of a version that this esmpi does not know.
         """
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(io.BytesIO(_checked(path)), "r") as file:
                 attributes = dict(file.attrs)
                 for name, known in (("format_version", FORMAT_VERSION), ("noise_version", NOISE_VERSION)):
                     if name not in attributes:
@@ -139,7 +146,7 @@ class RunFile:
                 return run
         except FileNotFoundError:
             raise UserError(f"no run file {path}: name the run's directory") from None
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # all that h5py and json raise
             raise UserError(f"{path} cannot be read as a run file: {error}") from error
 
     @property
@@ -181,7 +188,9 @@ class RunFile:
 
     def write(self) -> None:
         """Replace the file on disk by what is in memory."""
-        with replacing(self.path) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
+        # Made in memory: HDF5 itself does not survive a full disk, it crashes the process on closing the file.
+        image = io.BytesIO()
+        with h5py.File(image, "w", libver=_LIBVER, userblock_size=_USERBLOCK) as file:
             for name, value in self.attributes.items():
                 file.attrs[name] = json.dumps(value) if name in _JSON else _stored(value)
             _write_columns(file.create_group("generations"), np.array(self.generations, GENERATION_DTYPE))
@@ -195,6 +204,8 @@ class RunFile:
                     dataset = group.create_dataset(name, data=np.array([row[name] for row in rows]))
                     if name in _EVALUATION_UNITS:
                         dataset.attrs["unit"] = _EVALUATION_UNITS[name]
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(_sealed(image.getbuffer()))
 
 
 def run_file_path(run: str | Path) -> Path:
@@ -206,6 +217,22 @@ def run_file_path(run: str | Path) -> Path:
 def samples_path(run_file: Path, suite: str, generation: int) -> Path:
     """Return the file of an evaluation's samples: one JSON object a line."""
     return run_file.parent / "eval" / f"g{generation:06d}.{suite}.jsonl"
+
+
+def _sealed(image: memoryview) -> bytes:
+    """Return the file's bytes with the checksum in front."""
+    seal = _SEAL + hashlib.sha256(image[_USERBLOCK:]).hexdigest().encode() + b"\n"
+    return seal.ljust(_USERBLOCK, b"\0") + image[_USERBLOCK:]
+
+
+def _checked(path: Path) -> bytes:
+    """Return a run file's bytes; UserError if they are not what was written."""
+    data = path.read_bytes()
+    if not data.startswith(_SEAL):
+        raise UserError(f"{path} is not a run file of esmpi, or its head is damaged")
+    if _sealed(memoryview(data)) != data:
+        raise UserError(f"{path} is damaged: its checksum is wrong. Take it from a backup")
+    return data
 
 
 def _write_columns(group: h5py.Group, table: np.ndarray) -> None:

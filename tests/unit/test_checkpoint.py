@@ -1,0 +1,69 @@
+"""Reading model folders."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from esmpi.checkpoint import Checkpoint, find_model
+from esmpi.errors import UserError
+
+TENSORS = {
+    "matrix": torch.randn(7, 5, generator=torch.Generator().manual_seed(0)),
+    "vector": torch.arange(6.0).bfloat16(),
+    "conv": torch.arange(24.0).view(2, 3, 4).half(),
+    "scalar": torch.tensor(2.5),
+    "packed": torch.zeros(4, 4, dtype=torch.int8),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_tensors_are_listed_with_shape_and_type(folder: Path) -> None:
+    tensors = Checkpoint(folder).tensors
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        name: tuple(tensor.shape) for name, tensor in TENSORS.items()
+    }
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {
+        "matrix": "F32",
+        "vector": "BF16",
+        "conv": "F16",
+        "scalar": "F32",
+        "packed": "I8",
+    }
+    assert tensors["conv"].num_elements == 24
+    assert tensors["scalar"].num_elements == 1
+
+
+def test_rectangles_are_read_as_float32(folder: Path) -> None:
+    checkpoint = Checkpoint(folder)
+    assert torch.equal(checkpoint.read("matrix", (2, 6), (1, 4)), TENSORS["matrix"][2:6, 1:4])
+    assert torch.equal(checkpoint.read("vector", (1, 3), (0, 1)), torch.tensor([[1.0], [2.0]]))
+    assert torch.equal(checkpoint.read("conv", (1, 2), (2, 5)), torch.tensor([[14.0, 15.0, 16.0]]))
+    assert torch.equal(checkpoint.read("scalar", (0, 1), (0, 1)), torch.tensor([[2.5]]))
+    assert all(checkpoint.read(name, (0, 1), (0, 1)).dtype == torch.float32 for name in list(TENSORS)[:4])
+
+
+def test_packed_tensors_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="packed is stored as I8: ES needs unquantized weights"):
+        Checkpoint(folder).read("packed", (0, 4), (0, 4))
+
+
+def test_folders_are_found_and_wrong_ones_explained(folder: Path) -> None:
+    assert find_model(str(folder)) == folder
+    near = folder.with_name(folder.name + "x")
+    with pytest.raises(UserError, match="did you mean"):
+        find_model(str(near))
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        find_model(str(folder / "empty"))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
+        find_model(str(folder))
+    assert find_model("no-such-organisation-here/no-model") is None

@@ -1,0 +1,162 @@
+"""The commands from outside: what they import, print and return."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from esmpi.__main__ import main
+
+CONFIG = """\
+run: {{name: try}}
+model: {{path: {model}, dtype: float32}}
+es: {{generations: 3, population_size: 6}}
+task: {{name: countdown}}
+data: {{batch_size: 10}}
+"""
+
+# Makes any import of these fail, then runs the module or function that is named.
+WITHOUT = "import sys; sys.modules.update(dict.fromkeys({names!r})); {rest}"
+MAIN = "from {module} import main; sys.exit(main({arguments!r}))"
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+
+
+def esmpi(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": False}))
+    save_file({"a.weight": np.zeros((30, 40), np.float32)}, model / "model.safetensors")
+    path = tmp_path / "try.yaml"
+    path.write_text(CONFIG.format(model=model))
+    return path
+
+
+def test_importing_the_config_is_cheap() -> None:
+    heavy = {"torch", "numpy", "mpi4py", "transformers", "numba", "h5py"}
+    result = python(f"import sys, esmpi.config; print(sorted({heavy!r} & set(sys.modules)))")
+    assert result.stdout == "[]\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("esmpi.run", ["--help"]),
+        ("esmpi.__main__", ["--help"]),
+        ("esmpi.__main__", ["--version"]),
+        ("esmpi.__main__", ["run", "--help"]),
+        ("esmpi.__main__", ["replay", "--help"]),
+        ("esmpi.__main__", ["export", "--help"]),
+        ("esmpi.__main__", ["report", "--help"]),
+    ],
+)
+def test_help_imports_nothing_heavy(module: str, arguments: list[str]) -> None:
+    heavy = ["torch", "transformers", "numba", "mpi4py", "numpy", "h5py", "vllm", "matplotlib"]
+    result = python(WITHOUT.format(names=heavy, rest=MAIN.format(module=module, arguments=arguments)))
+    assert result.returncode == 0, result.stderr
+    assert "esmpi" in result.stdout
+
+
+def test_dry_run_tells_the_plan_without_torch_or_mpi(config_file: Path) -> None:
+    arguments = [str(config_file), "--dry-run", "--ranks", "4", "es.sigma=2e-3"]
+    heavy = ["torch", "transformers", "numba", "mpi4py", "vllm"]
+    result = python(WITHOUT.format(names=heavy, rest=MAIN.format(module="esmpi.run", arguments=arguments)))
+    assert result.returncode == 0, result.stderr
+    assert "sigma: 0.002" in result.stdout
+    assert "# ranks           4, each evaluates 1 to 2 of 6 members" in result.stdout
+    assert "60 completions (6 members x 10 prompts)" in result.stdout
+    assert "sigma 0.002, alpha 0.001" in result.stdout
+    assert "1,200 weights" in result.stdout
+    assert "theta 4.7 KiB + live weights 4.7 KiB" in result.stdout
+    resolved = config_file.with_name("resolved.yaml")
+    resolved.write_text(result.stdout)  # what is printed is itself a config
+    again = esmpi("esmpi.run", str(resolved), "--dry-run", "--ranks", "4")
+    assert again.stdout == result.stdout
+    assert not (config_file.parent / "runs").exists()
+
+
+def test_dry_run_says_which_ranks_idle(config_file: Path) -> None:
+    result = esmpi("esmpi.run", str(config_file), "--dry-run", "--ranks", "9")
+    assert "3 ranks have no member" in result.stdout
+
+
+@pytest.mark.parametrize("module", [["esmpi.run"], ["esmpi", "run"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["{config}", "es.sgima=1"], "es.sgima: unknown key, did you mean sigma?"),
+        (["{config}x"], "cannot read config {config}x: No such file or directory, did you mean {config}?"),
+        (["{config}", "model.path={folder}/modle"], "no folder {folder}/modle, did you mean {folder}/model?"),
+        (["{config}", "model.path=esmpi:zzz"], "model.path: no packaged model 'esmpi:zzz'"),
+        (["{config}", "data.train=none.jsonl"], "data.train: no file none.jsonl"),
+        (["{config}", "--ranks", "3"], "--ranks is for --dry-run"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(
+    config_file: Path, module: list[str], arguments: list[str], expected: str
+) -> None:
+    names = {"config": str(config_file), "folder": str(config_file.parent)}
+    result = esmpi(*module, *(argument.format(**names) for argument in arguments))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("esmpi: ")
+    assert expected.format(**names) in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["models/my model", "models/a--b", "models/.a"])
+def test_a_relative_folder_that_is_not_there_is_one_line_too(config_file: Path, path: str) -> None:
+    result = esmpi("esmpi.run", str(config_file), "--dry-run", f"model.path={path}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("esmpi: model.path: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda model: (model / "config.json").unlink(), "has no config.json"),
+        (lambda model: (model / "model.safetensors").unlink(), "holds no *.safetensors"),
+        (
+            lambda model: (model / "model.safetensors.index.json").write_text('{"weight_map": {"b": "b.safetensors"}}'),
+            "lacks b.safetensors",
+        ),
+    ],
+    ids=["config", "weights", "part"],
+)
+def test_incomplete_models_are_refused(config_file: Path, change, expected: str) -> None:  # type: ignore[no-untyped-def]
+    change(config_file.parent / "model")
+    result = esmpi("esmpi.run", str(config_file), "--dry-run")
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("ranks", ["0", "-2"])
+def test_an_impossible_number_of_ranks_is_refused(config_file: Path, ranks: str) -> None:
+    result = esmpi("esmpi.run", str(config_file), "--dry-run", f"--ranks={ranks}")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [["replay"], ["report"], ["export", "--out", "x"]], ids=lambda c: c[0])
+def test_no_run_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert main([*command, str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"esmpi: no run file {tmp_path / 'run.h5'}: name the run's directory\n"
+
+
+def test_unknown_options_are_refused(config_file: Path) -> None:
+    result = esmpi("esmpi.run", str(config_file), "--dry-runn")
+    assert result.returncode == 2
+    assert "unrecognized arguments: --dry-runn" in result.stderr

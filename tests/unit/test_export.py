@@ -1,0 +1,150 @@
+"""Exported models: transformers loads them, with the very values of theta."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from esmpi.checkpoint import Checkpoint
+from esmpi.errors import UserError
+from esmpi.store.export import export
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+UUID = "12345678-0000-0000-0000-000000000000"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def make_base(folder: Path, family: str, tied: bool, max_shard_size: str = "1GB") -> Checkpoint:
+    torch.manual_seed(1)
+    if family == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied))
+    else:
+        model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=tied))
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    (folder / "tokenizer.json").write_text('{"kept": "as it was"}')
+    (folder / "notes.md").write_text("not copied")
+    return Checkpoint(folder)
+
+
+def theta_of(base: Checkpoint) -> dict[str, torch.Tensor]:
+    """Values that no initialisation has."""
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in base.tensors.items()}
+
+
+def loaded(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "model"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(("family", "shards"), [("llama", "1GB"), ("qwen2", "1GB"), ("llama", "20KB")])
+def test_export_loads_with_the_exact_values(
+    tmp_path: Path, out: Path, family: str, shards: str, tied: bool, dtype: str
+) -> None:
+    base = make_base(tmp_path / "base", family, tied, shards)
+    assert (HEAD in base.tensors) == (not tied)
+    assert len({tensor.file for tensor in base.tensors.values()}) > 1 or shards == "1GB"
+    theta = theta_of(base)
+    export(base, theta.items(), {HEAD: EMBEDDING} if tied else {}, out, dtype, UUID)
+    target = getattr(torch, dtype)
+    parameters = loaded(out, target)
+    assert parameters.keys() == theta.keys() | {HEAD}
+    for name, parameter in parameters.items():
+        expected = theta[EMBEDDING if tied and name == HEAD else name]
+        assert parameter.dtype == target
+        assert torch.equal(parameter, expected.to(target)), name
+    exported = Checkpoint(out)
+    assert exported.tensors.keys() == base.tensors.keys()
+    config = exported.config
+    assert dtype in (config.get("dtype"), config.get("torch_dtype"))
+    assert (out / "tokenizer.json").read_text() == '{"kept": "as it was"}'
+    assert not (out / "notes.md").exists()
+    assert [entry.name for entry in out.parent.iterdir()] == ["model"]
+
+
+def test_index_has_the_size_of_the_new_weights(tmp_path: Path, out: Path) -> None:
+    base = make_base(tmp_path / "base", "llama", False, "20KB")
+    export(base, theta_of(base).items(), {}, out, "bfloat16", UUID)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2 * sum(tensor.num_elements for tensor in base.tensors.values())
+
+
+def test_stored_buffers_stay_as_they_were(tmp_path: Path, out: Path) -> None:
+    base = make_base(tmp_path / "base", "llama", False)
+    file = tmp_path / "base" / "model.safetensors"
+    buffer = torch.arange(6, dtype=torch.float32).view(2, 3)
+    save_file(load_file(file) | {"model.buffer": buffer}, file, metadata={"format": "pt"})
+    theta = theta_of(base)
+    export(Checkpoint(tmp_path / "base"), theta.items(), {}, out, "float32", UUID)
+    stored = load_file(out / "model.safetensors")
+    assert torch.equal(stored.pop("model.buffer"), buffer)
+    assert stored.keys() == theta.keys()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tied_tensor_that_is_stored_twice_is_exported_twice(tmp_path: Path, out: Path, dtype: str) -> None:
+    """Some published checkpoints hold both names of tied tensors."""
+    make_base(tmp_path / "base", "llama", True)
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, file, metadata={"format": "pt"})
+    base = Checkpoint(tmp_path / "base")
+    theta = theta_of(base)
+    del theta[HEAD]
+    export(base, theta.items(), {HEAD: EMBEDDING}, out, dtype, UUID)
+    stored = load_file(out / "model.safetensors")
+    expected = theta[EMBEDDING].to(getattr(torch, dtype))
+    assert torch.equal(stored[HEAD], expected)
+    assert torch.equal(stored[EMBEDDING], expected)
+    assert torch.equal(loaded(out, getattr(torch, dtype))[HEAD], expected)
+
+
+def test_an_older_export_is_replaced_anything_else_is_not(tmp_path: Path, out: Path) -> None:
+    base = make_base(tmp_path / "base", "llama", False)
+    theta = theta_of(base)
+    export(base, theta.items(), {}, out, "float32", UUID)
+    (out / "left over").write_text("")
+    export(base, ((name, 2 * tensor) for name, tensor in theta.items()), {}, out, "float32", UUID)
+    assert not (out / "left over").exists()
+    stored = load_file(out / "model.safetensors")
+    assert all(torch.equal(stored[name], 2 * tensor) for name, tensor in theta.items())
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists and was not written by esmpi"):
+        export(base, theta.items(), {}, foreign, "float32", UUID)
+    assert (foreign / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, out: Path) -> None:
+    base = make_base(tmp_path / "base", "llama", False)
+    theta = theta_of(base)
+    export(base, theta.items(), {}, out, "float32", UUID)
+    before = (out / "model.safetensors").read_bytes()
+
+    def breaks() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from list(theta.items())[:3]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        export(base, breaks(), {}, out, "float32", UUID)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [entry.name for entry in out.parent.iterdir()] == ["model"]

@@ -1,0 +1,171 @@
+"""Engine hf: it generates what the model says, and its live weights are what ES believes they are."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from esmpi.checkpoint import Checkpoint, find_model
+from esmpi.comm import Place
+from esmpi.config import EngineConfig, ModelConfig
+from esmpi.engines import Sampling
+from esmpi.engines.hf import HfEngine
+from esmpi.errors import UserError
+from esmpi.noise import cpu, member_seed, tensor_key
+from esmpi.tasks.countdown import PROMPT
+
+TINY = "esmpi:tiny_countdown"
+PLACE = Place(host="here", local_rank=0, num_threads=1)
+PROMPTS = [
+    PROMPT.format(numbers=numbers, target=target)
+    for numbers, target in [("3 7 12", 33), ("1 1 1", 1), ("20 19 18", 21), ("5 10 2", 48)]
+]
+
+
+def folder(path: str = TINY) -> Path:
+    found = find_model(path)
+    assert found is not None
+    return found
+
+
+def load(path: str = TINY, dtype: str = "float32") -> HfEngine:
+    config = ModelConfig(path=path, dtype=dtype)  # type: ignore[arg-type]
+    return HfEngine(config, EngineConfig(device="cpu"), Checkpoint(folder(path)), PLACE)
+
+
+@pytest.fixture(scope="module")
+def engine() -> HfEngine:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untied random Llama with the tiny model's tokenizer, in two weight files."""
+    path = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(path, max_shard_size="100KB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(folder() / name, path)
+    return path
+
+
+def greedy_by_hand(model: torch.nn.Module, ids: list[int], ends: list[int], max_tokens: int) -> list[int]:
+    """One prompt alone, no padding, no cache, no generate()."""
+    new: list[int] = []
+    while len(new) < max_tokens and not (new and new[-1] in ends):
+        with torch.no_grad():
+            new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+    return new
+
+
+def test_a_padded_batch_says_what_each_prompt_alone_says(engine: HfEngine) -> None:
+    engine.restore()
+    model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder())
+    ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    assert len({len(one) for one in ids}) > 1, "the prompts must need padding"
+    completions = engine.generate(PROMPTS, Sampling(max_tokens=40))
+    for one, completion in zip(ids, completions, strict=True):
+        expected = greedy_by_hand(model, one, [tokenizer.eos_token_id], 40)
+        assert completion.num_tokens == len(expected)
+        assert completion.truncated == (expected[-1] != tokenizer.eos_token_id)
+        assert completion.text == tokenizer.decode([t for t in expected if t != tokenizer.eos_token_id])
+
+
+def test_max_tokens_cuts_off(engine: HfEngine) -> None:
+    engine.restore()
+    for completion in engine.generate(PROMPTS, Sampling(max_tokens=3)):
+        assert completion.truncated
+        assert completion.num_tokens == 3
+
+
+def test_sampling_depends_on_its_seed_alone(engine: HfEngine) -> None:
+    engine.restore()
+    sampling = Sampling(max_tokens=12, temperature=1.5, seed=1)
+    torch.manual_seed(5)
+    expected_next = torch.rand(1)
+    torch.manual_seed(5)
+    first = engine.generate(PROMPTS, sampling)
+    assert torch.equal(torch.rand(1), expected_next), "torch's global generator was moved"
+    assert engine.generate(PROMPTS, sampling) == first
+    other = engine.generate(PROMPTS, Sampling(max_tokens=12, temperature=1.5, seed=2))
+    assert [c.text for c in other] != [c.text for c in first]
+    almost_greedy = engine.generate(PROMPTS, Sampling(max_tokens=12, temperature=1.5, top_p=1e-6, seed=3))
+    assert almost_greedy == engine.generate(PROMPTS, Sampling(max_tokens=12))
+
+
+def test_the_models_own_sampling_defaults_do_not_count(tmp_path: Path) -> None:
+    shutil.copytree(folder(), tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    defaults = json.loads(path.read_text()) | {"repetition_penalty": 9.0, "do_sample": True, "temperature": 5.0}
+    path.write_text(json.dumps(defaults))
+    own, plain = load(str(tmp_path / "model")), load()
+    assert own.generate(PROMPTS, Sampling(max_tokens=30)) == plain.generate(PROMPTS, Sampling(max_tokens=30))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("which", ["tiny", "llama"])
+def test_live_weights_are_the_perturbed_checkpoint(which: str, dtype: str, llama: Path) -> None:
+    path = str(llama) if which == "llama" else TINY
+    engine, checkpoint = load(path, dtype), Checkpoint(folder(path))
+    seed = member_seed(1, 2, 3)
+    engine.perturb(seed, -0.01)
+    live = {name: tensor.clone() for name, tensor in engine.live()}
+    assert set(live) == set(checkpoint.tensors), "every stored tensor is perturbed, and nothing else"
+    for name, tensor in live.items():
+        theta = checkpoint.read(name, (0, tensor.shape[0]), (0, tensor[0].numel())).numpy().reshape(1, -1)
+        expected = np.empty_like(theta)
+        cpu.perturb(expected, theta, 0, 0, tensor_key(name), seed, -0.01)
+        assert torch.equal(tensor.flatten(), torch.from_numpy(expected)[0].to(tensor.dtype)), name
+        assert not torch.equal(tensor.flatten(), torch.from_numpy(theta)[0].to(tensor.dtype)), name
+    engine.restore()
+    for name, tensor in engine.live():
+        theta = checkpoint.read(name, (0, tensor.shape[0]), (0, tensor[0].numel()))
+        assert torch.equal(tensor.view(theta.shape), theta.to(tensor.dtype)), name
+
+
+def test_a_perturbation_changes_what_it_says_and_restoring_brings_it_back(engine: HfEngine) -> None:
+    engine.restore()
+    sampling = Sampling(max_tokens=40)
+    before = engine.generate(PROMPTS, sampling)
+    engine.perturb(member_seed(0, 0, 0), 0.05)
+    assert engine.generate(PROMPTS, sampling) != before
+    engine.restore()
+    assert engine.generate(PROMPTS, sampling) == before
+
+
+def test_a_model_that_is_not_its_checkpoint_is_refused(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["intermediate_size"] = 128
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises((UserError, RuntimeError)):
+        load(str(tmp_path / "model"))
+
+
+def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(folder(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="quantized"):
+        load(str(tmp_path / "model"))
+
+
+def test_too_many_tokens_are_refused(engine: HfEngine) -> None:
+    with pytest.raises(UserError, match=r"sampling\.max_tokens"):
+        engine.generate(PROMPTS, Sampling(max_tokens=100_000))

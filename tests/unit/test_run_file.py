@@ -1,0 +1,348 @@
+"""The run file: what goes in comes out, by esmpi and by plain h5py, and damage is told, not met."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from esmpi.errors import UserError
+from esmpi.store import run_file
+from esmpi.store.files import locked, replacing
+from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile, run_file_path, samples_path
+
+CONFIG = {"run": {"name": "ünïcode"}, "es": {"sigma": 1e-3, "alpha": None}}
+NUM_MEMBERS = 5
+
+
+@contextmanager
+def editing(path: Path) -> Iterator[h5py.File]:
+    """Change a run file behind esmpi's back, but with the checksum made anew: as another version might write it."""
+    with h5py.File(path, "a") as file:
+        yield file
+    path.write_bytes(run_file._sealed(memoryview(path.read_bytes())))
+
+
+def row_of(generation: int) -> np.void:
+    row = np.zeros(1, GENERATION_DTYPE)[0]
+    for i, name in enumerate(GENERATION_DTYPE.names or ()):
+        row[name] = generation + i
+    row["generation"], row["theta_digest"] = generation, 2**64 - 1 - generation
+    return row
+
+
+def members_of(generation: int) -> np.ndarray:
+    rng = np.random.default_rng(generation)
+    members = np.zeros(NUM_MEMBERS, MEMBER_DTYPE)
+    members["seed"] = rng.integers(2**63, 2**64, NUM_MEMBERS, np.uint64)
+    members["sign"] = [1, -1, 1, -1, 1]
+    members["status"][2] = 1
+    members["fitness"] = rng.random(NUM_MEMBERS)
+    members["fitness"][2] = np.nan
+    members["coefficient"] = rng.normal(size=NUM_MEMBERS).astype(np.float32)
+    members["tokens"] = 7
+    return members
+
+
+def evaluation_of(generation: int) -> dict[str, Any]:
+    return {"generation": generation, "accuracy": 0.25, "reward_mean": 1 / 3, "num_samples": 40, "seconds": 1.5}
+
+
+def make(path: Path, num_generations: int = 3, digest: int = 0xFEDCBA9876543210) -> RunFile:
+    run = RunFile.create(path, CONFIG, digest, ["a.weight", "b.weight"], {"tied.weight": "a.weight"})
+    run.attributes["provenance"].append({"host": "here", "unix_time": 1.5})
+    run.write()
+    for generation in range(num_generations):
+        run.commit(row_of(generation), members_of(generation))
+    run.add_evaluation("held_out", evaluation_of(0))
+    run.add_evaluation("held_out", evaluation_of(num_generations))
+    return run
+
+
+def same_run(a: RunFile, b: RunFile) -> bool:
+    return (
+        a.attributes == b.attributes
+        and a.evaluations == b.evaluations
+        and np.array(a.generations, GENERATION_DTYPE).tobytes() == np.array(b.generations, GENERATION_DTYPE).tobytes()
+        and np.array(a.members, MEMBER_DTYPE).tobytes() == np.array(b.members, MEMBER_DTYPE).tobytes()
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "run.h5"
+
+
+@pytest.mark.parametrize("num_generations", [0, 1, 3])
+def test_what_was_written_is_read(path: Path, num_generations: int) -> None:
+    run = make(path, num_generations)
+    read = RunFile.open(path)
+    assert same_run(read, run)
+    assert read.num_generations == num_generations
+    assert read.digest_after(0) == 0xFEDCBA9876543210
+    assert read.theta_digest == (2**64 - num_generations if num_generations else 0xFEDCBA9876543210)
+    assert read.evaluated("held_out", 0)
+    assert not read.evaluated("held_out", 77)
+    assert not read.evaluated("other", 0)
+    assert read.attributes["config"] == CONFIG
+    assert read.attributes["aliases"] == {"tied.weight": "a.weight"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
+
+
+@pytest.mark.parametrize("digest", [0, 5, 2**31 - 1, 2**31, 2**63, 2**64 - 1])
+def test_any_digest_of_the_model_survives(path: Path, digest: int) -> None:
+    make(path, 0, digest)
+    assert RunFile.open(path).digest_after(0) == digest
+
+
+def test_a_file_that_was_read_goes_on(path: Path) -> None:
+    make(path, 2)
+    run = RunFile.open(path)
+    run.commit(row_of(2), members_of(2))
+    run.add_evaluation("other", evaluation_of(3))
+    again = RunFile.open(path)
+    assert same_run(again, run)
+    assert again.members[2]["seed"].tolist() == members_of(2)["seed"].tolist()
+    assert set(again.evaluations) == {"held_out", "other"}
+
+
+def test_plain_h5py_reads_the_documented_schema(path: Path) -> None:
+    make(path)
+    with h5py.File(path) as file:
+        assert file.attrs["format_version"] == 1
+        assert file.attrs["noise_version"] == 1
+        assert file.attrs["creator"].startswith("esmpi ")
+        assert len(file.attrs["run_uuid"]) == 36
+        assert json.loads(file.attrs["config"]) == CONFIG
+        assert file.attrs["model_digest"] == 0xFEDCBA9876543210
+        assert json.loads(file.attrs["provenance"])[0]["host"] == "here"
+        generations = {"generation", "fitness_mean", "fitness_std", "fitness_min", "fitness_max", "theta_digest"}
+        generations |= {f"seconds_{p}" for p in ("generate", "score", "perturb", "update", "exchange", "total")}
+        generations |= {"tokens", "num_failed", "unix_time"}
+        assert generations <= set(file["generations"])
+        assert all(file["generations"][name].shape == (3,) for name in generations)
+        assert file["generations/theta_digest"].dtype == np.uint64
+        assert file["generations/seconds_total"].attrs["unit"] == "s"
+        types = {"seed": "u8", "sign": "i1", "status": "u1", "fitness": "f8", "coefficient": "f4"}
+        for name, kind in types.items():
+            assert file[f"members/{name}"].dtype == np.dtype(kind)
+        assert {"rank", "seconds", "tokens"} <= set(file["members"])
+        assert all(column.shape == (3, NUM_MEMBERS) for column in file["members"].values())
+        assert (file["members/seed"][1] == members_of(1)["seed"]).all()
+        assert file["evaluations/held_out/generation"][()].tolist() == [0, 3]
+        assert file["evaluations/held_out/accuracy"][()].tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["format_version", "noise_version"])
+def test_other_versions_are_refused(path: Path, name: str) -> None:
+    make(path)
+    with editing(path) as file:
+        file.attrs[name] = 2
+    with pytest.raises(UserError, match=rf"has {name} 2; this esmpi reads 1"):
+        RunFile.open(path)
+    with editing(path) as file:
+        del file.attrs[name]
+    with pytest.raises(UserError, match=rf"is not a run file of esmpi: it has no attribute {name}"):
+        RunFile.open(path)
+
+
+def test_missing_foreign_and_cut_files_are_refused(path: Path) -> None:
+    with pytest.raises(UserError, match="no run file"):
+        RunFile.open(path)
+    make(path)
+    whole = path.read_bytes()
+    for content in (b"", b"text", whole[:100], whole[: len(whole) // 2], whole[:-1], b"\0" * len(whole)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"is damaged|is not a run file"):
+            RunFile.open(path)
+
+
+@pytest.mark.parametrize(
+    "place", ["generations", "members", "evaluations", "members/coefficient", "generations/tokens"]
+)
+def test_missing_parts_are_refused(path: Path, place: str) -> None:
+    make(path)
+    with editing(path) as file:
+        del file[place]
+    with pytest.raises(UserError, match="cannot be read as a run file"):
+        RunFile.open(path)
+
+
+@pytest.mark.parametrize("name", ["config", "provenance", "tensors", "aliases"])
+def test_damaged_json_is_refused(path: Path, name: str) -> None:
+    make(path)
+    with editing(path) as file:
+        file.attrs[name] = file.attrs[name][:-1] + "?"
+    with pytest.raises(UserError, match="cannot be read as a run file"):
+        RunFile.open(path)
+
+
+def test_columns_of_unequal_length_are_refused(path: Path) -> None:
+    make(path)
+    with editing(path) as file:
+        short = file["members/coefficient"][:2]
+        del file["members/coefficient"]
+        file["members/coefficient"] = short
+    with pytest.raises(UserError, match="cannot be read as a run file"):
+        RunFile.open(path)
+
+
+def test_every_flipped_bit_is_refused(path: Path) -> None:
+    make(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"is damaged|is not a run file"):
+            RunFile.open(path)
+
+
+def test_paths_beside_the_run_file(tmp_path: Path) -> None:
+    assert run_file_path(tmp_path) == run_file_path(tmp_path / "run.h5") == tmp_path / "run.h5"
+    assert samples_path(tmp_path / "run.h5", "held_out", 30) == tmp_path / "eval" / "g000030.held_out.jsonl"
+
+
+class Killed(BaseException):
+    """Stands for the death of the process at this point."""
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+def test_a_commit_that_dies_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    run = make(path)
+    before = path.read_bytes()
+
+    def die(*arguments: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, die)
+        with pytest.raises(Killed):
+            run.commit(row_of(3), members_of(3))
+    assert path.read_bytes() == before
+    assert RunFile.open(path).num_generations == 3
+    assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
+    run.write()
+    assert RunFile.open(path).num_generations == 4
+
+
+def test_a_block_that_raises_replaces_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "new folder" / "file"
+
+    def write(text: str, error: BaseException | None = None) -> None:
+        with replacing(target) as temporary:
+            assert temporary.parent == target.parent
+            temporary.write_text(text)
+            if error is not None:
+                raise error
+
+    write("old")
+    with pytest.raises(Killed):
+        write("half of the n", Killed())
+    assert target.read_text() == "old"
+    assert [entry.name for entry in target.parent.iterdir()] == ["file"]
+    write("new")
+    assert target.read_text() == "new"
+
+
+def test_a_kill_between_any_two_commits_leaves_a_whole_file(path: Path) -> None:
+    """SIGKILL while a process commits as fast as it can; whatever it announced is there."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from test_run_file import *\n"
+        "run = make(Path(sys.argv[1]), 0)\n"
+        "for generation in range(10**6):\n"
+        "    run.commit(row_of(generation), members_of(generation))\n"
+        "    print(generation + 1, flush=True)\n"
+    )
+    command = [sys.executable, "-c", program, str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= 20:
+                break
+        process.kill()
+        announced = [int(line) for line in process.stdout]
+    run = RunFile.open(path)
+    last = announced[-1] if announced else 20
+    assert run.num_generations in (last, last + 1)
+    assert run.members[-1]["seed"].tolist() == members_of(run.num_generations - 1)["seed"].tolist()
+
+
+def _commit_with_little_room(path: Path, size: int) -> None:
+    import signal
+
+    run = RunFile.open(path)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        run.commit(row_of(3), members_of(3))
+    except OSError:
+        os._exit(7)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 12_000])
+def test_a_full_disk_leaves_the_old_file(path: Path, size: int) -> None:
+    make(path)
+    before = path.read_bytes()
+    assert len(before) > 12_000
+    process = multiprocessing.get_context("spawn").Process(target=_commit_with_little_room, args=(path, size))
+    process.start()
+    process.join(100)
+    assert process.exitcode == 7
+    assert path.read_bytes() == before
+    assert RunFile.open(path).num_generations == 3
+
+
+def _try_lock(directory: Path) -> str:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from esmpi.store.files import locked; from esmpi.errors import UserError\n"
+        "try:\n"
+        "    with locked(Path(sys.argv[1])): print('held')\n"
+        "except UserError as error: print('refused:', error)\n"
+    )
+    return subprocess.run([sys.executable, "-c", program, str(directory)], capture_output=True, text=True).stdout
+
+
+def test_the_lock_refuses_a_second_process_and_says_who_has_it(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "one"
+    with locked(directory):
+        refusal = _try_lock(directory)
+        assert refusal.startswith(f"refused: run directory {directory} is in use (by process {os.getpid()} on ")
+        assert _try_lock(tmp_path / "runs" / "other") == "held\n"
+    assert _try_lock(directory) == "held\n"
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from esmpi.store.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"by process {process.pid} on "), locked(tmp_path):
+            pass
+        process.kill()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_run_directory_can_be_moved(path: Path, tmp_path: Path) -> None:
+    run = make(path)
+    shutil.move(path.parent, tmp_path / "elsewhere")
+    assert same_run(RunFile.open(tmp_path / "elsewhere" / "run.h5"), run)

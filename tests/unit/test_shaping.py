@@ -1,0 +1,112 @@
+"""Shaped fitness and coefficients against NumPy and SciPy, and their corner cases."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+
+from esmpi.shaping import SHAPINGS, centered_rank, coefficients, zscore
+
+fitness_lists = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=2, max_size=40)
+
+
+def shape(fitness: list[float], name: str = "zscore", alpha: float = 1.0) -> np.ndarray:
+    size = len(fitness)
+    return coefficients(np.array(fitness), np.zeros(size, bool), np.ones(size, np.int8), name, alpha)
+
+
+@given(fitness_lists)
+def test_zscore_is_numpys(fitness: list[float]) -> None:
+    expected = (np.array(fitness) - np.mean(fitness)) / (np.std(fitness) + 1e-8)
+    if np.std(fitness) > 1e-6:
+        np.testing.assert_allclose(zscore(fitness), expected, rtol=1e-9, atol=1e-9)
+    else:
+        np.testing.assert_allclose(zscore(fitness), 0, atol=1e-4)
+
+
+def test_zscore_by_hand() -> None:
+    assert zscore([1.0, 2.0, 3.0, 4.0]) == pytest.approx(np.array([-3, -1, 1, 3]) / 5**0.5, rel=1e-7)
+    # ddof 0: with ddof 1 these would be -0.7071 and 0.7071
+    assert zscore([0.0, 1.0]) == pytest.approx([-1, 1], rel=1e-7)
+    # the 1e-8 stands beside the standard deviation, not under its root
+    assert zscore([0.0, 2e-8]) == pytest.approx([-0.5, 0.5], rel=1e-12)
+
+
+@given(fitness_lists)
+def test_centered_rank_is_scipys(fitness: list[float]) -> None:
+    expected = (rankdata(fitness) - 1) / (len(fitness) - 1) - 0.5
+    np.testing.assert_allclose(centered_rank(fitness), expected, rtol=0, atol=1e-12)
+
+
+def test_centered_rank_by_hand() -> None:
+    assert centered_rank([10.0, -5.0, 7.0]) == [0.5, -0.5, 0.0]
+    assert centered_rank([1.0, 1.0, 0.0, 1.0]) == pytest.approx([1 / 6, 1 / 6, -0.5, 1 / 6])
+    assert centered_rank([3.0]) == [0.0]
+
+
+@given(fitness_lists, st.sampled_from(list(SHAPINGS)), st.randoms())
+def test_who_comes_first_does_not_matter(fitness: list[float], name: str, rng: random.Random) -> None:
+    """Not to the last bit: ranks may learn of the members in any order, sums must not notice."""
+    order = list(range(len(fitness)))
+    rng.shuffle(order)
+    shaped = SHAPINGS[name](fitness)
+    assert SHAPINGS[name]([fitness[i] for i in order]) == [shaped[i] for i in order]
+
+
+def test_sums_are_exact_where_a_plain_sum_is_not() -> None:
+    fitness = [1e16, 1.0, -1e16, 1.0, 0.5, 0.25]
+    orders = [fitness, sorted(fitness), sorted(fitness, key=abs)]
+    assert len({sum(order) for order in orders}) > 1
+    assert len({tuple(sorted(zscore(order))) for order in orders}) == 1
+
+
+@pytest.mark.parametrize("name", list(SHAPINGS))
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.5, -3.25, 0.1, 0.7, 1.1, 1 / 3])
+@pytest.mark.parametrize("size", [2, 3, 6, 7, 30, 31])
+def test_constant_fitness_moves_nothing(name: str, value: float, size: int) -> None:
+    assert (shape([value] * size, name) == 0).all()
+
+
+@given(fitness_lists, st.floats(1e-6, 1.0))
+def test_coefficients_are_alpha_over_n_times_shaped_rounded_once(fitness: list[float], alpha: float) -> None:
+    factors = shape(fitness, alpha=alpha)
+    assert factors.dtype == np.float32
+    expected = alpha / len(fitness) * np.array(zscore(fitness), np.float64)
+    assert (factors == expected.astype(np.float32)).all()
+
+
+def test_antithetic_sign_is_in_the_coefficient() -> None:
+    fitness, signs = np.array([3.0, 1.0, 2.0, 5.0]), np.array([1, -1, 1, -1], np.int8)
+    none = np.zeros(4, bool)
+    plain = coefficients(fitness, none, np.ones(4, np.int8), "zscore", 0.1)
+    assert (coefficients(fitness, none, signs, "zscore", 0.1) == plain * signs).all()
+    assert (plain != 0).all()
+
+
+@pytest.mark.parametrize("name", list(SHAPINGS))
+def test_failed_members_get_zero_and_do_not_weigh_in(name: str) -> None:
+    fitness = np.array([1.0, np.nan, 3.0, np.nan, 8.0])
+    factors = coefficients(fitness, np.isnan(fitness), np.ones(5, np.int8), name, 0.5)
+    assert factors[[1, 3]].tolist() == [0, 0]
+    # alpha / N has the whole population's N, the shaping only those that have a fitness
+    expected = 0.5 / 5 * np.array(SHAPINGS[name]([1.0, 3.0, 8.0]))
+    assert (factors[[0, 2, 4]] == expected.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("name", list(SHAPINGS))
+def test_one_member_left_moves_nothing(name: str) -> None:
+    factors = coefficients(np.array([np.nan, 2.0]), np.array([True, False]), np.ones(2, np.int8), name, 0.5)
+    assert factors.tolist() == [0, 0]
+
+
+def test_no_member_left_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no member of this generation has a fitness"):
+        coefficients(np.full(3, np.nan), np.ones(3, bool), np.ones(3, np.int8), "zscore", 0.5)
+
+
+def test_higher_fitness_has_the_higher_coefficient() -> None:
+    for name in SHAPINGS:
+        assert (np.diff(shape([-2.0, 0.0, 1.0, 7.0], name)) > 0).all()

@@ -1,0 +1,267 @@
+"""Weights: what ES does to theta and to the live weights, whatever the layout."""
+
+import itertools
+import math
+
+import noise_oracle as oracle
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esmpi.noise import member_seed
+from esmpi.shaping import zscore
+from esmpi.weights import View, Weights, matrix_shape
+
+SEEDS = np.array([member_seed(1, 0, member) for member in range(6)], np.uint64)
+COEFFICIENTS = np.array([3e-3, -1e-3, 0.0, 2e-4, -2e-3, 1e-5], np.float32)
+DTYPES = [torch.float32, torch.bfloat16]
+
+Shape = tuple[int, ...]
+
+
+def make_model(shapes: dict[str, Shape], seed: int = 0) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return {name: torch.from_numpy(rng.normal(0, 0.03, shape).astype(np.float32)) for name, shape in shapes.items()}
+
+
+def read_from(model: dict[str, torch.Tensor], view: View) -> torch.Tensor:
+    whole = model[view.name].view(matrix_shape(view.shape))
+    return whole[slice(*view.rows), slice(*view.cols)].clone()
+
+
+def whole_weights(model: dict[str, torch.Tensor], dtype: torch.dtype, num_threads: int = 1) -> Weights:
+    views = [View.whole(name, torch.empty(tensor.shape, dtype=dtype)) for name, tensor in model.items()]
+    return Weights(views, lambda view: read_from(model, view), num_threads)
+
+
+def live_of(weights: Weights) -> dict[str, torch.Tensor]:
+    """The live weights, put together to whole canonical tensors."""
+    whole: dict[str, torch.Tensor] = {}
+    for view in weights.views:
+        assert view.live is not None
+        target = whole.setdefault(view.name, torch.full(matrix_shape(view.shape), torch.nan, dtype=view.live.dtype))
+        target[slice(*view.rows), slice(*view.cols)] = view.live
+    return whole
+
+
+def theta_of(weights: Weights) -> dict[str, torch.Tensor]:
+    whole: dict[str, torch.Tensor] = {}
+    for view, theta in weights.theta():
+        target = whole.setdefault(view.name, torch.full(matrix_shape(view.shape), torch.nan))
+        target[slice(*view.rows), slice(*view.cols)] = theta
+    return whole
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def history(weights: Weights) -> list[object]:
+    """All that a layout could change: live weights of two members and of theta, theta, digests."""
+    seen: list[object] = [weights.digest()]
+    for seed, scale in ((int(SEEDS[0]), 1e-3), (int(SEEDS[1]), -1e-3)):
+        weights.perturb(seed, scale)
+        seen.append(live_of(weights))
+    weights.update(SEEDS, COEFFICIENTS)
+    weights.restore()
+    return [*seen, live_of(weights), theta_of(weights), weights.digest()]
+
+
+def assert_same_history(weights: Weights, reference: Weights) -> None:
+    for got, expected in zip(history(weights), history(reference), strict=True):
+        if isinstance(expected, dict):
+            assert isinstance(got, dict)
+            assert same(got, expected)
+        else:
+            assert got == expected
+
+
+def cut(length: int, num_parts: int) -> list[tuple[int, int]]:
+    borders = [round(i * length / num_parts) for i in range(num_parts + 1)]
+    return list(itertools.pairwise(borders))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("row_parts", "col_parts"), [(1, 2), (2, 1), (4, 1), (1, 4), (3, 3), (7, 5)])
+def test_shards_have_the_bits_of_the_whole(dtype: torch.dtype, row_parts: int, col_parts: int) -> None:
+    model = make_model({"a.weight": (37, 301), "conv.weight": (16, 3, 5, 7), "b.bias": (9,)})
+    views = []
+    for name, tensor in model.items():
+        rows, cols = matrix_shape(tuple(tensor.shape))
+        for r in cut(rows, min(row_parts, rows)):
+            for c in cut(cols, min(col_parts, cols)):
+                live = torch.empty((r[1] - r[0], c[1] - c[0]), dtype=dtype)
+                views.append(View(name, tuple(tensor.shape), r, c, live))
+    assert_same_history(Weights(views, lambda view: read_from(model, view), 2), whole_weights(model, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_digest_of_a_model_is_the_sum_of_its_shards_digests(dtype: torch.dtype) -> None:
+    model = make_model({"a.weight": (64, 96), "b.weight": (10, 11)})
+    shards = []
+    for rows in ((0, 32), (32, 64)):
+        views = [View("a.weight", (64, 96), rows, (0, 96), torch.empty(32, 96, dtype=dtype))]
+        if rows[0]:
+            views.append(View.whole("b.weight", torch.empty(10, 11, dtype=dtype)))
+        shards.append(Weights(views, lambda view: read_from(model, view), 1))
+    whole = whole_weights(model, dtype)
+    for _ in range(2):
+        digests = [shard.digest() for shard in shards]
+        assert sum(digests) % 2**64 == whole.digest()
+        assert len({*digests, whole.digest()}) == 3
+        for weights in (*shards, whole):
+            weights.update(SEEDS, COEFFICIENTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "columns"])
+def test_fused_tensors_have_the_bits_of_the_separate_ones(dtype: torch.dtype, sharded: bool) -> None:
+    model = make_model({"q.weight": (40, 96), "k.weight": (8, 96), "v.weight": (8, 96)})
+    views = []
+    for cols in cut(96, 2) if sharded else [(0, 96)]:
+        # q, k and v are rows of one live matrix, which itself is columns of a wider one
+        fused = torch.empty(56, 128, dtype=dtype)[:, 5 : 5 + cols[1] - cols[0]]
+        start = 0
+        for name, tensor in model.items():
+            stop = start + tensor.shape[0]
+            views.append(View(name, tuple(tensor.shape), (0, tensor.shape[0]), cols, fused[start:stop]))
+            start = stop
+    assert_same_history(Weights(views, lambda view: read_from(model, view), 1), whole_weights(model, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+def test_threads_change_no_bit(dtype: torch.dtype, num_threads: int) -> None:
+    # more than one block, and neither rows nor blocks are a multiple of a tile
+    model = make_model({"big.weight": (1301, 1103), "tall.weight": (999, 3)})
+    assert_same_history(whole_weights(model, dtype, num_threads), whole_weights(model, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_column_shards_of_many_blocks_have_the_bits_of_the_whole(dtype: torch.dtype) -> None:
+    model = make_model({"big.weight": (1301, 1103)})
+    views = [
+        View("big.weight", (1301, 1103), (0, 1301), cols, torch.empty(1301, cols[1] - cols[0], dtype=dtype))
+        for cols in ((0, 600), (600, 1103))
+    ]
+    assert_same_history(Weights(views, lambda view: read_from(model, view), 2), whole_weights(model, dtype))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_rectangles_have_the_bits_of_the_whole(data: st.DataObject) -> None:
+    rows, cols = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 400))
+    row_cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1), max_size=3)) if rows > 1 else [])
+    col_cuts = sorted(data.draw(st.sets(st.integers(1, cols - 1), max_size=3)) if cols > 1 else [])
+    dtype = data.draw(st.sampled_from(DTYPES))
+    model = make_model({"w": (rows, cols)})
+    views = [
+        View("w", (rows, cols), (top, bottom), (left, right), torch.empty(bottom - top, right - left, dtype=dtype))
+        for top, bottom in zip([0, *row_cuts], [*row_cuts, rows], strict=True)
+        for left, right in zip([0, *col_cuts], [*col_cuts, cols], strict=True)
+    ]
+    assert_same_history(Weights(views, lambda view: read_from(model, view), 1), whole_weights(model, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hundred_members_later_the_live_weights_are_theta(dtype: torch.dtype) -> None:
+    model = make_model({"a.weight": (60, 77), "b.bias": (501,)})
+    weights = whole_weights(model, dtype)
+    digest = weights.digest()
+    for member in range(100):
+        weights.perturb(member_seed(0, 0, member), 1e-2 * (-1) ** member)
+    assert not same(live_of(weights), {name: live.to(dtype) for name, live in theta_of(weights).items()})
+    weights.restore()
+    for name, live in live_of(weights).items():
+        assert torch.equal(live, model[name].view(live.shape).to(dtype))
+    assert weights.digest() == digest
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_members_do_not_depend_on_those_before(dtype: torch.dtype) -> None:
+    model = make_model({"a.weight": (60, 77)})
+    one, other = whole_weights(model, dtype), whole_weights(model, dtype)
+    for seed in SEEDS[:-1].tolist():
+        one.perturb(seed, 1e-2)
+    for weights in (one, other):
+        weights.perturb(int(SEEDS[-1]), 1e-3)
+    assert same(live_of(one), live_of(other))
+
+
+def test_update_leaves_the_live_weights_alone_until_restore() -> None:
+    model = make_model({"a.weight": (5, 7)})
+    weights = whole_weights(model, torch.float32)
+    weights.update(SEEDS, COEFFICIENTS)
+    assert same(live_of(weights), model)
+    weights.restore()
+    assert same(live_of(weights), theta_of(weights))
+    assert not same(live_of(weights), model)
+
+
+def test_members_of_coefficient_zero_change_nothing() -> None:
+    model = make_model({"a.weight": (50, 70)})
+    all_of_them, without = whole_weights(model, torch.float32), whole_weights(model, torch.float32)
+    used = COEFFICIENTS != 0
+    assert not used.all()
+    all_of_them.update(SEEDS, COEFFICIENTS)
+    without.update(SEEDS[used], COEFFICIENTS[used])
+    assert same(theta_of(all_of_them), theta_of(without))
+    digest = without.digest()
+    without.update(SEEDS, np.zeros_like(COEFFICIENTS))
+    assert without.digest() == digest
+
+
+def test_norm_of_an_update_is_alpha_root_p_over_n() -> None:
+    alpha, population_size = 5e-4, 30
+    model = {"a.weight": torch.zeros(1000, 500), "b.weight": torch.zeros(500, 1000)}
+    num_weights = 1_000_000
+    weights = whole_weights(model, torch.float32, 2)
+    assert weights.num_weights == num_weights
+    shaped = zscore(np.random.default_rng(5).random(population_size).tolist())
+    seeds = np.array([member_seed(9, 0, member) for member in range(population_size)], np.uint64)
+    weights.update(seeds, (alpha / population_size * np.array(shaped)).astype(np.float32))
+    norm = math.sqrt(sum(float((theta.double() ** 2).sum()) for _, theta in weights.theta()))
+    assert norm == pytest.approx(alpha * math.sqrt(num_weights / population_size), rel=0.01)
+
+
+def test_generations_of_updates_follow_the_formula_in_float64() -> None:
+    """Seeds, noise, z-scores and theta, all by plain NumPy in float64; float32 may only round."""
+    sigma, alpha, population_size, num_generations = 1e-2, 5e-3, 8, 5
+    model = make_model({"a.weight": (33, 65), "b.bias": (77,)})
+    weights = whole_weights(model, torch.float32, 2)
+    exact = {name: tensor.double().numpy().reshape(-1) for name, tensor in model.items()}
+    rng = np.random.default_rng(11)
+    for generation in range(num_generations):
+        rewards = rng.random(population_size)
+        shaped = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
+        seeds = [oracle.seed_of(4, generation, member) for member in range(population_size)]
+        for name, theta in exact.items():
+            noise = [oracle.eps(seed, oracle.key_of(name), np.arange(theta.size)) for seed in seeds]
+            weighted = shaped[:, np.newaxis] * np.stack(noise).astype(np.float64)
+            exact[name] = theta + alpha / population_size * weighted.sum(axis=0)
+        weights.update(
+            np.array(seeds, np.uint64), (alpha / population_size * np.array(zscore(rewards.tolist()))).astype("f4")
+        )
+    weights.perturb(SEEDS.tolist()[0], sigma)
+    for name, theta in theta_of(weights).items():
+        error = np.abs(theta.double().numpy().reshape(-1) - exact[name])
+        assert error.max() < num_generations * 2e-8  # half a step of float32 at 0.25, a generation each
+        moved = np.abs(theta.numpy().reshape(-1) - model[name].numpy().reshape(-1))
+        assert moved.mean() > 1e3 * error.mean()
+        noise = oracle.eps(SEEDS.tolist()[0], oracle.key_of(name), np.arange(theta.numel()))
+        live = live_of(weights)[name].double().numpy().reshape(-1)
+        assert np.abs(live - (exact[name] + sigma * noise)).max() < (num_generations + 2) * 2e-8
+
+
+def test_views_that_cannot_be_perturbed_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"q\.weight: dtype torch\.float16"):
+        View.whole("q.weight", torch.zeros(2, 3, dtype=torch.float16))
+    with pytest.raises(ValueError, match=r"q\.weight: dtype torch\.int8"):
+        View.whole("q.weight", torch.zeros(2, 3, dtype=torch.int8))
+    with pytest.raises(ValueError, match=r"q\.weight: live has shape \(2, 3\), the view says \(2, 4\)"):
+        View("q.weight", (2, 8), (0, 2), (4, 8), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"q\.weight: the elements of a row must be neighbours"):
+        View("q.weight", (3, 2), (0, 3), (0, 2), torch.zeros(2, 3).T)
+    assert View.whole("scalar", torch.tensor(1.5)).rows == (0, 1)
