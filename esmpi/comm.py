@@ -26,8 +26,10 @@ class Place:
     host: str
     local_rank: int
     """Which of the ranks on this host this is."""
-    num_threads: int
-    """CPU cores for this rank: those it may use, divided by the ranks that may use the same ones."""
+    num_local_ranks: int
+    """How many ranks this host has."""
+    cores: tuple[int, ...]
+    """CPU cores for this rank: its share of those that it and others may use."""
 
 
 class Comm:
@@ -129,9 +131,11 @@ class Comm:
         # Virtual Slurm nodes share a host name; SLURMD_NODENAME tells them apart.
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         everyone = self.allgather_object([host, cores])
-        local_rank = sum(other[0] == host for other in everyone[: self.rank])
-        sharing = sum(other == [host, cores] for other in everyone)
-        return Place(host, local_rank, max(1, len(cores) // sharing))
+        local = [rank for rank, other in enumerate(everyone) if other[0] == host]
+        sharing = [rank for rank, other in enumerate(everyone) if other == [host, cores]]
+        each, position = max(1, len(cores) // len(sharing)), sharing.index(self.rank)
+        mine = tuple(cores[(position * each + i) % len(cores)] for i in range(each))
+        return Place(host, local.index(self.rank), len(local), mine)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks now; to be called where this rank failed alone."""

@@ -64,18 +64,59 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    kind: Literal["hf"] = "hf"
-    """What generates: `hf` is transformers' own generation, on a GPU if there is one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the live weights are; auto takes a GPU if this rank has one."""
+    kind: Literal["hf", "vllm"] = "hf"
+    """What generates: `hf` is transformers' own generation, on the CPU or a GPU; `vllm` is vLLM."""
     num_threads: int | None = None
-    """CPU threads of a rank. null: the cores it may use, shared with the other ranks that may use them."""
+    """CPU cores of a rank. null: those it may use, shared with the other ranks that may use the same."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """hf: where the live weights are; auto takes a GPU if this rank has one. (vLLM is built for one device.)"""
+    tensor_parallel_size: int = 1
+    """vllm: worker processes, with a GPU each, that share every layer of one model."""
+    pipeline_parallel_size: int = 1
+    """vllm: groups of workers that share the layers among them."""
+    gpu_memory_utilization: float = 0.9
+    """vllm: share of a GPU's memory for weights, cache and activations."""
+    cpu_kv_cache_gib: int = 1
+    """vllm on a CPU: size of the cache, GiB."""
+    max_model_len: int | None = None
+    """vllm: tokens of a prompt and its completion, at most. null: the model's own limit."""
+    max_num_seqs: int | None = None
+    """vllm: completions that are generated at once, at most. null: vLLM's default."""
+    enforce_eager: bool = False
+    """vllm: no CUDA graphs; starts faster, generates slower."""
+    prefix_caching: bool = False
+    """vllm: compute a beginning that prompts share once a call. Saves time; what shares a cache may round otherwise."""
+    self_test: bool = True
+    """vllm: make sure at the start that a perturbation of each kind of weight changes the outputs."""
+    vllm_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """vllm: further arguments of `vllm.LLM`, passed as they are."""
 
     def __post_init__(self) -> None:
+        for name in (
+            *("num_threads", "tensor_parallel_size", "pipeline_parallel_size", "cpu_kv_cache_gib"),
+            *("max_model_len", "max_num_seqs"),
+        ):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name}: at least 1, got {value}")
         _require(
-            self.num_threads is None or self.num_threads >= 1,
-            f"num_threads: at least 1, got {self.num_threads}",
+            0 < self.gpu_memory_utilization <= 1,
+            f"gpu_memory_utilization: wants a share above 0, at most 1, got {self.gpu_memory_utilization}",
         )
+        taken = sorted(_SET_BY_ESMPI & self.vllm_args.keys())
+        _require(not taken, f"vllm_args: {', '.join(taken)}: esmpi sets this by a key of its own")
+        if self.kind == "hf":
+            for field in dataclasses.fields(self)[3:]:
+                default = field.default if field.default is not dataclasses.MISSING else {}
+                _require(getattr(self, field.name) == default, f"{field.name}: only for engine.kind: vllm")
+        else:
+            _require(self.device == "auto", "device: only for engine.kind: hf; vLLM is built for one device")
+
+
+_SET_BY_ESMPI = {
+    *("model", "dtype", "trust_remote_code", "tensor_parallel_size", "pipeline_parallel_size", "seed"),
+    *("gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "worker_extension_cls"),
+    *("max_model_len", "max_num_seqs"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +314,7 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
         if choices and value not in choices:
             raise ConfigError(f"{section}.{key}: must be one of {', '.join(choices)}; got {value!r}")
     for key, field in fields.items():
-        if key not in keys and field.default is dataclasses.MISSING:
+        if key not in keys and field.default is dataclasses.MISSING is field.default_factory:
             raise ConfigError(f"{section}.{key}: missing; it has no default")
     try:
         return msgspec.convert(keys, section_type)

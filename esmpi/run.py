@@ -1,6 +1,7 @@
 """The main program: `python -m esmpi.run CONFIG [key=value ...]`, serial, under mpiexec or under srun."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -81,6 +82,9 @@ def process(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: Config, speaks: bool) -> int:
+    # Threads that wait for work must not spin: ranks and other jobs on the same cores would crawl. Read by the
+    # OpenMP library as it is loaded, so it has to be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from esmpi.comm import Comm
 
     try:

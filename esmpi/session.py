@@ -128,7 +128,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack) -> Session:
         f"{engine.num_weights:,}",
         engine.digest(),
         comm.size,
-        config.engine.num_threads or place.num_threads,
+        config.engine.num_threads or len(place.cores),
         config.es.population_size,
         time.perf_counter() - started,
     )

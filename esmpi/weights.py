@@ -1,7 +1,8 @@
 """Weights: views of an engine's live tensors, theta behind them, and what ES does to both."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -60,6 +61,8 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 class _Block:
     """A part of a view as the kernels take it; see `esmpi.noise.cpu`."""
 
+    view: int
+    """Which of the views it belongs to."""
     theta: np.ndarray
     live: torch.Tensor | None
     first: int
@@ -81,15 +84,30 @@ class Weights:
     read : callable
         `read(view)` returns theta's first values for a view: float32, shape of `view.live`, on the CPU.
     num_threads : int
+    cores : set of int, optional
+        Processors for the threads, where they would otherwise inherit a narrower choice.
     """
 
-    def __init__(self, views: Sequence[View], read: Callable[[View], torch.Tensor], num_threads: int):
+    def __init__(
+        self,
+        views: Sequence[View],
+        read: Callable[[View], torch.Tensor],
+        num_threads: int,
+        cores: set[int] | None = None,
+    ):
         self.views = list(views)
         self._theta = [read(view).to(torch.float32).contiguous() for view in self.views]
         self._blocks = [
-            block for view, theta in zip(self.views, self._theta, strict=True) for block in _split(view, theta.numpy())
+            block
+            for number, (view, theta) in enumerate(zip(self.views, self._theta, strict=True))
+            for block in _split(number, view, theta.numpy())
         ]
-        self._pool = ThreadPoolExecutor(num_threads, "esmpi-weights")
+
+        def settle() -> None:
+            if cores:
+                os.sched_setaffinity(0, cores)  # of this thread alone
+
+        self._pool = ThreadPoolExecutor(num_threads, "esmpi-weights", initializer=settle)
         cpu.warm_up()
         self.restore()
 
@@ -102,8 +120,11 @@ class Weights:
         """Yield each view with its part of theta (float32, the shape of `view.live`, not a copy)."""
         yield from zip(self.views, self._theta, strict=True)
 
-    def perturb(self, seed: int, scale: float) -> None:
-        """Write live = cast(theta + scale * eps(seed)); `scale` is sign * sigma."""
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
+        """Write live = cast(theta + scale * eps(seed)); `scale` is sign * sigma.
+
+        With `only`, a collection of canonical names, no other tensors are touched.
+        """
 
         def work(block: _Block) -> None:
             assert block.live is not None
@@ -113,7 +134,7 @@ class Weights:
             if target is not block.live:
                 block.live.copy_(target)
 
-        self._each(work)
+        self._each(work, [b for b in self._blocks if only is None or self.views[b.view].name in only])
 
     def restore(self) -> None:
         """Write live = cast(theta)."""
@@ -135,24 +156,24 @@ class Weights:
             cpu.update(block.theta, block.first, block.stride, block.key, seeds, factors)
 
         if used.size:
-            self._each(work)
+            self._each(work, self._blocks)
 
-    def digest(self) -> int:
+    def digest(self, counted: Collection[int] | None = None) -> int:
         """Return the 64-bit digest of theta: equal for equal bits, whatever the layout.
 
-        The digest of a model whose tensors lie in several processes is the sum of theirs, modulo 2^64.
+        The digest of a model whose tensors lie in several processes is the sum of theirs, modulo 2^64. What
+        several of them hold must count in one only: `counted` are the numbers of the views that do.
         """
-        shares = self._pool.map(
-            lambda block: cpu.digest(block.theta, block.first, block.stride, block.key), self._blocks
-        )
+        blocks = [block for block in self._blocks if counted is None or block.view in counted]
+        shares = self._pool.map(lambda block: cpu.digest(block.theta, block.first, block.stride, block.key), blocks)
         return sum(shares) % 2**64
 
-    def _each(self, work: Callable[[_Block], None]) -> None:
-        for _ in self._pool.map(work, self._blocks):
+    def _each(self, work: Callable[[_Block], None], blocks: Sequence[_Block]) -> None:
+        for _ in self._pool.map(work, blocks):
             pass
 
 
-def _split(view: View, theta: np.ndarray) -> Iterator[_Block]:
+def _split(number: int, view: View, theta: np.ndarray) -> Iterator[_Block]:
     """Cut a view into blocks: stretches of one long row if it holds whole rows, else groups of rows."""
     key = tensor_key(view.name)
     stride = matrix_shape(view.shape)[1]
@@ -163,12 +184,12 @@ def _split(view: View, theta: np.ndarray) -> Iterator[_Block]:
         live = None if live is None else live.view(1, -1)
         for start in range(0, theta.shape[1], _BLOCK_ELEMENTS):
             part = slice(start, start + _BLOCK_ELEMENTS)
-            yield _Block(theta[:, part], None if live is None else live[:, part], first + start, 0, key)
+            yield _Block(number, theta[:, part], None if live is None else live[:, part], first + start, 0, key)
     else:
         num_rows = max(1, _BLOCK_ELEMENTS // max(1, theta.shape[1]))
         for start in range(0, theta.shape[0], num_rows):
             part = slice(start, start + num_rows)
-            yield _Block(theta[part], None if live is None else live[part], first + start * stride, stride, key)
+            yield _Block(number, theta[part], None if live is None else live[part], first + start * stride, stride, key)
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

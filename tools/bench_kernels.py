@@ -47,7 +47,7 @@ def main() -> None:
         generator.manual_seed(1)
         parameter.add_(torch.randn(shape, generator=generator, dtype=parameter.dtype), alpha=scale)
 
-    timed = {
+    timed: dict[str, Callable[[], object]] = {
         "perturb_ns": lambda: weights.perturb(int(seeds[0]), SIGMA),
         "update_ns_per_member": lambda: weights.update(seeds, factors),
         "digest_ns": weights.digest,

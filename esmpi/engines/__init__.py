@@ -8,6 +8,10 @@ from esmpi.engines.base import Completion, Engine, Sampling
 
 def load_engine(config: Config, checkpoint: Checkpoint, place: Place) -> Engine:
     """Load the model into the engine that the config asks for."""
+    if config.engine.kind == "vllm":
+        from esmpi.engines.vllm import VllmEngine
+
+        return VllmEngine(config.model, config.engine, checkpoint, place)
     from esmpi.engines.hf import HfEngine
 
     return HfEngine(config.model, config.engine, checkpoint, place)

@@ -30,7 +30,7 @@ class HfEngine(Engine):
     """
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, place: Place):
-        num_threads = engine.num_threads or place.num_threads
+        num_threads = engine.num_threads or len(place.cores)
         torch.set_num_threads(num_threads)
         disable_progress_bar()
         self._device = _device(engine.device, place.local_rank)

@@ -2,17 +2,17 @@
 
 An engine may fuse tensors, pad them, or hold shards of them; how, only its loader knows. So the loader is given
 tensors whose elements say who they are (which tensor, which row, which column, a digit at a time), and what then
-stands in the parameters tells the views. No table of architectures is needed, and a layout that this cannot
+stands in the parameters tells the views. No table of architectures is needed, and a layout that views cannot
 express is refused by the parameter's name.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from esmpi.checkpoint import Checkpoint, StoredTensor
+from esmpi.checkpoint import StoredTensor
 from esmpi.errors import UserError
 from esmpi.weights import View, matrix_shape
 
@@ -21,123 +21,121 @@ Load = Callable[[Iterable[tuple[str, torch.Tensor]]], object]
 
 _BASE = 256
 """Digits are integers below this: bfloat16 holds them exactly."""
-_UNTOUCHED = -1
+_UNTOUCHED, _PADDING = -1, 0
+"""What is read where the loader wrote nothing, and where it wrote zeros of its own. Tensors count from 1."""
 
 
-@dataclass(frozen=True)
-class Padding:
-    """Rows of a parameter that the checkpoint does not fill, such as a vocabulary rounded up."""
+@dataclass
+class _Run:
+    """Rows of a parameter that are neighbouring rows of one tensor."""
 
-    parameter: str
-    rows: torch.Tensor
-    """(R, C) live memory."""
+    tensor: int
+    first_row: int
+    live: torch.Tensor
+    cols: torch.Tensor
 
 
-def derive_views(
-    parameters: Mapping[str, torch.Tensor], load: Load, checkpoint: Checkpoint
-) -> tuple[list[View], list[Padding]]:
-    """Return the views that cover all parameters, and the padding. Overwrites the parameters' values.
+def derive_views(parameters: Mapping[str, torch.Tensor], load: Load, tensors: Sequence[StoredTensor]) -> list[View]:
+    """Return views that cover all parameters but padding. Leaves padding zero, all else overwritten.
+
+    Parameters
+    ----------
+    parameters : mapping of str to Tensor
+        The model's parameters, each once.
+    load : callable
+    tensors : sequence of StoredTensor
+        What the checkpoint holds.
 
     Raises
     ------
     UserError
-        If a parameter is empty, or holds the checkpoint's elements in an order that views cannot express.
+        If a parameter is empty or not filled from the checkpoint, or the loader transforms or rearranges what it
+        writes there.
     """
     matrices = {name: _as_matrix(name, parameter) for name, parameter in parameters.items()}
-    places = {name: _Place() for name in matrices}
-    tensors = list(checkpoint.tensors.values())
-    largest = [matrix_shape(tensor.shape) for tensor in tensors]
-    limits = {
-        "tensor": len(tensors),
-        "row": max(rows for rows, _ in largest),
-        "col": max(cols for _, cols in largest),
-    }
-    for what, limit in limits.items():
-        for digit in range(_num_digits(limit)):
+    shapes = [matrix_shape(tensor.shape) for tensor in tensors]
+    like = next(iter(matrices.values()))
+
+    def passes(limit: int, index: Callable[[int], torch.Tensor]) -> Iterator[int]:
+        """Load made-up tensors, a digit of `index(tensor)` at a time; yield the digit's value."""
+        digit = 1
+        while True:
             for matrix in matrices.values():
                 matrix.fill_(_UNTOUCHED)
-            load(_probe_tensors(tensors, what, digit, next(iter(matrices.values()))))
-            for name, matrix in matrices.items():
-                places[name].add(what, digit, matrix)
-    views: list[View] = []
-    padding: list[Padding] = []
-    for name, matrix in matrices.items():
-        for tensor, rows, cols, part in places[name].runs(name, matrix):
-            if tensor == _UNTOUCHED:
-                padding.append(Padding(name, part))
-            else:
-                views.append(View(tensors[tensor].name, tensors[tensor].shape, rows, cols, part))
-    return views, padding
+            load(
+                (tensor.name, (index(i) // digit % _BASE).to(like).expand(shapes[i]).reshape(tensor.shape))
+                for i, tensor in enumerate(tensors)
+            )
+            yield digit
+            digit *= _BASE
+            if digit > limit:
+                return
+
+    which = {name: torch.zeros(len(matrix), dtype=torch.int64) for name, matrix in matrices.items()}
+    row = {name: torch.zeros(len(matrix), dtype=torch.int64) for name, matrix in matrices.items()}
+    for digit in passes(len(tensors), lambda i: torch.full((1, 1), i + 1)):
+        for name, matrix in matrices.items():
+            which[name] += digit * _uniform(name, matrix, along=1)
+    for digit in passes(max(rows for rows, _ in shapes), lambda i: torch.arange(shapes[i][0]).view(-1, 1)):
+        for name, matrix in matrices.items():
+            row[name] += digit * _uniform(name, matrix, along=1)
+    runs = {name: list(_runs(name, matrix, which[name], row[name])) for name, matrix in matrices.items()}
+    for digit in passes(max(cols for _, cols in shapes), lambda i: torch.arange(shapes[i][1]).view(1, -1)):
+        for name, run in _each(runs):
+            run.cols += digit * _uniform(name, run.live, along=0)
+    return [_view(name, run, tensors[run.tensor - 1]) for name, run in _each(runs) if run.tensor != _PADDING]
 
 
 def _as_matrix(name: str, parameter: torch.Tensor) -> torch.Tensor:
     data = parameter.detach()
     if data.numel() == 0:
-        raise UserError(
-            f"engine: parameter {name} is empty: the engine keeps its values in a form that ES cannot reach"
-        )
-    if data.dim() == 2:
-        return data
+        raise UserError(f"engine: parameter {name} is empty: the engine has packed its values out of reach of ES")
     if not data.is_contiguous():
         raise UserError(f"engine: parameter {name} of shape {tuple(data.shape)} is not contiguous in memory")
     return data.view(-1, 1) if data.dim() < 2 else data.view(-1, data.shape[-1])
 
 
-def _num_digits(limit: int) -> int:
-    digits = 1
-    while _BASE**digits < limit:
-        digits += 1
-    return digits
+def _uniform(name: str, matrix: torch.Tensor, along: int) -> torch.Tensor:
+    """Return the digits of each row (along 1) or column (along 0), which must be the same all along it."""
+    digits = matrix[:, 0] if along == 1 else matrix[0]
+    if not torch.equal(matrix, digits.unsqueeze(along).expand_as(matrix)):
+        raise UserError(f"engine: parameter {name} is put together from the checkpoint in no order that ES can follow")
+    whole = digits.to("cpu", torch.int64)
+    if not torch.equal(whole.to(digits), digits) or bool((whole < _UNTOUCHED).any()) or bool((whole >= _BASE).any()):
+        raise UserError(f"engine: the loader changes the values of parameter {name}: ES needs them as they are stored")
+    return whole
 
 
-def _probe_tensors(
-    tensors: list[StoredTensor], what: str, digit: int, like: torch.Tensor
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield, for each tensor of the checkpoint, one whose elements are a digit of their tensor, row or column."""
-    for number, tensor in enumerate(tensors):
-        rows, cols = matrix_shape(tensor.shape)
-        index = {
-            "tensor": torch.full((1, 1), number),
-            "row": torch.arange(rows).view(-1, 1),
-            "col": torch.arange(cols).view(1, -1),
-        }[what]
-        digits = (index // _BASE**digit % _BASE).to(like.device, like.dtype)
-        yield tensor.name, digits.expand(rows, cols).reshape(tensor.shape)
+def _runs(name: str, matrix: torch.Tensor, which: torch.Tensor, row: torch.Tensor) -> Iterator[_Run]:
+    if bool((which < _PADDING).any()):
+        raise UserError(f"engine: parameter {name} is not filled from the checkpoint: ES could not perturb it")
+    joined = (which[1:] == which[:-1]) & ((row[1:] == row[:-1] + 1) | (which[1:] == _PADDING))
+    cuts = [0, *(torch.nonzero(~joined)[:, 0] + 1).tolist(), len(which)]
+    for start, stop in itertools.pairwise(cuts):
+        cols = torch.zeros(matrix.shape[1], dtype=torch.int64)
+        yield _Run(int(which[start]), int(row[start]), matrix[start:stop], cols)
 
 
-class _Place:
-    """What was read from one parameter: tensor and row along its first column, column along one row."""
+def _each(runs: Mapping[str, list[_Run]]) -> Iterator[tuple[str, _Run]]:
+    for name, parts in runs.items():
+        for run in parts:
+            yield name, run
 
-    def __init__(self) -> None:
-        self._along_rows: dict[str, torch.Tensor] = {}
-        self._cols: torch.Tensor | None = None
-        self._row = 0
 
-    def add(self, what: str, digit: int, matrix: torch.Tensor) -> None:
-        if what == "col":
-            found = matrix[self._row].to("cpu", torch.int64) * _BASE**digit
-            self._cols = found if self._cols is None else self._cols + found
-            return
-        column = matrix[:, 0].to("cpu", torch.int64)
-        value = torch.where(column == _UNTOUCHED, _UNTOUCHED, column * _BASE**digit)
-        if what in self._along_rows:
-            value = torch.where(column == _UNTOUCHED, _UNTOUCHED, self._along_rows[what] + value)
-        elif what == "tensor":
-            # columns are read where the checkpoint has written something
-            self._row = int((column != _UNTOUCHED).to(torch.int8).argmax())
-        self._along_rows[what] = value
+def _view(name: str, run: _Run, tensor: StoredTensor) -> View:
+    first, (num_rows, num_cols) = int(run.cols[0]), run.live.shape
+    if not torch.equal(run.cols, torch.arange(first, first + num_cols)):
+        raise UserError(f"engine: parameter {name} does not hold neighbouring columns of {tensor.name} side by side")
+    rows, cols = (run.first_row, run.first_row + num_rows), (first, first + num_cols)
+    return View(tensor.name, tensor.shape, rows, cols, run.live)
 
-    def runs(
-        self, name: str, matrix: torch.Tensor
-    ) -> Iterator[tuple[int, tuple[int, int], tuple[int, int], torch.Tensor]]:
-        """Yield (tensor, rows, columns, live memory) of each stretch of rows that belong together."""
-        tensor, row = self._along_rows["tensor"], self._along_rows["row"]
-        assert self._cols is not None
-        first, count = int(self._cols[0]), matrix.shape[1]
-        if bool((tensor != _UNTOUCHED).any()) and not torch.equal(self._cols, torch.arange(first, first + count)):
-            raise UserError(f"engine: parameter {name} does not hold neighbouring columns of its tensor side by side")
-        joined = (tensor[1:] == tensor[:-1]) & ((row[1:] == row[:-1] + 1) | (tensor[1:] == _UNTOUCHED))
-        starts = [0, *(torch.nonzero(~joined)[:, 0] + 1).tolist(), len(tensor)]
-        for start, stop in itertools.pairwise(starts):
-            begin = int(row[start])
-            yield int(tensor[start]), (begin, begin + stop - start), (first, first + count), matrix[start:stop]
+
+def fingerprint(parameter: torch.Tensor) -> int:
+    """Return a 64-bit sum over a parameter's bits that depends on their order; makes no copy of its size."""
+    bits = parameter.detach().reshape(-1).view(torch.int16 if parameter.element_size() == 2 else torch.int32)
+    total = 0
+    for start in range(0, len(bits), 1 << 20):
+        part = bits[start : start + (1 << 20)].to(torch.int64)
+        odd = torch.arange(start, start + len(part), device=part.device) * 0x9E3779B97F4A7C1 + 1
+        total += int((part * odd).sum())
+    return total % 2**64

@@ -176,3 +176,18 @@ def test_the_exported_model_is_theta_and_the_log_leads_to_it(launch: Run, tmp_pa
     done = launch(["-c", script, directory / "model", tmp_path / "replayed"], 0)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [True, 50, "torch.float32"]
+
+
+def test_the_report_tells_before_and_after(launch: Run, serial_output: Path) -> None:
+    done = launch(["-m", "esmpi", "report", serial_output], 0)
+    assert done.returncode == 0, done.stderr
+    samples = [
+        [json.loads(line) for line in (serial_output / "eval" / name).read_text().splitlines()]
+        for name in ("g000000.held_out.jsonl", "g000003.held_out.jsonl")
+    ]
+    before, after = (100 * sum(sample["correct"] for sample in part) / len(part) for part in samples)
+    assert f"accuracy {before:18.1f} % {after:12.1f} %" in done.stdout
+    assert done.stdout.count("after  right") + done.stdout.count("after  wrong") == 3
+    picture = (serial_output / "report.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000

@@ -19,7 +19,7 @@ from esmpi.noise import cpu, member_seed, tensor_key
 from esmpi.tasks.countdown import PROMPT
 
 TINY = "esmpi:tiny_countdown"
-PLACE = Place(host="here", local_rank=0, num_threads=1)
+PLACE = Place(host="here", local_rank=0, num_local_ranks=1, cores=(0,))
 PROMPTS = [
     PROMPT.format(numbers=numbers, target=target)
     for numbers, target in [("3 7 12", 33), ("1 1 1", 1), ("20 19 18", 21), ("5 10 2", 48)]

@@ -1,0 +1,271 @@
+"""Engine `vllm`: one vLLM engine a rank, in this process, or with worker processes for tensor parallelism."""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from esmpi.checkpoint import Checkpoint
+from esmpi.comm import Place
+from esmpi.config import EngineConfig, ModelConfig
+from esmpi.engines.base import Completion, Engine, Sampling
+from esmpi.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_EXTENSION = "esmpi.engines.vllm_worker.WorkerExtension"
+_LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_", "SLURM", "PALS_", "FLUX_")
+_SELF_TEST_SCALE = 0.05
+
+
+class VllmEngine(Engine):
+    """A vLLM engine whose weights are perturbed in place, inside its workers.
+
+    Raises
+    ------
+    UserError
+        If vLLM is missing, or keeps weights where ES cannot reach them; the parameter is named.
+    """
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, place: Place):
+        num_workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
+        cores = _share(place.cores[: engine.num_threads or len(place.cores)], num_workers)
+        _set_environment(engine, place, cores)
+        try:
+            import vllm
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise UserError(
+                f"engine.kind: vllm cannot be imported ({error}): see the README on installing it"
+            ) from error
+        self._vllm = vllm
+        if current_platform.is_cpu():
+            torch.set_num_threads(len(cores[0]))  # vLLM makes this a no-op later
+            if num_workers == 1:
+                os.sched_setaffinity(0, cores[0])
+        self._prefix_caching = engine.prefix_caching
+        with _without_launcher():
+            self._llm = vllm.LLM(**_llm_arguments(model, engine, checkpoint.folder))
+        self._checkpoint = checkpoint
+        self._views = [
+            [(name, tuple(rows), tuple(cols)) for name, rows, cols in views]
+            for views in self._rpc("esmpi_open", str(checkpoint.folder), cores)
+        ]
+        self._counted = _count_once(self._views, checkpoint)
+        self._names = list(dict.fromkeys(name for views in self._views for name, _, _ in views))
+        self._aliases = _aliases(self._names, checkpoint)
+        if engine.self_test:
+            self._self_test()
+
+    def perturb(self, seed: int, scale: float) -> None:
+        self._rpc("esmpi_perturb", seed, scale, None)
+
+    def restore(self) -> None:
+        self._rpc("esmpi_restore")
+
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        self._rpc("esmpi_update", seeds.tolist(), coefficients.tolist())
+
+    def digest(self) -> int:
+        return sum(self._rpc("esmpi_digest", self._counted)) % 2**64
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._assemble(live=False)
+
+    def live(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the live weights: canonical name and a copy of canonical shape."""
+        return self._assemble(live=True)
+
+    def aliases(self) -> dict[str, str]:
+        return self._aliases
+
+    @property
+    def num_weights(self) -> int:
+        return sum(self._checkpoint.tensors[name].num_elements for name in self._names)
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
+        parameters = [
+            self._vllm.SamplingParams(
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                # each prompt a stream of its own, whatever is batched with it
+                seed=(sampling.seed + i) % 2**63 if sampling.temperature > 0 else None,
+            )
+            for i in range(len(prompts))
+        ]
+        try:
+            outputs = self._generate(list(prompts), parameters)
+        except ValueError as error:  # a prompt that does not fit
+            raise UserError(f"engine: vLLM refuses a prompt: {error}") from error
+        completions = [output.outputs[0] for output in outputs]
+        return [
+            Completion(text=one.text, num_tokens=len(one.token_ids), truncated=one.finish_reason == "length")
+            for one in completions
+        ]
+
+    def _generate(self, prompts: list[Any], parameters: Any) -> list[Any]:
+        # Blocks that were filled with other weights must not be found again.
+        if self._prefix_caching and not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM would not reset its prefix cache: a request is still running")
+        return list(self._llm.generate(prompts, parameters, use_tqdm=False))
+
+    def _rpc(self, method: str, *arguments: Any) -> list[Any]:
+        return list(self._llm.collective_rpc(method, args=arguments))
+
+    def _assemble(self, live: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        from esmpi.weights import matrix_shape
+
+        for name in self._names:
+            shape = self._checkpoint.tensors[name].shape
+            parts = [part for worker in self._rpc("esmpi_parts", name, live) for part in worker]
+            whole = torch.empty(matrix_shape(shape), dtype=parts[0][2].dtype)
+            for rows, cols, values in parts:
+                whole[rows[0] : rows[1], cols[0] : cols[1]] = values
+            yield name, whole.view(shape)
+
+    def _self_test(self) -> None:
+        """Make sure that each kind of weight counts, and that theta written back is what was there before.
+
+        Raises
+        ------
+        UserError
+            With the tensors whose perturbation changes no output.
+        """
+        from esmpi.engines.vllm_worker import kind_of
+
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for name in self._names:
+            kinds[kind_of(name)].append(name)
+        before = self._signature()
+        ignored = []
+        for kind, names in kinds.items():
+            self._rpc("esmpi_perturb", 1, _SELF_TEST_SCALE, names)
+            if self._signature() == before:
+                ignored.append(kind)
+            self._rpc("esmpi_restore")
+        if ignored:
+            raise UserError(
+                f"engine: perturbing these weights changes no output of vLLM, so ES would train nothing there: "
+                f"{', '.join(ignored)}"
+            )
+        if self._signature() != before:
+            raise UserError("engine: writing theta back does not give vLLM's first outputs again")
+
+    def _signature(self) -> list[Any]:
+        """Return what some made-up prompts lead to, exactly: tokens and log probabilities."""
+        vocabulary = min(self._llm.llm_engine.model_config.get_vocab_size(), 1000)
+        prompts = [{"prompt_token_ids": [(7 * i + 5 * k + 3) % vocabulary for i in range(12)]} for k in range(4)]
+        parameters = self._vllm.SamplingParams(
+            max_tokens=4, temperature=0, logprobs=1, ignore_eos=True, detokenize=False
+        )
+        outputs = [output.outputs[0] for output in self._generate(prompts, parameters)]
+        return [(tuple(one.token_ids), one.cumulative_logprob) for one in outputs]
+
+
+def _llm_arguments(model: ModelConfig, engine: EngineConfig, folder: Path) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "enforce_eager": engine.enforce_eager,
+        "enable_prefix_caching": engine.prefix_caching,
+        "worker_extension_cls": _EXTENSION,
+        "seed": 0,
+    }
+    for key in ("max_model_len", "max_num_seqs"):
+        if getattr(engine, key) is not None:
+            arguments[key] = getattr(engine, key)
+    return arguments | engine.vllm_args
+
+
+def _set_environment(engine: EngineConfig, place: Place, cores: list[list[int]]) -> None:
+    """Tell vLLM, by its environment, which processes, processors and GPUs to use. Before it is imported."""
+    num_workers = len(cores)
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(engine.cpu_kv_cache_gib))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if num_workers > 1:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, worker)) for worker in cores))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if len(gpus) > num_workers and place.num_local_ranks > 1:
+        # Slurm shows all GPUs of the node to all its ranks: each takes its own.
+        mine = gpus[place.local_rank * num_workers : (place.local_rank + 1) * num_workers]
+        if len(mine) < num_workers:
+            raise UserError(
+                f"engine: {place.num_local_ranks} ranks on {place.host} with {num_workers} GPUs each, but there are "
+                f"only {len(gpus)}"
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+
+
+@contextmanager
+def _without_launcher() -> Iterator[None]:
+    """Hide what mpiexec and srun put into the environment from processes that vLLM starts.
+
+    A worker with a rank's PMI variables would take itself for that rank, and abort or hang the job.
+    """
+    hidden = {key: value for key, value in os.environ.items() if key.startswith(_LAUNCHER_VARIABLES)}
+    for key in hidden:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _share(cores: Sequence[int], num_workers: int) -> list[list[int]]:
+    """Deal processors out to workers, at least one each."""
+    each = max(1, len(cores) // num_workers)
+    return [[cores[(i * each + j) % len(cores)] for j in range(each)] for i in range(num_workers)]
+
+
+def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: Checkpoint) -> list[list[int]]:
+    """Return, for each worker, the numbers of the views that count in the digest: each element exactly once.
+
+    Raises
+    ------
+    UserError
+        If a tensor is held in part only, or rectangles overlap without being the same.
+    """
+    from esmpi.weights import matrix_shape
+
+    seen: dict[str, set[tuple[Any, Any]]] = defaultdict(set)
+    counted: list[list[int]] = []
+    for worker in views:
+        counted.append([])
+        for number, (name, rows, cols) in enumerate(worker):
+            if (rows, cols) not in seen[name]:
+                seen[name].add((rows, cols))
+                counted[-1].append(number)
+    for name, rectangles in seen.items():
+        held = np.zeros(matrix_shape(checkpoint.tensors[name].shape)[0], np.int64)
+        num_cols = matrix_shape(checkpoint.tensors[name].shape)[1]
+        for (row, end), (col, stop) in rectangles:
+            held[row:end] += stop - col
+        if (held != num_cols).any():
+            raise UserError(f"engine: vLLM's workers do not hold each element of {name} exactly once")
+    return counted
+
+
+def _aliases(names: list[str], checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the checkpoint's tensors that are another name of a tied one; warn of those that nobody uses."""
+    unused = checkpoint.tensors.keys() - set(names)
+    aliases = {}
+    if "lm_head.weight" in unused and checkpoint.config.get("tie_word_embeddings"):
+        aliases["lm_head.weight"] = next(name for name in names if name.endswith("embed_tokens.weight"))
+    rest = sorted(unused - aliases.keys())
+    if rest:
+        log.warning("vLLM does not use these tensors of the checkpoint; they stay as they are: %s", rest)
+    return aliases

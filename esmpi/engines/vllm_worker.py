@@ -1,0 +1,106 @@
+"""What runs inside each vLLM worker: the weights of that worker, reached by `collective_rpc`.
+
+vLLM imports this module before it loads the model, in this process or in a worker process of its own.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.platforms import current_platform
+
+if TYPE_CHECKING:
+    from esmpi.weights import View, Weights
+
+PACKING_KEPT = "ESMPI_KEEP_PACKING"
+"""Environment variable for tests: leaves vLLM's CPU packing on, which the start-up checks must then refuse."""
+
+if current_platform.is_cpu() and PACKING_KEPT not in os.environ:
+    # vLLM's CPU build copies linear weights into a packed form and computes with that: edits of the weights would
+    # change nothing, without any error. It looks the function up in its module at each use.
+    from vllm.model_executor.layers import utils
+
+    def _compute_with_the_weight_itself(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]  # vLLM sets any callable
+
+    utils.dispatch_cpu_unquantized_gemm = _compute_with_the_weight_itself
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker; vLLM's own names must not occur, so all begin with esmpi."""
+
+    model_runner: Any
+    rank: int
+    esmpi_weights: "Weights"
+
+    def esmpi_open(self, folder: str, cores: list[list[int]]) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
+        """Find the views of this worker's parameters and read theta; return (name, rows, columns) of each.
+
+        `cores` are the processors of each worker, by rank.
+        """
+        # Not at the top of the module: vLLM's start looks through all loaded modules and trips over numba's.
+        from esmpi.checkpoint import Checkpoint
+        from esmpi.engines.probe import derive_views, fingerprint
+        from esmpi.errors import UserError
+        from esmpi.weights import Weights
+
+        checkpoint = Checkpoint(_path(folder))
+        model = self.model_runner.model
+        parameters = dict(model.named_parameters())
+        state = {**parameters, **dict(model.named_buffers())}
+        before = {name: fingerprint(tensor) for name, tensor in state.items() if tensor.is_floating_point()}
+        with torch.no_grad():
+            views = derive_views(parameters, model.load_weights, list(checkpoint.tensors.values()))
+        mine = cores[self.rank]
+        self.esmpi_weights = Weights(views, _reader(checkpoint), len(mine), set(mine))
+        # Whatever vLLM had made of the checkpoint, bit for bit, or ES would perturb another model.
+        for name, value in before.items():
+            if fingerprint(state[name]) != value:
+                raise UserError(
+                    f"engine: vLLM rearranges {name} after loading it, so ES could not perturb it. "
+                    f"Mixture-of-experts layers on the CPU and some quantized or fused layers do this"
+                )
+        return [(view.name, view.rows, view.cols) for view in views]
+
+    def esmpi_perturb(self, seed: int, scale: float, only: list[str] | None) -> None:
+        self.esmpi_weights.perturb(seed, scale, only)
+
+    def esmpi_restore(self) -> None:
+        self.esmpi_weights.restore()
+
+    def esmpi_update(self, seeds: list[int], coefficients: list[float]) -> None:
+        import numpy as np
+
+        self.esmpi_weights.update(np.array(seeds, np.uint64), np.array(coefficients, np.float32))
+
+    def esmpi_digest(self, counted: list[list[int]]) -> int:
+        """Return this worker's share of the digest; `counted` are the views that count, by rank."""
+        return self.esmpi_weights.digest(set(counted[self.rank]))
+
+    def esmpi_parts(self, name: str, live: bool) -> list[tuple[tuple[int, int], tuple[int, int], torch.Tensor]]:
+        """Return this worker's rectangles of a tensor, of theta or the live weights: (rows, columns, values)."""
+        return [
+            (view.rows, view.cols, (view.live if live and view.live is not None else theta).cpu())
+            for view, theta in self.esmpi_weights.theta()
+            if view.name == name
+        ]
+
+
+def kind_of(name: str) -> str:
+    """Return a tensor's name without its layer, so that all of one kind have one name."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def _path(folder: str) -> Any:
+    from pathlib import Path
+
+    return Path(folder)
+
+
+def _reader(checkpoint: Any) -> "Callable[[View], torch.Tensor]":
+    def read(view: "View") -> torch.Tensor:
+        return torch.as_tensor(checkpoint.read(view.name, view.rows, view.cols))
+
+    return read
