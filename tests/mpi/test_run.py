@@ -186,7 +186,9 @@ def test_the_report_tells_before_and_after(launch: Run, serial_output: Path) -> 
         for name in ("g000000.held_out.jsonl", "g000003.held_out.jsonl")
     ]
     before, after = (100 * sum(sample["correct"] for sample in part) / len(part) for part in samples)
-    assert f"accuracy {before:18.1f} % {after:12.1f} %" in done.stdout
+    assert ["accuracy", f"{before:.1f}", "%", f"{after:.1f}", "%"] in [
+        line.split() for line in done.stdout.splitlines()
+    ]
     assert done.stdout.count("after  right") + done.stdout.count("after  wrong") == 3
     picture = (serial_output / "report.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
