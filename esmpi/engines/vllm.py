@@ -53,12 +53,14 @@ class VllmEngine(Engine):
         with _without_launcher():
             self._llm = vllm.LLM(**_llm_arguments(model, engine, checkpoint.folder))
         self._checkpoint = checkpoint
-        self._views = [
-            [(name, tuple(rows), tuple(cols)) for name, rows, cols in views]
-            for views in self._rpc("esmpi_open", str(checkpoint.folder), cores)
-        ]
-        self._counted = _count_once(self._views, checkpoint)
-        self._names = list(dict.fromkeys(name for views in self._views for name, _, _ in views))
+        opened = self._rpc("esmpi_open", str(checkpoint.folder), cores)
+        for said in opened:
+            if isinstance(said, str):
+                raise UserError(said)
+        # from another process tuples come as lists
+        views = [[(name, tuple(rows), tuple(cols)) for name, rows, cols in worker] for worker in opened]
+        self._counted = _count_once(views, checkpoint)
+        self._names = list(dict.fromkeys(name for worker in views for name, _, _ in worker))
         self._aliases = _aliases(self._names, checkpoint)
         if engine.self_test:
             self._self_test()
@@ -180,6 +182,7 @@ def _llm_arguments(model: ModelConfig, engine: EngineConfig, folder: Path) -> di
         "enforce_eager": engine.enforce_eager,
         "enable_prefix_caching": engine.prefix_caching,
         "worker_extension_cls": _EXTENSION,
+        "use_tqdm_on_load": False,
         "seed": 0,
     }
     for key in ("max_model_len", "max_num_seqs"):
@@ -192,7 +195,7 @@ def _set_environment(engine: EngineConfig, place: Place, cores: list[list[int]])
     """Tell vLLM, by its environment, which processes, processors and GPUs to use. Before it is imported."""
     num_workers = len(cores)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(engine.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if num_workers > 1:

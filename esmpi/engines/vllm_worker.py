@@ -6,13 +6,18 @@ vLLM imports this module before it loads the model, in this process or in a work
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.platforms import current_platform
 
 if TYPE_CHECKING:
+    from esmpi.checkpoint import Checkpoint
     from esmpi.weights import View, Weights
+
+Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
+"""Canonical name, rows and columns that a view holds."""
 
 PACKING_KEPT = "ESMPI_KEEP_PACKING"
 """Environment variable for tests: leaves vLLM's CPU packing on, which the start-up checks must then refuse."""
@@ -35,18 +40,27 @@ class WorkerExtension:
     rank: int
     esmpi_weights: "Weights"
 
-    def esmpi_open(self, folder: str, cores: list[list[int]]) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
-        """Find the views of this worker's parameters and read theta; return (name, rows, columns) of each.
+    def esmpi_open(self, folder: str, cores: list[list[int]]) -> "list[Rectangle] | str":
+        """Find the views of this worker's parameters and read theta; return what the views hold.
 
-        `cores` are the processors of each worker, by rank.
+        `cores` are the processors of each worker, by rank. An error of the user's is returned as its text: from
+        another process it would arrive as some RuntimeError.
         """
+        from esmpi.errors import UserError
+
+        try:
+            return self._esmpi_open(folder, cores)
+        except UserError as error:
+            return str(error)
+
+    def _esmpi_open(self, folder: str, cores: list[list[int]]) -> "list[Rectangle]":
         # Not at the top of the module: vLLM's start looks through all loaded modules and trips over numba's.
         from esmpi.checkpoint import Checkpoint
         from esmpi.engines.probe import derive_views, fingerprint
         from esmpi.errors import UserError
         from esmpi.weights import Weights
 
-        checkpoint = Checkpoint(_path(folder))
+        checkpoint = Checkpoint(Path(folder))
         model = self.model_runner.model
         parameters = dict(model.named_parameters())
         state = {**parameters, **dict(model.named_buffers())}
@@ -93,14 +107,8 @@ def kind_of(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name)
 
 
-def _path(folder: str) -> Any:
-    from pathlib import Path
-
-    return Path(folder)
-
-
-def _reader(checkpoint: Any) -> "Callable[[View], torch.Tensor]":
+def _reader(checkpoint: "Checkpoint") -> "Callable[[View], torch.Tensor]":
     def read(view: "View") -> torch.Tensor:
-        return torch.as_tensor(checkpoint.read(view.name, view.rows, view.cols))
+        return checkpoint.read(view.name, view.rows, view.cols)
 
     return read

@@ -1,0 +1,109 @@
+"""Load an engine, put it through its paces, and print what its weights are: python state.py JSON.
+
+The JSON object has `kind`, `path`, `dtype`, `engine` (further keys of the engine section), `prompts`, `max_tokens` and
+`fault` (what to break, or null). One JSON object is the last line of the output. An engine needs a process of its own.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from esmpi.checkpoint import Checkpoint, fetch_model
+from esmpi.comm import Comm
+from esmpi.config import Config, parse_config
+from esmpi.engines import Engine, Sampling, load_engine
+from esmpi.errors import UserError
+from esmpi.noise import member_seed
+
+SEED, SCALE = member_seed(7, 1, 2), -0.02
+SEEDS = np.array([member_seed(7, 0, member) for member in range(5)], np.uint64)
+COEFFICIENTS = np.array([1e-3, -2e-3, 0, 5e-4, 3e-3], np.float32)
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    config = parse_config(
+        {
+            "run": {"name": "state"},
+            "model": {"path": asked["path"], "dtype": asked["dtype"]},
+            "engine": {"kind": asked["kind"], **asked["engine"]},
+            "es": {"generations": 1},
+            "task": {"name": "countdown"},
+        }
+    )
+    try:
+        print(json.dumps(state(config, asked)))
+    except UserError as error:
+        print(json.dumps({"refused": str(error)}))
+
+
+def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
+    checkpoint = Checkpoint(fetch_model(config.model.path))
+    if asked["fault"] == "miss a kind":
+        break_perturb()
+    engine = load_engine(config, checkpoint, Comm().place())
+    if asked["fault"] == "no reset":
+        engine._llm.reset_prefix_cache = lambda: True  # type: ignore[attr-defined]
+    sampling = Sampling(max_tokens=asked["max_tokens"])
+
+    def say() -> list[str]:
+        return [completion.text for completion in engine.generate(asked["prompts"], sampling)]
+
+    found: dict[str, Any] = {"num_weights": engine.num_weights, "environment": worker_environment(engine)}
+    found["says"] = say()
+    engine.perturb(SEED, SCALE)
+    found["perturbed"] = hashes(engine)
+    found["perturbed_says"] = say()
+    engine.restore()
+    found["restored"] = hashes(engine)
+    found["restored_says"] = say()
+    found["digest"] = engine.digest()
+    engine.update(SEEDS, COEFFICIENTS)
+    found["updated_digest"] = engine.digest()
+    engine.perturb(SEED, SCALE)
+    found["updated_perturbed"] = hashes(engine)
+    found["theta"] = {name: digest_of(tensor) for name, tensor in engine.tensors()}
+    return found
+
+
+def hashes(engine: Engine) -> dict[str, str]:
+    return {name: digest_of(tensor) for name, tensor in engine.live()}  # type: ignore[attr-defined]
+
+
+def digest_of(tensor: torch.Tensor) -> str:
+    bits = tensor.contiguous().view(torch.uint8 if tensor.dim() else torch.int32)
+    return hashlib.sha256(bits.numpy().tobytes()).hexdigest()[:16]
+
+
+def worker_environment(engine: Engine) -> list[list[str]]:
+    """Return, for each vLLM worker, its process and the launcher's variables that it can see."""
+    if not hasattr(engine, "_llm"):
+        return []
+    return [list(part) for part in engine._llm.collective_rpc(see_environment)]
+
+
+def see_environment(worker: Any) -> list[str]:
+    names = [key for key in os.environ if key.startswith(("PMI", "MPI_", "OMPI_", "SLURM", "HYDRA"))]
+    return [str(os.getpid()), *sorted(names)]
+
+
+def break_perturb() -> None:
+    """Make the worker forget one kind of weight, as a hidden copy inside the engine would."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from esmpi.engines.vllm_worker import WorkerExtension
+
+    perturb = WorkerExtension.esmpi_perturb
+
+    def forgetful(self: Any, seed: int, scale: float, only: list[str] | None) -> None:
+        perturb(self, seed, scale, [name for name in only or [] if "down_proj" not in name])
+
+    WorkerExtension.esmpi_perturb = forgetful  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()

