@@ -68,11 +68,12 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from esmpi.store.export import export
+    from esmpi.store.export import check_target, export
 
-    file, base, weights = _rebuild(arguments)
+    check_target(arguments.out)
+    file, base, weights, generation = _rebuild(arguments)
     theta = ((view.name, tensor.view(view.shape)) for view, tensor in weights.theta())
-    export(base, theta, file.attributes["aliases"], arguments.out, arguments.dtype, file.attributes["run_uuid"])
+    export(base, theta, file.attributes["aliases"], arguments.out, arguments.dtype, file.describe(generation))
     print(f"written to {arguments.out} ({arguments.dtype})")
     return 0
 
@@ -88,7 +89,7 @@ def _rebuild(arguments):  # type: ignore[no-untyped-def]  # the types would impo
     generation = file.num_generations if arguments.generation is None else arguments.generation
     weights = replay(file, base, generation, len(os.sched_getaffinity(0)))
     print(f"generation {generation}: theta {weights.digest():016x}, as the run file has it")
-    return file, base, weights
+    return file, base, weights, generation
 
 
 if __name__ == "__main__":

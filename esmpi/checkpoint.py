@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from esmpi.errors import UserError, nearest
 
@@ -69,7 +69,9 @@ def find_model(path: str, revision: str | None = None) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+        cached = Path(snapshot_download(path, revision=revision, local_files_only=True))
+        # a snapshot that was only begun has its small files
+        return cached if any(cached.glob("*.safetensors")) else None
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:
@@ -84,9 +86,8 @@ def fetch_model(path: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(path, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"])
-        )
+        wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # no network, no such model, no access: the hub's own text says which
         raise UserError(
             f"model.path: {path} is neither a folder nor in the local Hugging Face cache, and fetching it "
@@ -95,11 +96,24 @@ def fetch_model(path: str, revision: str | None = None) -> Path:
 
 
 class Checkpoint:
-    """The tensors of a model folder, `tensors` by canonical name."""
+    """A model folder: its tensors by canonical name in `tensors`, its config.json in `config`.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or damaged.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
+        try:
+            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            self._list_tensors()
+        except (SafetensorError, ValueError, OSError) as error:
+            raise UserError(f"model.path: {folder} is damaged or incomplete: {error}") from error
+
+    def _list_tensors(self) -> None:
         for file in self._weight_files():
             with safe_open(file, framework="numpy") as stored:
                 for name in stored.keys():  # noqa: SIM118 (it is no mapping)
@@ -115,11 +129,6 @@ class Checkpoint:
             if not (self.folder / name).exists():
                 raise UserError(f"model.path: {self.folder} lacks {name}, which its index names")
             yield self.folder / name
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The model's config.json."""
-        return dict(json.loads((self.folder / "config.json").read_text()))
 
     def read(self, name: str, rows: tuple[int, int], cols: tuple[int, int]) -> "torch.Tensor":
         """Return a rectangle of a tensor, seen as a matrix, as float32.

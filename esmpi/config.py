@@ -6,6 +6,7 @@ Importing this module is cheap: no torch, no MPI.
 import dataclasses
 import io
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -97,7 +98,8 @@ class EngineConfig:
             *("max_model_len", "max_num_seqs"),
         ):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name}: at least 1, got {value}")
+            _require(value is None or 1 <= value <= 2**31, f"{name}: at least 1, got {value}")
+        _require(self.num_threads is None or self.num_threads <= 4096, f"num_threads: {self.num_threads} is too many")
         _require(
             0 < self.gpu_memory_utilization <= 1,
             f"gpu_memory_utilization: wants a share above 0, at most 1, got {self.gpu_memory_utilization}",
@@ -105,9 +107,10 @@ class EngineConfig:
         taken = sorted(_SET_BY_ESMPI & self.vllm_args.keys())
         _require(not taken, f"vllm_args: {', '.join(taken)}: esmpi sets this by a key of its own")
         if self.kind == "hf":
-            for field in dataclasses.fields(self)[3:]:
-                default = field.default if field.default is not dataclasses.MISSING else {}
-                _require(getattr(self, field.name) == default, f"{field.name}: only for engine.kind: vllm")
+            for field in dataclasses.fields(self):
+                if field.name not in ("kind", "num_threads", "device"):
+                    default = field.default if field.default is not dataclasses.MISSING else {}
+                    _require(getattr(self, field.name) == default, f"{field.name}: only for engine.kind: vllm")
         else:
             _require(self.device == "auto", "device: only for engine.kind: hf; vLLM is built for one device")
 
@@ -128,17 +131,22 @@ class EsConfig:
     sigma: float = 1e-3
     """Perturbation scale: a member's weights are theta + sigma * eps."""
     alpha: float | None = None
-    """Step size: theta += alpha / N * sum of shaped fitness times eps. null: sigma / 2."""
+    """Step size: theta += alpha / N * sum of shaped fitness times eps. null: sigma / 2, filled in."""
     shaping: Literal["zscore", "centered_rank"] = "zscore"
     """How fitness becomes shaped fitness: z-scores, or ranks from -0.5 to 0.5."""
     antithetic: bool = False
     """Whether members come in pairs of +eps and -eps."""
 
     def __post_init__(self) -> None:
-        _require(self.population_size >= 2, f"population_size: at least 2, got {self.population_size}")
-        _require(self.generations >= 0, f"generations: at least 0, got {self.generations}")
-        _require(0 < self.sigma < 1e3, f"sigma: wants 0 < sigma < 1000, got {self.sigma}")
-        _require(self.alpha is None or 0 < self.alpha < 1e3, f"alpha: wants 0 < alpha < 1000, got {self.alpha}")
+        _require(
+            2 <= self.population_size <= 10**7, f"population_size: wants 2 to 10 million, got {self.population_size}"
+        )
+        _require(0 <= self.generations <= 10**9, f"generations: wants 0 to 10^9, got {self.generations}")
+        # below float32's resolution of any weight nothing would move
+        _require(1e-12 <= self.sigma < 1e3, f"sigma: wants 1e-12 <= sigma < 1000, got {self.sigma}")
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", self.sigma / 2)
+        _require(1e-12 <= self.step_size < 1e3, f"alpha: wants 1e-12 <= alpha < 1000, got {self.alpha}")
         _require(
             not self.antithetic or self.population_size % 2 == 0,
             f"population_size: antithetic pairs need an even number, got {self.population_size}",
@@ -146,15 +154,21 @@ class EsConfig:
 
     @property
     def step_size(self) -> float:
-        """Alpha, with its default filled in."""
-        return self.sigma / 2 if self.alpha is None else self.alpha
+        """Alpha, which is never None once the config is checked."""
+        assert self.alpha is not None
+        return self.alpha
+
+
+GENERATED = "generated"
+"""Instead of a file: the task makes the problems."""
+_GENERATED_COUNTS = {"train": 1000, "eval": 400}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train: str = "generated"
+    train: str = GENERATED
     """Training problems: a .jsonl file, or `generated` by the task."""
-    eval: str = "generated"
+    eval: str = GENERATED
     """Held-out problems: a .jsonl file, or `generated` (never one of the training problems)."""
     num_train: int | None = None
     """Use the first so many training problems of the file; how many to generate (default 1000)."""
@@ -171,6 +185,13 @@ class DataConfig:
         for name in ("num_train", "num_eval", "batch_size", "mini_batch_size"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name}: at least 1, got {value}")
+        for part, count in _GENERATED_COUNTS.items():
+            if getattr(self, part) == GENERATED and getattr(self, f"num_{part}") is None:
+                object.__setattr__(self, f"num_{part}", count)
+        _require(
+            self.num_train is None or self.batch_size <= self.num_train,
+            f"batch_size: {self.batch_size} prompts wanted of num_train: {self.num_train} problems",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +297,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
         keys = tree.get(name)
         keys = {} if keys is None else keys
         if not isinstance(keys, dict):
-            raise ConfigError(f"{name}: must be a section with keys of its own, got {keys!r}")
+            raise ConfigError(f"{name}: must be a section with keys of its own, got {reprlib.repr(keys)}")
         parsed[name] = _parse_section(name, _task_config_type(keys) if name == "task" else section_type, keys)
     return Config(**parsed)
 
@@ -312,7 +333,7 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
             raise ConfigError(f"{section}.{key}: unknown key{nearest(str(key), fields)}")
         choices = _choices(hints[key])
         if choices and value not in choices:
-            raise ConfigError(f"{section}.{key}: must be one of {', '.join(choices)}; got {value!r}")
+            raise ConfigError(f"{section}.{key}: must be one of {', '.join(choices)}; got {reprlib.repr(value)}")
     for key, field in fields.items():
         if key not in keys and field.default is dataclasses.MISSING is field.default_factory:
             raise ConfigError(f"{section}.{key}: missing; it has no default")
@@ -325,7 +346,7 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
         key = re.split(r"[.\[`]", place.removeprefix("."))[0]
         if not key:
             raise ConfigError(f"{section}.{message}") from None
-        raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {keys.get(key)!r}") from None
+        raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {reprlib.repr(keys.get(key))}") from None
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
@@ -348,7 +369,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if tree.get(section) is None:
         tree[section] = {}
     if not isinstance(tree[section], dict):
-        raise ConfigError(f"{section}: must be a section with keys of its own, got {tree[section]!r}")
+        raise ConfigError(f"{section}: must be a section with keys of its own, got {reprlib.repr(tree[section])}")
     tree[section][key] = value
 
 

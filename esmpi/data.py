@@ -5,15 +5,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmpi.config import DataConfig
+from esmpi.config import GENERATED, DataConfig
 from esmpi.errors import UserError, nearest
 from esmpi.streams import stream
 from esmpi.tasks import Example, Task
 
-GENERATED = "generated"
 _MAX_REPEATS = 1000
 """Draws in a row that bring no new problem before a generator counts as exhausted."""
-_DEFAULT_COUNTS = {"train": 1000, "eval": 400}
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _read(part: str, source: str, task: Task, count: int | None) -> list[Example
 
 def _generate(part: str, count: int | None, task: Task, run_seed: int, taken: set[Hashable]) -> list[Example]:
     """Generate problems that are not `taken`, and take them."""
-    count = _DEFAULT_COUNTS[part] if count is None else count
+    assert count is not None  # the config fills it in
     try:
         draw = task.generator(stream(run_seed, f"{part} problems"))
         examples: list[Example] = []

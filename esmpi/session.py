@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import reprlib
 import sys
 import time
 from contextlib import ExitStack
@@ -19,14 +20,14 @@ from esmpi.comm import Comm
 from esmpi.config import Config, changed_keys
 from esmpi.data import Problems, load_problems
 from esmpi.engines import Engine, load_engine
-from esmpi.errors import UserError
+from esmpi.errors import SharedError, UserError
 from esmpi.launch.signals import StopFlag
 from esmpi.population import ExchangeError, describe_digests
 from esmpi.recorder import Recorder
 from esmpi.scoring import Scorer
 from esmpi.store.export import export
 from esmpi.store.files import locked
-from esmpi.store.run_file import RunFile, run_file_path
+from esmpi.store.run_file import RunFile
 from esmpi.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,9 @@ SUITE = "held_out"
 """Name of the suite that the held-out problems make."""
 
 MAY_CHANGE = (
-    *("engine.", "eval.", "log.", "es.generations", "run.output_dir", "run.export_dtype"),
-    # where the model lies does not matter: its digest tells whether it is the same
-    *("model.path", "model.revision", "model.trust_remote_code", "data.mini_batch_size"),
+    *("engine.", "eval.every", "log.", "es.generations", "run.output_dir", "run.export_dtype"),
+    # where model and problems lie does not matter: their digests tell whether they are the same
+    *("model.path", "model.revision", "model.trust_remote_code", "data.train", "data.eval"),
 )
 """Sections and keys that the next start of a run may have otherwise."""
 
@@ -59,14 +60,17 @@ class Session:
     """On rank 0 only."""
     generation: int = 0
     """Of theta: how many updates it has had."""
+    digest: int = 0
+    """Of theta."""
     evaluated: set[int] = field(default_factory=set)
     """Generations that were evaluated before."""
 
-    def check_digests(self) -> None:
-        """Collective. Raise ExchangeError, naming the ranks, unless theta is the same on all of them."""
+    def agreed_digest(self) -> int:
+        """Collective. Return theta's digest; raise ExchangeError, naming the ranks, unless all have the same."""
         digests = self.comm.allgather_array(np.array([self.engine.digest()], np.uint64))[:, 0].tolist()
         if len(set(digests)) > 1:
             raise ExchangeError(describe_digests(digests))
+        return int(digests[0])
 
     def finish(self) -> None:
         """Export theta as a model folder, on rank 0, if the run has all its generations."""
@@ -81,7 +85,7 @@ class Session:
                 self.engine.aliases(),
                 out,
                 dtype,
-                self.run.attributes["run_uuid"],
+                self.run.describe(self.generation),
             )
             log.info("theta of generation %d exported to %s (%s)", self.generation, out, dtype)
         log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)
@@ -105,10 +109,12 @@ def open_session(config: Config, comm: Comm, stack: ExitStack) -> Session:
         problems = load_problems(config.data, task, config.run.seed)
         checkpoint = Checkpoint(fetch_model(config.model.path, config.model.revision))
         engine = load_engine(config, checkpoint, place)
+        _check_prompts(config, engine, task, problems)
+    data_digest = _agreed_data_digest(comm, problems)
     run = None
     with comm.together():
         if comm.is_root:
-            run = _open_run(config, comm, engine)
+            run = _open_run(config, comm, engine, data_digest)
     session = Session(
         config=config,
         comm=comm,
@@ -121,12 +127,12 @@ def open_session(config: Config, comm: Comm, stack: ExitStack) -> Session:
         stop=stop,
         run=run,
     )
-    session.check_digests()
+    session.digest = session.agreed_digest()
     log.info(
         "%s: %s weights, theta %016x, %d ranks x %d threads, %d members, ready in %.1f s",
         config.run.name,
         f"{engine.num_weights:,}",
-        engine.digest(),
+        session.digest,
         comm.size,
         config.engine.num_threads or len(place.cores),
         config.es.population_size,
@@ -152,14 +158,39 @@ def _agree_on_config(config: Config, comm: Comm) -> None:
             raise RuntimeError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
 
 
-def _open_run(config: Config, comm: Comm, engine: Engine) -> RunFile:
+def _agreed_data_digest(comm: Comm, problems: Problems) -> str:
+    """Collective. Return a digest of all problems; raise if ranks read different ones."""
+    text = json.dumps([problems.train, problems.held_out], sort_keys=True)
+    digests = comm.allgather_object(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise SharedError(f"data: rank {rank} reads other problems than rank 0: is the file the same on its node?")
+    return str(digests[0])
+
+
+def _check_prompts(config: Config, engine: Engine, task: Task, problems: Problems) -> None:
+    """Raise UserError for a prompt that the model has no room for: now, not in the middle of a run."""
+    for part, examples in (("train", problems.train), ("eval", problems.held_out)):
+        lengths = engine.prompt_lengths([task.prompt(example) for example in examples])
+        for example, length in zip(examples, lengths, strict=True):
+            if length == 0:
+                raise UserError(f"model.path: {config.model.path} has no tokenizer that reads the prompts")
+            if engine.max_length is not None and length + config.sampling.max_tokens > engine.max_length:
+                raise UserError(
+                    f"sampling.max_tokens: a prompt of {length} tokens (data.{part}: {reprlib.repr(example)}) and "
+                    f"{config.sampling.max_tokens} new ones are more than the model's {engine.max_length} positions"
+                )
+
+
+def _open_run(config: Config, comm: Comm, engine: Engine, data_digest: str) -> RunFile:
     """Read the run file that is there, or start one."""
-    path = run_file_path(config.directory)
+    path = config.directory / "run.h5"
     resolved, digest = config.to_dict(), engine.digest()
     if path.exists():
         run = RunFile.open(path)
         changed = changed_keys(run.attributes["config"], resolved)
-        refused = [line for line in changed if not line.startswith(MAY_CHANGE)]
+        may_change = MAY_CHANGE if config.sampling.temperature > 0 else (*MAY_CHANGE, "data.mini_batch_size")
+        refused = [line for line in changed if not line.startswith(may_change)]
         if refused:
             raise UserError(
                 f"{path.parent} holds a run with another config; choose another run.name, or go back to what "
@@ -170,6 +201,10 @@ def _open_run(config: Config, comm: Comm, engine: Engine) -> RunFile:
                 f"{path.parent} holds a run of another base model: digest {run.attributes['model_digest']:016x}, "
                 f"{config.model.path} has {digest:016x}"
             )
+        if run.attributes["data_digest"] != data_digest:
+            raise UserError(
+                f"data.train, data.eval: {path.parent} holds a run on other problems, or on the same in another order"
+            )
         if run.num_generations > config.es.generations:
             raise UserError(
                 f"es.generations: {path.parent} already has {run.num_generations} generations, "
@@ -178,7 +213,7 @@ def _open_run(config: Config, comm: Comm, engine: Engine) -> RunFile:
         run.attributes["config"] = resolved
     else:
         names = [name for name, _ in engine.tensors()]
-        run = RunFile.create(path, resolved, digest, names, engine.aliases())
+        run = RunFile.create(path, resolved, digest, data_digest, names, engine.aliases())
     run.attributes["provenance"].append(_provenance(comm))
     run.write()
     return run
@@ -199,14 +234,14 @@ def _catch_up(session: Session) -> None:
         session.engine.update(seeds[generation], factors[generation])
     session.generation = len(seeds)
     session.engine.restore()
-    session.check_digests()
-    if run is not None and run.num_generations:
-        digest = session.engine.digest()
-        if digest != run.theta_digest:
-            raise RuntimeError(
+    session.digest = digest = session.agreed_digest()
+    with comm.together():
+        if run is not None and digest != run.theta_digest:
+            raise UserError(
                 f"replaying {run.path} gives theta {digest:016x}, but it recorded {run.theta_digest:016x}: "
-                f"the file is damaged, or this esmpi is not the one that wrote it"
+                f"a machine computed wrongly, then or now. Start a new run (run.name), or restore a backup"
             )
+    if run is not None and run.num_generations:
         left = session.config.es.generations - session.generation
         advice = f"{left} to go" if left else "none to go; a larger es.generations prolongs the run"
         log.info("going on from generation %d, theta %016x, %s", session.generation, digest, advice)

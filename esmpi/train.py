@@ -26,51 +26,57 @@ def train(session: Session) -> None:
 
     Ends early, on all ranks alike, when any rank was asked to stop.
     """
-    config, comm, engine = session.config, session.comm, session.engine
     evaluate_if_due(session, session.generation)
-    for generation in range(session.generation, config.es.generations):
-        watch = Stopwatch()
-        members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
-        examples = batch(config.data, session.problems.train, config.run.seed, generation)
-        records = evaluate_members(session, generation, members, examples, watch)
-        with watch.phase("exchange"):
-            gathered = comm.allgather_array(records)
-        results = check(gathered, members)
-        factors = coefficients(
-            results["fitness"],
-            results["status"] == FAILED,
-            results["sign"],
-            config.es.shaping,
-            config.es.step_size,
-        )
-        with watch.phase("update"):
-            engine.update(members["seed"], factors)
-            digest = engine.digest()
-        session.recorder.commit(generation, results, factors, digest, watch)
-        session.generation = generation + 1
-        evaluate_if_due(session, generation + 1)
-        if gathered["stop"].any():
-            log.info("asked to stop: generation %d is committed, the same command goes on from it", generation + 1)
-            break
-    session.check_digests()
+    while session.generation < session.config.es.generations:
+        stop = run_generation(session)
+        if stop:
+            log.info("asked to stop: generation %d is committed, the same command goes on from it", session.generation)
+            return
+        evaluate_if_due(session, session.generation)
 
 
-def evaluate_members(
-    session: Session, generation: int, members: np.ndarray, examples: list[Example], watch: Stopwatch
-) -> np.ndarray:
+def run_generation(session: Session) -> bool:
+    """Collective. Take theta one generation on and commit it; return whether any rank was asked to stop."""
+    config, comm, engine, generation = session.config, session.comm, session.engine, session.generation
+    watch = Stopwatch()
+    members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
+    examples = batch(config.data, session.problems.train, config.run.seed, generation)
+    records = evaluate_members(session, members, examples, watch)
+    with watch.phase("exchange"):
+        gathered = comm.allgather_array(records)
+    results = check(gathered, members)
+    failed = results["status"] == FAILED
+    factors = coefficients(results["fitness"], failed, results["sign"], config.es.shaping, config.es.step_size)
+    with watch.phase("update"):
+        engine.update(members["seed"], factors)
+        # before the commit: what is committed is what all ranks have
+        session.digest = session.agreed_digest()
+    session.recorder.commit(generation, results, factors, session.digest, watch)
+    session.generation += 1
+    return bool(gathered["stop"].any())
+
+
+def evaluate_members(session: Session, members: np.ndarray, examples: list[Example], watch: Stopwatch) -> np.ndarray:
     """Perturb, generate and score for each member of this rank's shard; return the records to exchange."""
     config, comm, engine = session.config, session.comm, session.engine
     prompts = [session.task.prompt(example) for example in examples]
-    sampling = Sampling(
-        max_tokens=config.sampling.max_tokens,
-        temperature=config.sampling.temperature,
-        top_p=config.sampling.top_p,
-        # the same for all members, as the prompts are: their fitness differs by their weights alone
-        seed=stream_seed(config.run.seed, "sampling", generation),
-    )
+    size = config.data.mini_batch_size or len(prompts)
+    mini_batches = [
+        (
+            prompts[start : start + size],
+            Sampling(
+                max_tokens=config.sampling.max_tokens,
+                temperature=config.sampling.temperature,
+                top_p=config.sampling.top_p,
+                # the same for all members, as the prompts are: their fitness differs by their weights alone
+                seed=stream_seed(config.run.seed, "sampling", session.generation, start),
+            ),
+        )
+        for start in range(0, len(prompts), size)
+    ]
     # what this rank says even if it has no member: which theta it has
     blank = np.zeros(1, RECORD_DTYPE)
-    blank["digest"], blank["rank"] = engine.digest(), comm.rank
+    blank["digest"], blank["rank"] = session.digest, comm.rank
     mine = members[list(shard(len(members), comm.rank, comm.size))]
     records = np.repeat(blank, len(mine))
     pending: list[Future[Scored]] = []
@@ -79,12 +85,7 @@ def evaluate_members(
         with watch.phase("perturb"):
             engine.perturb(seed, sign * config.es.sigma)
         with watch.phase("generate"):
-            size = config.data.mini_batch_size or len(prompts)
-            completions = [
-                completion
-                for start in range(0, len(prompts), size)
-                for completion in engine.generate(prompts[start : start + size], sampling)
-            ]
+            completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
         record["member"], record["seed"], record["sign"] = member, seed, sign
         record["tokens"] = sum(completion.num_tokens for completion in completions)
         record["seconds"] = time.perf_counter() - started

@@ -4,8 +4,8 @@
 #   PYTHON      interpreter to make .venv with (default: the first of python3.13 ... python3 that is 3.11 or later)
 #   ESMPI_VENV  where the environment is (default: .venv)
 
-# CPU build where no NVIDIA driver is: the plain package brings gigabytes of CUDA libraries. Where your package
-# index has no CPU build of it, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
+# One version for all. The public package brings gigabytes of CUDA libraries; on a machine without a GPU set
+# PIP_EXTRA_INDEX_URL to PyTorch's CPU index, whose build of the same version pip then prefers.
 TORCH="torch==2.13.0"
 
 find_python() {

@@ -69,6 +69,15 @@ class Engine(ABC):
     def num_weights(self) -> int:
         """How many weights theta has."""
 
+    @property
+    @abstractmethod
+    def max_length(self) -> int | None:
+        """Tokens of a prompt and its completion that the model has room for, None if it has no limit."""
+
+    @abstractmethod
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt has."""
+
     @abstractmethod
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """Complete each prompt with the live weights; the completions come in the prompts' order."""

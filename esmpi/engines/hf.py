@@ -1,6 +1,7 @@
 """Engine `hf`: transformers' own generation, on the CPU or one GPU."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,14 +37,16 @@ class HfEngine(Engine):
         self._device = _device(engine.device, place.local_rank)
         if "quantization_config" in checkpoint.config:
             raise UserError(f"model.path: {checkpoint.folder} is quantized: ES needs unquantized weights")
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.folder, padding_side="left", trust_remote_code=model.trust_remote_code
-        )
-        self._model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
-        )
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.folder, padding_side="left", trust_remote_code=model.trust_remote_code
+            )
+            self._model = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
+            )
+        except (OSError, ValueError, ImportError) as error:  # unknown architecture, missing file or package, ...
+            raise UserError(f"model.path: transformers cannot load {checkpoint.folder}: {error}") from error
         self._model.eval().requires_grad_(False).to(self._device)
-        self._max_length = getattr(self._model.config, "max_position_embeddings", None)
 
         ends = self._model.generation_config.eos_token_id
         if ends is None:
@@ -59,17 +62,28 @@ class HfEngine(Engine):
             eos_token_id=self._ends, pad_token_id=self._tokenizer.pad_token_id
         )
 
-        views = [View.whole(name, parameter) for name, parameter in self._model.named_parameters()]
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        self._aliases = {
-            name: names[id(parameter)]
-            for name, parameter in self._model.named_parameters(remove_duplicate=False)
-            if name != names[id(parameter)]
-        }
-        unused = sorted(checkpoint.tensors.keys() - names.values() - self._aliases.keys())
+        views, self._aliases = self._find_views(checkpoint)
+        unused = sorted(checkpoint.tensors.keys() - {view.name for view in views} - self._aliases.keys())
         if unused:
             log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", unused)
         self._weights = Weights(views, lambda view: _read(checkpoint, view), num_threads)
+
+    def _find_views(self, checkpoint: Checkpoint) -> tuple[list[View], dict[str, str]]:
+        """Return a view of each parameter under the name that the checkpoint stores, and its other names."""
+        prefix = f"{self._model.base_model_prefix}."
+        parameters: dict[int, torch.nn.Parameter] = {}
+        names: dict[int, list[str]] = defaultdict(list)
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            parameters[id(parameter)] = parameter
+            # a checkpoint of the model without its head has names without the prefix
+            names[id(parameter)] += [name, name.removeprefix(prefix)]
+        views: list[View] = []
+        aliases: dict[str, str] = {}
+        for key, parameter in parameters.items():
+            canonical = next((name for name in names[key] if name in checkpoint.tensors), names[key][0])
+            views.append(View.whole(canonical, parameter))
+            aliases |= {name: canonical for name in names[key] if name != canonical}
+        return views, aliases
 
     def perturb(self, seed: int, scale: float) -> None:
         self._weights.perturb(seed, scale)
@@ -100,6 +114,13 @@ class HfEngine(Engine):
             assert view.live is not None
             yield view.name, view.live.view(view.shape)
 
+    @property
+    def max_length(self) -> int | None:
+        return getattr(self._model.config, "max_position_embeddings", None)
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._tokenizer(list(prompts))["input_ids"]]
+
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         if not prompts:
             return []
@@ -107,11 +128,6 @@ class HfEngine(Engine):
         # Some tokenizers also return token_type_ids, which decoder models refuse.
         inputs = {key: inputs[key].to(self._device) for key in ("input_ids", "attention_mask")}
         prompt_length = inputs["input_ids"].shape[1]
-        if self._max_length is not None and prompt_length + sampling.max_tokens > self._max_length:
-            raise UserError(
-                f"sampling.max_tokens: a prompt of {prompt_length} tokens and {sampling.max_tokens} new ones are more "
-                f"than the {self._max_length} positions of the model"
-            )
         settings: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0}
         if sampling.temperature > 0:
             # A perturbed model can overflow; its completions are then noise with a bad reward, not a crash.

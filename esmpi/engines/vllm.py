@@ -91,6 +91,13 @@ class VllmEngine(Engine):
     def num_weights(self) -> int:
         return sum(self._checkpoint.tensors[name].num_elements for name in self._names)
 
+    @property
+    def max_length(self) -> int | None:
+        return int(self._llm.llm_engine.model_config.max_model_len)
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._llm.get_tokenizer()(list(prompts))["input_ids"]]
+
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         parameters = [
             self._vllm.SamplingParams(
@@ -102,11 +109,7 @@ class VllmEngine(Engine):
             )
             for i in range(len(prompts))
         ]
-        try:
-            outputs = self._generate(list(prompts), parameters)
-        except ValueError as error:  # a prompt that does not fit
-            raise UserError(f"engine: vLLM refuses a prompt: {error}") from error
-        completions = [output.outputs[0] for output in outputs]
+        completions = [output.outputs[0] for output in self._generate(list(prompts), parameters)]
         return [
             Completion(text=one.text, num_tokens=len(one.token_ids), truncated=one.finish_reason == "length")
             for one in completions
@@ -198,6 +201,7 @@ def _set_environment(engine: EngineConfig, place: Place, cores: list[list[int]])
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(engine.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(cores[0])))  # else vLLM leaves one core of the CPU idle
     if num_workers > 1:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, worker)) for worker in cores))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -24,6 +24,14 @@ _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7, _A8, _A9 = _WEYL_0
 _B0, _B1, _B2, _B3, _B4, _B5, _B6, _B7, _B8, _B9 = _WEYL_1
 
 
+def _kernel(function):
+    """Compile, keep what was compiled for the next start where there is a place to keep it, and release the GIL."""
+    try:
+        return nb.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return nb.njit(nogil=True)(function)
+
+
 @nb.njit(inline="always")
 def _round(x0, x1, x2, x3, key0, key1):
     product0 = nb.uint64(x0) * _MULTIPLIER_0
@@ -77,7 +85,7 @@ def _overlap(tile, begin, cols):
     return slice(shift + start, shift + stop), slice(start, stop)
 
 
-@nb.njit(nogil=True, cache=True)
+@_kernel
 def _perturb_float32(live, theta, first, stride, key, seed, scale, table):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
@@ -94,7 +102,7 @@ def _perturb_float32(live, theta, first, stride, key, seed, scale, table):
                 out[i] = source[i] + noise[i]
 
 
-@nb.njit(nogil=True, cache=True)
+@_kernel
 def _perturb_bfloat16(live, theta, first, stride, key, seed, scale, table):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
@@ -125,7 +133,7 @@ def _to_bfloat16(bits):
     return nb.uint16(np.uint32(0x7FC0) if is_nan else rounded)
 
 
-@nb.njit(nogil=True, cache=True)
+@_kernel
 def _update(theta, first, stride, key, seeds, coefficients, table):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
@@ -146,7 +154,7 @@ def _update(theta, first, stride, key, seeds, coefficients, table):
                 out[i] += noise[i]
 
 
-@nb.njit(nogil=True, cache=True)
+@_kernel
 def _digest(theta_bits, first, stride, key):
     """Sum, modulo 2^64, a mix of each element's bits with its tensor and position."""
     total = np.uint64(0)

@@ -3,15 +3,16 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
 from esmpi.checkpoint import Checkpoint
 from esmpi.errors import UserError
-from esmpi.store.files import replacing
+from esmpi.store.files import sync
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ def export(
     aliases: dict[str, str],
     out: Path,
     dtype: str,
-    run_uuid: str,
+    origin: dict[str, Any],
 ) -> None:
     """Write a model folder that transformers and vLLM load: the base's files with theta's values.
 
@@ -38,8 +39,8 @@ def export(
         Made anew; an older export there is replaced.
     dtype : str
         "float32" or "bfloat16".
-    run_uuid : str
-        Written into the weights' metadata.
+    origin : dict
+        Which theta this is (`RunFile.describe`); written into esmpi.json and the weights' metadata.
 
     Raises
     ------
@@ -48,8 +49,7 @@ def export(
     """
     import torch
 
-    if out.exists() and not (out / _MARK).exists():
-        raise UserError(f"{out} exists and was not written by esmpi: choose another folder")
+    check_target(out)
     values = dict(theta)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     older = out.with_name(f".{out.name}.{os.getpid()}.old.tmp")
@@ -72,8 +72,11 @@ def export(
             shape = base.tensors[name].shape
             return base.read(name, *_whole(shape)).view(shape)
 
-        _write_weights(base, current, unfinished, {"format": "pt", "esmpi_run": run_uuid})
-        (unfinished / _MARK).write_text(json.dumps({"run_uuid": run_uuid, "dtype": dtype}) + "\n")
+        metadata = {f"esmpi_{key}": str(value) for key, value in origin.items()}
+        _write_weights(base, current, unfinished, {"format": "pt", **metadata})
+        (unfinished / _MARK).write_text(json.dumps(origin | {"dtype": dtype}, indent=2) + "\n")
+        for file in [*unfinished.iterdir(), unfinished]:
+            sync(file)
         if out.exists():
             os.replace(out, older)
         os.replace(unfinished, out)
@@ -85,6 +88,18 @@ def export(
 _MARK = "esmpi.json"
 
 
+def check_target(out: Path) -> None:
+    """Raise UserError if a model folder cannot be written at `out`."""
+    if out.exists() and not (out / _MARK).exists():
+        raise UserError(f"{out} exists and was not written by esmpi: choose another folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
+
+
 def _write_weights(
     base: Checkpoint, current: Callable[[str], "torch.Tensor"], out: Path, metadata: dict[str, str]
 ) -> None:
@@ -94,8 +109,9 @@ def _write_weights(
         names = [name for name, tensor in base.tensors.items() if tensor.file == file]
         tensors = {name: current(name).contiguous() for name in names}
         total += sum(tensor.nbytes for tensor in tensors.values())
-        with replacing(out / file.name) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, out / file.name, metadata=metadata)
+        # safetensors makes it readable for its owner alone; a run directory is shared as the umask says
+        shutil.copymode(out / "config.json", out / file.name)
     index = out / "model.safetensors.index.json"
     if index.exists():
         content = json.loads(index.read_text())

@@ -1,7 +1,9 @@
 """Files that are replaced whole or not at all, and the lock on a run directory."""
 
+import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +21,15 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's or a folder's contents survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,10 +55,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (
-                11,
-                13,
-            ):  # EAGAIN, EACCES: held; anything else is the file system's own trouble
+            if error.errno not in (errno.EAGAIN, errno.EACCES):  # not held: the file system's own trouble
                 raise
             file.seek(0)
             raise UserError(
@@ -65,7 +65,7 @@ def locked(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"by process {os.getpid()} on {os.uname().nodename}")
         file.flush()
-        for leftover in directory.glob(".*.tmp"):  # of a process that was killed while writing
-            if leftover.is_file():
-                leftover.unlink()
+        for folder in (directory, directory / "eval"):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield

@@ -1,6 +1,6 @@
 """Rebuild theta of any generation from the base model and the run file, bit for bit. Needs no GPU, MPI or engine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from esmpi.checkpoint import Checkpoint, fetch_model
 from esmpi.config import Config
@@ -18,7 +18,6 @@ def replay(
     base: Checkpoint,
     generation: int,
     num_threads: int,
-    progress: Callable[[int], None] = lambda generation: None,
 ) -> Weights:
     """Return theta of a generation, checked against the digest in the run file.
 
@@ -30,8 +29,6 @@ def replay(
     generation : int
         0 is the base model; at most `run.num_generations`.
     num_threads : int
-    progress : callable
-        Called with each generation that was reached.
 
     Raises
     ------
@@ -46,7 +43,6 @@ def replay(
     _compare(run, weights, 0, f"{base.folder} is not the base model of this run")
     for i in range(generation):
         weights.update(run.members[i]["seed"], run.members[i]["coefficient"])
-        progress(i + 1)
     _compare(run, weights, generation, f"the log does not lead to theta of generation {generation}")
     return weights
 

@@ -97,7 +97,13 @@ class RunFile:
 
     @classmethod
     def create(
-        cls, path: Path, config: dict[str, Any], model_digest: int, tensors: Sequence[str], aliases: dict[str, str]
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        model_digest: int,
+        data_digest: str,
+        tensors: Sequence[str],
+        aliases: dict[str, str],
     ) -> "RunFile":
         """Return a new run file without generations; nothing is written yet.
 
@@ -112,6 +118,7 @@ class RunFile:
                 "run_uuid": str(uuid.uuid4()),
                 "config": config,
                 "model_digest": model_digest,
+                "data_digest": data_digest,
                 "tensors": list(tensors),
                 "aliases": aliases,
                 "provenance": [],
@@ -143,6 +150,7 @@ class RunFile:
                     columns = {name: group[name][()].tolist() for name in group}
                     count = len(columns["generation"])
                     run.evaluations[suite] = [{n: column[i] for n, column in columns.items()} for i in range(count)]
+                _check_contents(run)
                 return run
         except FileNotFoundError:
             raise UserError(f"no run file {path}: name the run's directory") from None
@@ -165,6 +173,15 @@ class RunFile:
             return int(self.attributes["model_digest"])
         return int(self.generations[generation - 1]["theta_digest"])
 
+    def describe(self, generation: int) -> dict[str, Any]:
+        """Return what tells theta of a generation from any other: for files that leave the run directory."""
+        return {
+            "run_uuid": self.attributes["run_uuid"],
+            "run": self.attributes["config"]["run"]["name"],
+            "generation": generation,
+            "theta_digest": f"{self.digest_after(generation):016x}",
+        }
+
     def commit(self, row: np.void, members: np.ndarray) -> None:
         """Add a generation and make it durable.
 
@@ -181,10 +198,6 @@ class RunFile:
         """Add the result of a suite (`generation` and figures, the same for all rows) and make it durable."""
         self.evaluations.setdefault(suite, []).append(row)
         self.write()
-
-    def evaluated(self, suite: str, generation: int) -> bool:
-        """Whether a suite has a result at a generation."""
-        return any(row["generation"] == generation for row in self.evaluations.get(suite, ()))
 
     def write(self) -> None:
         """Replace the file on disk by what is in memory."""
@@ -211,12 +224,26 @@ class RunFile:
 def run_file_path(run: str | Path) -> Path:
     """Return the run file of a run directory; a path of a run file is itself."""
     path = Path(run)
-    return path if path.suffix == ".h5" else path / "run.h5"
+    return path if path.is_file() else path / "run.h5"
 
 
 def samples_path(run_file: Path, suite: str, generation: int) -> Path:
     """Return the file of an evaluation's samples: one JSON object a line."""
     return run_file.parent / "eval" / f"g{generation:06d}.{suite}.jsonl"
+
+
+def _check_contents(run: RunFile) -> None:
+    """Raise ValueError if the parts of a run file, each well formed, do not belong together."""
+    wanted = {"config": dict, "provenance": list, "tensors": list, "aliases": dict, "model_digest": int}
+    for name, kind in wanted.items():
+        if not isinstance(run.attributes[name], kind):
+            raise ValueError(f"attribute {name} is no {kind.__name__}")
+    if len(run.members) != run.num_generations:
+        raise ValueError(f"{len(run.members)} rows of members for {run.num_generations} generations")
+    for rows in run.evaluations.values():
+        for row in rows:
+            if not {"generation", "accuracy", "reward_mean"} <= row.keys():
+                raise ValueError("an evaluation lacks a column")
 
 
 def _sealed(image: memoryview) -> bytes:

@@ -111,12 +111,56 @@ def test_a_signal_to_any_rank_stops_all_after_the_generation(
     np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"])
 
 
-def test_a_rank_with_another_theta_stops_the_run(launch: Run, tmp_path: Path) -> None:
-    done = launch([FAULTY, "corrupt", "1", tmp_path / "stamp", TINY_RUN, f"run.output_dir={tmp_path}"], 3)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_with_another_theta_stops_the_run_before_it_is_committed(
+    launch: Run, serial: dict[str, np.ndarray], tmp_path: Path, rank: int
+) -> None:
+    done = launch([FAULTY, "corrupt", str(rank), tmp_path / "stamp", TINY_RUN, f"run.output_dir={tmp_path}"], 3)
     assert done.returncode != 0
     assert "theta differs between ranks" in done.stderr
-    assert "ranks [0, 2]" in done.stderr
-    assert "ranks [1]" in done.stderr
+    assert f"ranks [{rank}]" in done.stderr
+    assert f"ranks {[other for other in range(3) if other != rank]}" in done.stderr
+    run = train(launch, tmp_path, 2)
+    np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"])
+
+
+def test_every_way_to_run_gives_the_same_bits_on_any_ranks(launch: Run, tmp_path: Path) -> None:
+    overrides = (
+        *("es.population_size=4", "es.generations=2", "es.antithetic=true", "es.shaping=centered_rank"),
+        *("sampling.temperature=1", "sampling.top_p=0.9", "data.mini_batch_size=3", "data.order=random"),
+        *("model.dtype=bfloat16", "run.export_dtype=bfloat16", "eval.temperature=0.7", "eval.every=1"),
+    )
+    alone = train(launch, tmp_path / "alone", 0, *overrides)
+    three = train(launch, tmp_path / "three", 3, *overrides)
+    np.testing.assert_array_equal(alone["generations/theta_digest"], three["generations/theta_digest"])
+    np.testing.assert_array_equal(alone["members/fitness"], three["members/fitness"])
+    assert alone["members/sign"][0].tolist() == [1, -1, 1, -1]
+    assert alone["members/seed"][0, 0] == alone["members/seed"][0, 1] != alone["members/seed"][0, 2]
+    assert alone["evaluations/held_out/generation"].tolist() == [0, 1, 2]
+    config = json.loads((tmp_path / "alone" / "tiny" / "model" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+
+
+def test_other_problems_under_the_same_name_are_refused(launch: Run, tmp_path: Path) -> None:
+    lines = [json.dumps({"numbers": [i, 2, 3], "target": i + 5}) for i in range(1, 11)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    mine = (f"data.train={tmp_path / 'train.jsonl'}", "data.num_train=null")
+    train(launch, tmp_path, 0, "es.generations=1", *mine)
+    (tmp_path / "train.jsonl").write_text("\n".join(reversed(lines)))
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", *mine], 0)
+    assert done.returncode == 2
+    assert "other problems" in done.stderr
+
+
+def test_a_prompt_that_does_not_fit_is_refused_at_the_start(launch: Run, tmp_path: Path) -> None:
+    lines = [json.dumps({"numbers": [1, 2, 3], "target": i}) for i in range(9)]
+    lines.append(json.dumps({"numbers": list(range(100)), "target": 1}))
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    mine = (f"data.train={tmp_path / 'train.jsonl'}", "data.num_train=null")
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", *mine], 2)
+    assert done.returncode == 2
+    assert done.stderr.count("sampling.max_tokens: a prompt of") == 1
+    assert not (tmp_path / "tiny" / "run.h5").exists()
 
 
 def test_a_launcher_that_does_not_fit_the_library_is_refused(

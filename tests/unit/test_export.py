@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from esmpi.checkpoint import Checkpoint
 from esmpi.errors import UserError
-from esmpi.store.export import export
+from esmpi.store.export import check_target, export
 
 SIZES = {
     "vocab_size": 64,
@@ -21,7 +21,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-UUID = "12345678-0000-0000-0000-000000000000"
+ORIGIN = {"run_uuid": "12345678", "run": "here", "generation": 3, "theta_digest": "00ff"}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -63,7 +63,7 @@ def test_export_loads_with_the_exact_values(
     assert (HEAD in base.tensors) == (not tied)
     assert len({tensor.file for tensor in base.tensors.values()}) > 1 or shards == "1GB"
     theta = theta_of(base)
-    export(base, theta.items(), {HEAD: EMBEDDING} if tied else {}, out, dtype, UUID)
+    export(base, theta.items(), {HEAD: EMBEDDING} if tied else {}, out, dtype, ORIGIN)
     target = getattr(torch, dtype)
     parameters = loaded(out, target)
     assert parameters.keys() == theta.keys() | {HEAD}
@@ -82,7 +82,7 @@ def test_export_loads_with_the_exact_values(
 
 def test_index_has_the_size_of_the_new_weights(tmp_path: Path, out: Path) -> None:
     base = make_base(tmp_path / "base", "llama", False, "20KB")
-    export(base, theta_of(base).items(), {}, out, "bfloat16", UUID)
+    export(base, theta_of(base).items(), {}, out, "bfloat16", ORIGIN)
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 2 * sum(tensor.num_elements for tensor in base.tensors.values())
 
@@ -93,7 +93,7 @@ def test_stored_buffers_stay_as_they_were(tmp_path: Path, out: Path) -> None:
     buffer = torch.arange(6, dtype=torch.float32).view(2, 3)
     save_file(load_file(file) | {"model.buffer": buffer}, file, metadata={"format": "pt"})
     theta = theta_of(base)
-    export(Checkpoint(tmp_path / "base"), theta.items(), {}, out, "float32", UUID)
+    export(Checkpoint(tmp_path / "base"), theta.items(), {}, out, "float32", ORIGIN)
     stored = load_file(out / "model.safetensors")
     assert torch.equal(stored.pop("model.buffer"), buffer)
     assert stored.keys() == theta.keys()
@@ -109,7 +109,7 @@ def test_a_tied_tensor_that_is_stored_twice_is_exported_twice(tmp_path: Path, ou
     base = Checkpoint(tmp_path / "base")
     theta = theta_of(base)
     del theta[HEAD]
-    export(base, theta.items(), {HEAD: EMBEDDING}, out, dtype, UUID)
+    export(base, theta.items(), {HEAD: EMBEDDING}, out, dtype, ORIGIN)
     stored = load_file(out / "model.safetensors")
     expected = theta[EMBEDDING].to(getattr(torch, dtype))
     assert torch.equal(stored[HEAD], expected)
@@ -120,9 +120,9 @@ def test_a_tied_tensor_that_is_stored_twice_is_exported_twice(tmp_path: Path, ou
 def test_an_older_export_is_replaced_anything_else_is_not(tmp_path: Path, out: Path) -> None:
     base = make_base(tmp_path / "base", "llama", False)
     theta = theta_of(base)
-    export(base, theta.items(), {}, out, "float32", UUID)
+    export(base, theta.items(), {}, out, "float32", ORIGIN)
     (out / "left over").write_text("")
-    export(base, ((name, 2 * tensor) for name, tensor in theta.items()), {}, out, "float32", UUID)
+    export(base, ((name, 2 * tensor) for name, tensor in theta.items()), {}, out, "float32", ORIGIN)
     assert not (out / "left over").exists()
     stored = load_file(out / "model.safetensors")
     assert all(torch.equal(stored[name], 2 * tensor) for name, tensor in theta.items())
@@ -130,14 +130,14 @@ def test_an_older_export_is_replaced_anything_else_is_not(tmp_path: Path, out: P
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="exists and was not written by esmpi"):
-        export(base, theta.items(), {}, foreign, "float32", UUID)
+        export(base, theta.items(), {}, foreign, "float32", ORIGIN)
     assert (foreign / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, out: Path) -> None:
     base = make_base(tmp_path / "base", "llama", False)
     theta = theta_of(base)
-    export(base, theta.items(), {}, out, "float32", UUID)
+    export(base, theta.items(), {}, out, "float32", ORIGIN)
     before = (out / "model.safetensors").read_bytes()
 
     def breaks() -> Iterator[tuple[str, torch.Tensor]]:
@@ -145,6 +145,19 @@ def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, out: Path) ->
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        export(base, breaks(), {}, out, "float32", UUID)
+        export(base, breaks(), {}, out, "float32", ORIGIN)
     assert (out / "model.safetensors").read_bytes() == before
     assert [entry.name for entry in out.parent.iterdir()] == ["model"]
+
+
+def test_an_export_says_which_theta_it_is_and_all_may_read_it(tmp_path: Path, out: Path) -> None:
+    base = make_base(tmp_path / "base", "llama", False)
+    export(base, theta_of(base).items(), {}, out, "float32", ORIGIN)
+    assert json.loads((out / "esmpi.json").read_text()) == ORIGIN | {"dtype": "float32"}
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
+
+
+def test_a_place_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        check_target(tmp_path / "file" / "out")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from esmpi.checkpoint import Checkpoint, find_model
@@ -166,6 +167,24 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "model"))
 
 
-def test_too_many_tokens_are_refused(engine: HfEngine) -> None:
-    with pytest.raises(UserError, match=r"sampling\.max_tokens"):
-        engine.generate(PROMPTS, Sampling(max_tokens=100_000))
+def test_it_tells_what_fits(engine: HfEngine) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder())
+    assert engine.prompt_lengths(PROMPTS) == [len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    assert engine.max_length == 256
+
+
+@pytest.mark.parametrize("stored_as", ["lm_head.weight", "embed_tokens.weight"])
+def test_a_tensor_has_the_name_that_the_checkpoint_stores(tmp_path: Path, stored_as: str) -> None:
+    """A tied tensor may be stored under its other name, a headless model without the prefix of the base model."""
+    shutil.copytree(folder(), tmp_path / "model")
+    tensors = load_file(folder() / "model.safetensors")
+    embedding = "model.embed_tokens.weight"
+    if stored_as == "lm_head.weight":
+        renamed = {stored_as if name == embedding else name: tensor for name, tensor in tensors.items()}
+    else:
+        renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    engine = load(str(tmp_path / "model"))
+    assert {name for name, _ in engine.tensors()} == set(renamed)
+    assert stored_as in renamed
+    assert engine.generate(PROMPTS, Sampling(max_tokens=30)) == load().generate(PROMPTS, Sampling(max_tokens=30))

@@ -59,7 +59,7 @@ def evaluation_of(generation: int) -> dict[str, Any]:
 
 
 def make(path: Path, num_generations: int = 3, digest: int = 0xFEDCBA9876543210) -> RunFile:
-    run = RunFile.create(path, CONFIG, digest, ["a.weight", "b.weight"], {"tied.weight": "a.weight"})
+    run = RunFile.create(path, CONFIG, digest, "d1", ["a.weight", "b.weight"], {"tied.weight": "a.weight"})
     run.attributes["provenance"].append({"host": "here", "unix_time": 1.5})
     run.write()
     for generation in range(num_generations):
@@ -91,9 +91,6 @@ def test_what_was_written_is_read(path: Path, num_generations: int) -> None:
     assert read.num_generations == num_generations
     assert read.digest_after(0) == 0xFEDCBA9876543210
     assert read.theta_digest == (2**64 - num_generations if num_generations else 0xFEDCBA9876543210)
-    assert read.evaluated("held_out", 0)
-    assert not read.evaluated("held_out", 77)
-    assert not read.evaluated("other", 0)
     assert read.attributes["config"] == CONFIG
     assert read.attributes["aliases"] == {"tied.weight": "a.weight"}
     assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
@@ -209,6 +206,8 @@ def test_every_flipped_bit_is_refused(path: Path) -> None:
 
 
 def test_paths_beside_the_run_file(tmp_path: Path) -> None:
+    assert run_file_path(tmp_path / "a.h5") == tmp_path / "a.h5" / "run.h5"
+    (tmp_path / "run.h5").touch()
     assert run_file_path(tmp_path) == run_file_path(tmp_path / "run.h5") == tmp_path / "run.h5"
     assert samples_path(tmp_path / "run.h5", "held_out", 30) == tmp_path / "eval" / "g000030.held_out.jsonl"
 
@@ -346,3 +345,30 @@ def test_a_run_directory_can_be_moved(path: Path, tmp_path: Path) -> None:
     run = make(path)
     shutil.move(path.parent, tmp_path / "elsewhere")
     assert same_run(RunFile.open(tmp_path / "elsewhere" / "run.h5"), run)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("config", "[1]"), ("tensors", "5"), ("provenance", "{}"), ("model_digest", "x")]
+)
+def test_attributes_of_another_kind_are_refused(path: Path, name: str, value: str) -> None:
+    make(path)
+    with editing(path) as file:
+        file.attrs[name] = value
+    with pytest.raises(UserError, match=f"attribute {name} is no"):
+        RunFile.open(path)
+
+
+def test_parts_that_do_not_belong_together_are_refused(path: Path) -> None:
+    make(path)
+    with editing(path) as file:
+        for name in list(file["members"]):
+            column = file["members"][name][:2]
+            del file["members"][name]
+            file["members"][name] = column
+    with pytest.raises(UserError, match="2 rows of members for 3 generations"):
+        RunFile.open(path)
+    make(path)
+    with editing(path) as file:
+        del file["evaluations/held_out/accuracy"]
+    with pytest.raises(UserError, match="an evaluation lacks a column"):
+        RunFile.open(path)

@@ -18,7 +18,7 @@ PROMPTS = [
     PROMPT.format(numbers=numbers, target=target)
     for numbers, target in [("3 7 12", 22), ("1 1 1", 1), ("20 19 18", 21), ("5 10 2", 13)]
 ]
-SMALL = {"max_model_len": 256, "max_num_seqs": 16}
+SMALL = {"max_model_len": 256, "max_num_seqs": 16, "enforce_eager": True}
 
 State = dict[str, Any]
 
