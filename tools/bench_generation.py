@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file, such as configs/bench_smollm2.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--rounds", type=int, default=3, help="pairs that count, after one that does not")
+    parser.add_argument("--rounds", type=int, default=2, help="pairs that count, after one that does not")
     arguments = parser.parse_args()
 
     with ExitStack() as stack:

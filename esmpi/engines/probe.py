@@ -130,6 +130,15 @@ def _view(name: str, run: _Run, tensor: StoredTensor) -> View:
     return View(tensor.name, tensor.shape, rows, cols, run.live)
 
 
+def cut(view: View, rows: Iterable[int]) -> Iterator[View]:
+    """Yield the parts of a view between these rows of its tensor."""
+    first, last = view.rows
+    edges = sorted({first, last, *(row for row in rows if first < row < last)})
+    for start, stop in itertools.pairwise(edges):
+        live = None if view.live is None else view.live[start - first : stop - first]
+        yield View(view.name, view.shape, (start, stop), view.cols, live)
+
+
 def fingerprint(parameter: torch.Tensor) -> int:
     """Return a 64-bit sum over a parameter's bits that depends on their order; makes no copy of its size."""
     bits = parameter.detach().reshape(-1).view(torch.int16 if parameter.element_size() == 2 else torch.int32)

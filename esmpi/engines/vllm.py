@@ -1,5 +1,6 @@
 """Engine `vllm`: one vLLM engine a rank, in this process, or with worker processes for tensor parallelism."""
 
+import itertools
 import logging
 import os
 from collections import defaultdict
@@ -53,12 +54,11 @@ class VllmEngine(Engine):
         with _without_launcher():
             self._llm = vllm.LLM(**_llm_arguments(model, engine, checkpoint.folder))
         self._checkpoint = checkpoint
-        opened = self._rpc("esmpi_open", str(checkpoint.folder), cores)
-        for said in opened:
-            if isinstance(said, str):
-                raise UserError(said)
-        # from another process tuples come as lists
-        views = [[(name, tuple(rows), tuple(cols)) for name, rows, cols in worker] for worker in opened]
+        found = _rectangles(self._rpc("esmpi_find", str(checkpoint.folder)))
+        cuts: dict[str, list[int]] = defaultdict(list)
+        for name, rows, _ in itertools.chain(*found):
+            cuts[name] += rows
+        views = _rectangles(self._rpc("esmpi_open", dict(cuts), cores))
         self._counted = _count_once(views, checkpoint)
         self._names = list(dict.fromkeys(name for worker in views for name, _, _ in worker))
         self._aliases = _aliases(self._names, checkpoint)
@@ -236,6 +236,15 @@ def _share(cores: Sequence[int], num_workers: int) -> list[list[int]]:
     """Deal processors out to workers, at least one each."""
     each = max(1, len(cores) // num_workers)
     return [[cores[(i * each + j) % len(cores)] for j in range(each)] for i in range(num_workers)]
+
+
+def _rectangles(said: list[Any]) -> list[list[tuple[str, tuple[int, int], tuple[int, int]]]]:
+    """Return what each worker's views hold; raise UserError if a worker said what is wrong instead."""
+    for worker in said:
+        if isinstance(worker, str):
+            raise UserError(worker)
+    # from another process tuples come as lists
+    return [[(name, tuple(rows), tuple(cols)) for name, rows, cols in worker] for worker in said]
 
 
 def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: Checkpoint) -> list[list[int]]:

@@ -40,39 +40,48 @@ class WorkerExtension:
     rank: int
     esmpi_weights: "Weights"
 
-    def esmpi_open(self, folder: str, cores: list[list[int]]) -> "list[Rectangle] | str":
-        """Find the views of this worker's parameters and read theta; return what the views hold.
+    def esmpi_find(self, folder: str) -> "list[Rectangle] | str":
+        """Find the views of this worker's parameters; return what they hold. Leaves the parameters garbage.
 
-        `cores` are the processors of each worker, by rank. An error of the user's is returned as its text: from
-        another process it would arrive as some RuntimeError.
+        An error of the user's is returned as its text: from another process it would arrive as some RuntimeError.
         """
-        from esmpi.errors import UserError
-
-        try:
-            return self._esmpi_open(folder, cores)
-        except UserError as error:
-            return str(error)
-
-    def _esmpi_open(self, folder: str, cores: list[list[int]]) -> "list[Rectangle]":
         # Not at the top of the module: vLLM's start looks through all loaded modules and trips over numba's.
         from esmpi.checkpoint import Checkpoint
         from esmpi.engines.probe import derive_views, fingerprint
         from esmpi.errors import UserError
-        from esmpi.weights import Weights
 
-        checkpoint = Checkpoint(Path(folder))
+        self._esmpi_checkpoint = Checkpoint(Path(folder))
         model = self.model_runner.model
         parameters = dict(model.named_parameters())
-        state = {**parameters, **dict(model.named_buffers())}
-        before = {name: fingerprint(tensor) for name, tensor in state.items() if tensor.is_floating_point()}
-        with torch.no_grad():
-            views = derive_views(parameters, model.load_weights, list(checkpoint.tensors.values()))
+        self._esmpi_state = {
+            name: (tensor, fingerprint(tensor))
+            for name, tensor in {**parameters, **dict(model.named_buffers())}.items()
+            if tensor.is_floating_point()
+        }
+        try:
+            with torch.no_grad():
+                stored = list(self._esmpi_checkpoint.tensors.values())
+                self._esmpi_views = derive_views(parameters, model.load_weights, stored)
+        except UserError as error:
+            return str(error)
+        return [(view.name, view.rows, view.cols) for view in self._esmpi_views]
+
+    def esmpi_open(self, cuts: dict[str, list[int]], cores: list[list[int]]) -> "list[Rectangle] | str":
+        """Read theta and write the live weights; return what the views hold now.
+
+        `cuts` are rows of tensors at which views have to be cut, so that what two workers hold is the same or has
+        nothing in common. `cores` are the processors of each worker, by rank.
+        """
+        from esmpi.engines.probe import cut, fingerprint
+        from esmpi.weights import Weights
+
+        views = [part for view in self._esmpi_views for part in cut(view, cuts[view.name])]
         mine = cores[self.rank]
-        self.esmpi_weights = Weights(views, _reader(checkpoint), len(mine), set(mine))
-        # Whatever vLLM had made of the checkpoint, bit for bit, or ES would perturb another model.
-        for name, value in before.items():
-            if fingerprint(state[name]) != value:
-                raise UserError(
+        self.esmpi_weights = Weights(views, _reader(self._esmpi_checkpoint), len(mine), set(mine))
+        # What vLLM had made of the checkpoint must be there again, bit for bit, or ES would perturb another model.
+        for name, (tensor, before) in self._esmpi_state.items():
+            if fingerprint(tensor) != before:
+                return (
                     f"engine: vLLM rearranges {name} after loading it, so ES could not perturb it. "
                     f"Mixture-of-experts layers on the CPU and some quantized or fused layers do this"
                 )

@@ -13,6 +13,7 @@ from conftest import ROOT, require
 from esmpi.tasks.countdown import PROMPT
 
 STATE = Path(__file__).parent / "state.py"
+MAKE_MODEL = Path(__file__).parent / "make_model.py"
 TINY = "esmpi:tiny_countdown"
 PROMPTS = [
     PROMPT.format(numbers=numbers, target=target)
@@ -127,3 +128,28 @@ def test_packed_weights_are_refused_by_name() -> None:
 def test_weights_that_do_not_count_fail_the_self_test() -> None:
     refused = run_state("vllm", fault="miss a kind")["refused"]
     assert refused.endswith("no output of vLLM, so ES would train nothing there: model.layers.*.mlp.down_proj.weight")
+
+
+def make_model(name: str, folder: Path) -> str:
+    subprocess.run([sys.executable, str(MAKE_MODEL), name, str(folder)], check=True, capture_output=True)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma3", "phi3"])
+def test_dense_architectures_have_the_same_weights(tmp_path: Path, name: str) -> None:
+    path = make_model(name, tmp_path / "model")
+    hf, vllm = run_state("hf", path), run_state("vllm", path)
+    same_weights(vllm, hf)
+    assert vllm["says"] == vllm["restored_says"] != vllm["perturbed_says"]
+
+
+def test_shards_of_a_fused_tensor_and_shared_heads(tmp_path: Path) -> None:
+    """At two workers Phi-3's stored qkv and gate_up are dealt out in pieces, and both hold its one key head."""
+    path = make_model("phi3", tmp_path / "model")
+    two = run_state("vllm", path, tensor_parallel_size=2, num_threads=2)
+    same_weights(two, run_state("hf", path))
+
+
+def test_mixture_of_experts_is_refused_by_name_on_a_cpu(tmp_path: Path) -> None:
+    refused = run_state("vllm", make_model("mixtral", tmp_path / "model"))["refused"]
+    assert "experts" in refused
