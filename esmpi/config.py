@@ -229,6 +229,8 @@ class EvalConfig:
 class LogConfig:
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe messages that are shown."""
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where figures go besides the run file and the screen."""
 
 
 @dataclass(frozen=True, kw_only=True)

