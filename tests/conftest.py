@@ -1,27 +1,14 @@
-"""What all tests share: which real parts are there, and runs of the real program."""
+"""Fixtures that all tests share: the real launcher, and runs of the real program."""
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-
-TINY_RUN = ROOT / "tests" / "tiny.yaml"
-
-
-def require(part: str, present: bool, how: str) -> None:
-    """Skip the test if a real part is missing, or fail if ESMPI_REQUIRE names it (CI does)."""
-    if present:
-        return
-    message = f"{part} is missing: {how}"
-    if part in os.environ.get("ESMPI_REQUIRE", "").split(","):
-        pytest.fail(message)
-    pytest.skip(message)
+from support import ROOT, Run, require
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +17,6 @@ def mpiexec() -> list[str]:
     path = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     require("mpi", path is not None, "pip install 'esmpi[mpich]'")
     return [str(path)]
-
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import TINY_RUN, Run, require
+from support import TINY_RUN, Run, require
 
 FAULTY = Path(__file__).parent / "faulty.py"
 

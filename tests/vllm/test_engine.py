@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, require
+from support import ROOT, require
 
 from esmpi.tasks.countdown import PROMPT
 
