@@ -57,6 +57,13 @@ def _memory(config: Config, model: Checkpoint) -> list[str]:
     )
     theta, live = 4 * num_weights, _BYTES[config.model.dtype] * num_weights
     line = f"theta {_size(theta)} + live weights {_size(live)}"
+    if config.engine.kind == "vllm":
+        num_workers = config.engine.tensor_parallel_size * config.engine.pipeline_parallel_size
+        return [
+            f"memory          {num_weights:,} weights; each rank: theta {_size(theta)} in host memory, and on its "
+            f"{num_workers} devices live weights {_size(live)}; vLLM's cache takes what is left of "
+            f"{config.engine.gpu_memory_utilization:.0%} of a GPU, or {config.engine.cpu_kv_cache_gib} GiB on a CPU"
+        ]
     shape = model.config
     if {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():
         heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]

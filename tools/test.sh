@@ -11,7 +11,7 @@ python tools/get_smollm2.py
 ruff check .
 ruff format --check .
 mypy
-shellcheck -x tools/*.sh .ci/run
+shellcheck -x tools/*.sh slurm/*.sh .ci/run
 if [ $# -gt 0 ]; then
   exec python -m pytest "$@"
 fi
