@@ -17,6 +17,7 @@ from esmpi.errors import SharedError, UserError
 from esmpi.launch.environment import launcher
 
 _LONGEST_NAP_S = 2e-3
+_LAST_WORDS_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class Comm:
         sys.stdout.flush()
         sys.stderr.flush()
         if self._mpi is not None:
+            # The launcher reads what we print through a pipe, and drops what is still in there when it ends the job.
+            time.sleep(_LAST_WORDS_S)
             self._mpi.Abort(exit_code)
 
     def report_failure(self) -> None:

@@ -226,7 +226,7 @@ def test_changed_keys_name_both_values(config_file: Path) -> None:
     changed = changed_keys(resolved("es.sigma=1e-3"), resolved("es.sigma=2e-3", "run.seed=4"))
     assert changed == ["es.alpha: 0.0005 -> 0.001", "es.sigma: 0.001 -> 0.002", "run.seed: 0 -> 4"]
     older = resolved()
-    del older["es"]["shaping"], older["log"]
+    del older["es"]["shaping"], older["log"]["level"]
     assert changed_keys(older, resolved()) == ["es.shaping: None -> 'zscore'", "log.level: None -> 'info'"]
 
 
