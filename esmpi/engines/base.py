@@ -61,6 +61,10 @@ class Engine(ABC):
         """Yield theta: canonical name and float32 tensor of the canonical shape, on the CPU, not to be changed."""
 
     @abstractmethod
+    def live(self) -> Iterator[tuple[str, "torch.Tensor"]]:
+        """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed."""
+
+    @abstractmethod
     def aliases(self) -> dict[str, str]:
         """Return the names of tied tensors that are not canonical, with the canonical name of each."""
 

@@ -109,7 +109,6 @@ class HfEngine(Engine):
         return self._weights.num_weights
 
     def live(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed."""
         for view in self._weights.views:
             assert view.live is not None
             yield view.name, view.live.view(view.shape)

@@ -81,7 +81,6 @@ class VllmEngine(Engine):
         return self._assemble(live=False)
 
     def live(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the live weights: canonical name and a copy of canonical shape."""
         return self._assemble(live=True)
 
     def aliases(self) -> dict[str, str]:

@@ -72,7 +72,7 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def hashes(engine: Engine) -> dict[str, str]:
-    return {name: digest_of(tensor) for name, tensor in engine.live()}  # type: ignore[attr-defined]
+    return {name: digest_of(tensor) for name, tensor in engine.live()}
 
 
 def digest_of(tensor: torch.Tensor) -> str:
