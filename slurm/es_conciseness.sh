@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=es_conciseness
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+# Short answers by ES, one rank per GPU. From the project's folder:
+#   sbatch slurm/es_conciseness.sh [section.key=value ...]
+# The same command again goes on where the run stopped; stopped by the time limit, it requeues itself.
+# CONFIG names another config; for other settings of the environment see slurm/common.sh.
+
+cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
+. slurm/common.sh
+train "${CONFIG:-configs/conciseness.yaml}" "$@"

@@ -1,0 +1,110 @@
+"""A real Slurm cluster for the tests here, and the run that theirs are compared with."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import pytest
+from support import ROOT, TINY_RUN, Run, require
+
+from slurm.cluster import Cluster, missing_programs
+
+GENERATIONS = 6
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    missing = missing_programs()
+    require("slurm", not missing, f"no {', '.join(missing)}: apt-get install munge slurmctld slurmd slurm-client")
+    require("slurm", os.geteuid() == 0, "the tests' own cluster needs root")
+    # all nodes are this machine: they find this Python, and threads that do not fight for its cores
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin",
+        "VIRTUAL_ENV": sys.prefix,
+        "OMP_NUM_THREADS": "1",
+        "CONFIG": str(TINY_RUN),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+        started = time.monotonic()
+        try:
+            cluster.up()
+            print(f"cluster of virtual nodes up in {time.monotonic() - started:.1f} s")
+            patch.setenv("SLURM_CONF", str(cluster.config))
+            yield cluster
+        finally:
+            cluster.down()
+
+
+@pytest.fixture(scope="session")
+def digests(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """Theta's digest after each generation of an unbroken run of one process."""
+    output = tmp_path_factory.mktemp("serial")
+    done = launch(
+        ["-m", "esmpi.run", TINY_RUN, f"run.output_dir={output}", f"es.generations={GENERATIONS}", "data.num_eval=2"], 0
+    )
+    assert done.returncode == 0, done.stderr
+    return read_digests(output / "tiny")
+
+
+def read_digests(directory: Path) -> list[int]:
+    with h5py.File(directory / "run.h5", "r") as file:
+        return file["generations/theta_digest"][()].tolist()
+
+
+@dataclass
+class Job:
+    """A batch job and its output."""
+
+    cluster: Cluster
+    number: str
+    output: Path
+
+    def text(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+    def wait_for(self, pattern: str, timeout_s: float = 120) -> None:
+        """Wait until the output has a pattern."""
+        deadline = time.monotonic() + timeout_s
+        while not re.search(pattern, self.text()):
+            assert time.monotonic() < deadline, f"no {pattern!r} in {timeout_s} s:\n{self.text()}"
+            assert self.state(), f"the job ended without {pattern!r}:\n{self.text()}"
+            time.sleep(0.1)
+
+    def state(self) -> str:
+        """Return the job's state, empty if it has ended."""
+        text = self.cluster.call("squeue", "--noheader", "--format=%T", "--jobs", self.number, "--states=all").strip()
+        return "" if text in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else text
+
+    def wait(self, timeout_s: float = 180) -> int:
+        """Wait for the job's end and return its exit code."""
+        deadline = time.monotonic() + timeout_s
+        while self.state():
+            assert time.monotonic() < deadline, f"not ended in {timeout_s} s:\n{self.text()}"
+            time.sleep(0.2)
+        found = re.search(r"ExitCode=(\d+):(\d+)", self.cluster.call("scontrol", "show", "job", self.number))
+        assert found is not None
+        return int(found[1]) or int(found[2])
+
+
+@pytest.fixture
+def submit(cluster: Cluster, tmp_path: Path) -> Callable[[str, list[str], list[str]], Job]:
+    """Submit one of the job scripts with the tiny config: submit("es_countdown.sh", ["--nodes=2"], [overrides])."""
+
+    def call(script: str, options: list[str], overrides: list[str]) -> Job:
+        output = tmp_path / "job.out"
+        answer = cluster.call(
+            *("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={output}", "--ntasks-per-node=1"),
+            *("--cpus-per-task=1", *options, ROOT / "slurm" / script),
+            *(f"run.output_dir={tmp_path}", "data.num_eval=2", *overrides),
+        )
+        return Job(cluster, answer.strip(), output)
+
+    return call

@@ -1,0 +1,64 @@
+"""Jobs from Python: results, errors and requeueing by submitit on a real Slurm."""
+
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from support import ROOT, TINY_RUN, require
+
+from esmpi.launch.submit import SRUN, submit
+from slurm.cluster import Cluster
+from slurm.conftest import GENERATIONS, read_digests
+
+FAULTY = ROOT / "tests" / "mpi" / "faulty.py"
+
+
+@pytest.fixture(autouse=True)
+def here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("slurm", find_spec("submitit") is not None, "pip install 'esmpi[submitit]'")
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_preempted_job_is_requeued_and_returns_its_result(digests: list[int], tmp_path: Path) -> None:
+    overrides = [f"run.output_dir={tmp_path}", f"es.generations={GENERATIONS}", "data.num_eval=2"]
+    (job,) = submit(TINY_RUN, overrides, nodes=2, time_limit="30:00")
+    deadline = time.monotonic() + 120
+    while "generation 2/" not in (job.stdout() or ""):
+        assert time.monotonic() < deadline, f"{job.stdout()}{job.stderr()}"
+        time.sleep(0.1)
+    subprocess.run(["scancel", "--batch", "--signal=USR2", job.job_id], check=True)  # as `--signal` has Slurm do
+    result = job.result()
+    assert "Requeued job" in job.stdout()
+    assert job.stdout().count("going on from generation") == 1
+    assert result["theta"] == f"{digests[-1]:016x}"
+    assert result["generations"] == GENERATIONS
+    assert result["evaluations"]["held_out"]["generation"] == GENERATIONS
+    assert read_digests(Path(result["directory"])) == digests
+
+
+def test_an_error_of_any_rank_reaches_the_caller(tmp_path: Path) -> None:
+    # what the launcher is given is: python -m esmpi.run CONFIG
+    inside = f'exec "$0" {FAULTY} raise 1 {tmp_path}/stamp "$3"'
+    (job,) = submit(
+        TINY_RUN, [f"run.output_dir={tmp_path}"], nodes=2, time_limit="30:00", launcher=[*SRUN, "bash", "-c", inside]
+    )
+    with pytest.raises(Exception, match="the engine of this rank broke") as caught:
+        job.result()
+    assert "[rank 1 of 2" in str(caught.value)
+
+
+def test_the_dry_run_shows_the_script_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys; from esmpi.__main__ import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'vllm', 'mpi4py', 'numba'} & set(sys.modules); assert not heavy, heavy; sys.exit(code)"
+    )
+    options = ["--nodes", "4", "--gpus-per-node", "8", "--time", "4:00:00", "--array", "sigma=1e-3,2e-3", "--dry-run"]
+    command = [sys.executable, "-c", program, "submit", str(TINY_RUN), f"run.output_dir={tmp_path}", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for line in ("nodes=4", "ntasks-per-node=8", "gpus-per-node=8", "time=240", "array=0-1%2", "signal=B:USR2@600"):
+        assert f"#SBATCH --{line}\n" in done.stdout
+    assert list(tmp_path.iterdir()) == []
