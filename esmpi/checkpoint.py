@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -113,6 +113,12 @@ class Checkpoint:
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"model.path: {folder} is damaged or incomplete: {error}") from error
 
+    @property
+    def num_weights(self) -> int:
+        """Weights of the model; what is tied counts once."""
+        tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
+        return sum(tensor.num_elements for name, tensor in self.tensors.items() if name not in tied)
+
     def _list_tensors(self) -> None:
         for file in self._weight_files():
             with safe_open(file, framework="numpy") as stored:
@@ -152,3 +158,17 @@ class Checkpoint:
                 whole = stored.get_tensor(name).view(matrix_shape(entry.shape))
                 part = whole[rows[0] : rows[1], cols[0] : cols[1]]
         return part.to(torch.float32)
+
+
+def tied_embedding(names: Iterable[str]) -> str:
+    """Return which of a model's tensors `lm_head.weight` is tied to.
+
+    Raises
+    ------
+    UserError
+        If none of them is called so.
+    """
+    for name in names:
+        if name.endswith("embed_tokens.weight"):
+            return name
+    raise UserError("model.path: lm_head.weight is tied, but to no embed_tokens.weight: esmpi does not know this model")

@@ -12,6 +12,11 @@ class SharedError(UserError):
     """A user's error that all ranks raise together, so that only one of them has to say it."""
 
 
+def said(error: BaseException) -> str:
+    """Return an error that other code raised in one line: its kind and its words."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Return ", did you mean X?" for the valid name most like `wrong`, else a list of the valid ones."""
     names = sorted(set(valid))

@@ -5,19 +5,24 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from esmpi.evaluate import Evaluation
 from esmpi.population import FAILED
+from esmpi.scoring import FAILURES
 from esmpi.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
-from esmpi.store.files import replacing
-from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile, samples_path
+from esmpi.store.files import write_whole
+from esmpi.store.members import MEMBER_DTYPE
+from esmpi.store.run_file import GENERATION_DTYPE, RunFile, samples_path
 
 log = logging.getLogger(__name__)
+
+_SHOWN = ("kl_per_token", "theta_distance")
+"""Further figures that are worth a place on the screen."""
 
 
 class Recorder:
@@ -59,21 +64,11 @@ class Recorder:
         """Write an evaluation's samples as JSON lines, then its result."""
         if self._run is None:
             return
-        with replacing(samples_path(self._run.path, suite, generation)) as temporary:
-            temporary.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-        self._run.add_evaluation(suite, {"generation": generation} | asdict(result))
+        write_samples(self._run.path, suite, generation, samples)
+        self._run.add_evaluation(suite, {"generation": generation} | result.to_row())
         assert self._sinks is not None
-        self._sinks.write(suite, generation, asdict(result))
-        log.info(
-            "%s at generation %d: accuracy %.1f %%, mean reward %.3f (%d problems, %d cut off, %.1f s)",
-            suite.replace("_", "-"),
-            generation,
-            100 * result.accuracy,
-            result.reward_mean,
-            result.num_samples,
-            result.num_truncated,
-            result.seconds,
-        )
+        self._sinks.write(suite, generation, result.to_row())
+        log_evaluation(suite, generation, result)
 
     def close(self) -> None:
         """Close the sinks."""
@@ -99,6 +94,28 @@ class Recorder:
         )
 
 
+def write_samples(run_file: Path, suite: str, generation: int, samples: list[dict[str, Any]]) -> None:
+    """Write an evaluation's samples beside a run file, as JSON lines."""
+    lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+    write_whole(samples_path(run_file, suite, generation), lines.encode())
+
+
+def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
+    """Say in a line what came out."""
+    further = "".join(f", {name} {value:.4g}" for name, value in result.figures.items() if name in _SHOWN)
+    log.info(
+        "%s at generation %d: accuracy %.1f %%, mean reward %.3f%s (%d problems, %d cut off, %.1f s)",
+        suite.replace("_", "-"),
+        generation,
+        100 * result.accuracy,
+        result.reward_mean,
+        further,
+        result.num_problems,
+        result.num_truncated,
+        result.seconds,
+    )
+
+
 def _generation_row(generation: int, records: np.ndarray, digest: int, watch: Stopwatch) -> np.void:
     fitness = records["fitness"][records["status"] != FAILED].tolist()
     mean = math.fsum(fitness) / len(fitness)
@@ -113,7 +130,8 @@ def _generation_row(generation: int, records: np.ndarray, digest: int, watch: St
     row["seconds_total"] = watch.total()
     row["tokens"] = records["tokens"].sum()
     row["num_failed"] = (records["status"] == FAILED).sum()
-    row["num_score_failures"] = records["score_failures"].sum()
+    for kind in FAILURES:
+        row[f"num_score_{kind}"] = records[f"score_{kind}"].sum()
     row["unix_time"] = time.time()
     return row
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: the run file, replay from it, and exported models. Knows no engine."""
+"""What a run leaves behind: the run file, snapshots, replay, and exported models (FORMAT.md). Knows no engine."""

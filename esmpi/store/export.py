@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from esmpi.checkpoint import Checkpoint
 from esmpi.errors import UserError
-from esmpi.store.files import sync
+from esmpi.store.files import older_of, put_back, sync
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ def export(
     out: Path,
     dtype: str,
     origin: dict[str, Any],
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model folder that transformers and vLLM load: the base's files with theta's values.
 
@@ -41,6 +43,8 @@ def export(
         "float32" or "bfloat16".
     origin : dict
         Which theta this is (`RunFile.describe`); written into esmpi.json and the weights' metadata.
+    texts : mapping, optional
+        Further files by name, such as the model card; one of the base that has the name is not copied.
 
     Raises
     ------
@@ -52,7 +56,7 @@ def export(
     check_target(out)
     values = dict(theta)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    older = out.with_name(f".{out.name}.{os.getpid()}.old.tmp")
+    older = older_of(out)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         # Written under another name first: a folder that is there is complete.
@@ -60,6 +64,8 @@ def export(
         for file in sorted(base.folder.iterdir()):
             if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model", ".py"):
                 shutil.copyfile(file, unfinished / file.name)
+        for name, text in (texts or {}).items():
+            (unfinished / name).write_text(text, encoding="utf-8")
         _set_dtype(unfinished / "config.json", dtype)
         target = getattr(torch, dtype)
 
@@ -78,22 +84,32 @@ def export(
         for file in [*unfinished.iterdir(), unfinished]:
             sync(file)
         if out.exists():
+            shutil.rmtree(older, ignore_errors=True)
             os.replace(out, older)
-        os.replace(unfinished, out)
+        try:
+            os.replace(unfinished, out)
+        except OSError:
+            put_back(out)
+            raise
+        shutil.rmtree(older, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # full disk, quota, ...
+        raise UserError(
+            f"cannot write the model folder {out}: {error}; what was there before is still there"
+        ) from error
     finally:
-        for folder in (unfinished, older):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 _MARK = "esmpi.json"
 
 
 def check_target(out: Path) -> None:
-    """Raise UserError if a model folder cannot be written at `out`."""
+    """Raise UserError if a model folder cannot be written at `out`; what a killed export had moved away comes back."""
     if out.exists() and not (out / _MARK).exists():
         raise UserError(f"{out} exists and was not written by esmpi: choose another folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        put_back(out)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:

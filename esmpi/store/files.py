@@ -2,13 +2,35 @@
 
 import errno
 import fcntl
+import glob
+import logging
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from esmpi.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EBUSY)
+"""What a network file system says when it or its server hiccups."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Lustre mounted without flock, NFS without lockd."""
+_WAITS_S = (0.1, 0.5, 2.0, 5.0)
+_TEMPORARY = re.compile(
+    r"\.(run\.h5|model|(best-)?g\d{6,}\.h5|g\d{6,}\.[\w-]+\.jsonl?|\d{6,}-\d{6,}\.h5)\.\d+(\.old)?\.tmp"
+)
+"""Names of what is being written in a run directory."""
+
+
+class FullError(UserError):
+    """There is no room for a file."""
 
 
 @contextmanager
@@ -25,7 +47,36 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before matters more; the next start cleans up
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file by one with these bytes, durably; what a file system may get over is tried again.
+
+    Raises
+    ------
+    FullError
+        If there is no room, on the disk or in the quota.
+    OSError
+        If it does not work after several tries. In either case the old file is as it was.
+    """
+    for wait_s in (*_WAITS_S, None):
+        try:
+            # From the start: after a failed fsync Linux counts the lost pages as written.
+            with replacing(path) as temporary:
+                temporary.write_bytes(data)
+            return
+        except OSError as error:
+            if error.errno in _FULL:
+                raise FullError(
+                    f"no room for {len(data):,} bytes at {path} ({error.strerror}); nothing is lost. Make room, then "
+                    f"the same command goes on from the last committed generation"
+                ) from error
+            if error.errno not in _PASSING or wait_s is None:
+                raise
+            log.warning("writing %s failed (%s): once more in %.1f s", path, error.strerror, wait_s)
+            time.sleep(wait_s)
 
 
 def sync(path: Path) -> None:
@@ -38,34 +89,106 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the run directory, so that no second process writes into it.
+
+    Where the file system has no locks there is a warning, and nothing is held.
 
     Raises
     ------
     UserError
-        If another process holds it.
+        If another process holds it, and still does after `patience_s` seconds, or if it cannot be written.
     """
+    deadline = time.monotonic() + patience_s
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "a+")  # noqa: SIM115 (closed below)
+        file = _open_lock(directory)
     except OSError as error:
-        raise UserError(f"cannot write the run directory {directory}: {error.strerror}") from error
-    with lock as file:
+        raise UserError(f"cannot write the run directory {directory}: {error}") from error
+    with file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not (held := _lock(file)) and time.monotonic() < deadline:
+                time.sleep(0.5)
+            if held:
+                file.truncate(0)
+                # past Python's buffer: what a full disk refuses would be tried again on closing
+                os.write(file.fileno(), f"by process {os.getpid()} on {os.uname().nodename}".encode())
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):  # not held: the file system's own trouble
-                raise
-            file.seek(0)
+            if error.errno not in _LOCKLESS:
+                raise UserError(f"cannot write the run directory {directory}: {error.strerror}") from error
+            log.warning(
+                "the file system of %s has no locks (%s): see to it that nothing else writes there",
+                directory,
+                error.strerror,
+            )
+            held = True
+        if not held:
             raise UserError(
                 f"run directory {directory} is in use ({file.read().strip() or 'by another process'}): wait for that "
                 f"run to end, or choose another run.name"
-            ) from None
-        file.truncate(0)
-        file.write(f"by process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        for folder in (directory, directory / "eval"):
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            )
         yield
+
+
+def clean_up(directory: Path) -> None:
+    """Remove what a killed process left half written in the run directory, which this one holds.
+
+    Raises
+    ------
+    UserError
+        If it cannot be removed.
+    """
+    try:
+        put_back(directory / "model")
+        for leftover in leftovers(directory):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write the run directory {directory}: {error}") from error
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """Return the temporary files and folders that esmpi made in a run directory, and nothing else that is there."""
+    folders = (directory, *(directory / name for name in ("eval", "members", "snapshots")))
+    return sorted(path for folder in folders for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name))
+
+
+def older_of(folder: Path) -> Path:
+    """Return where a folder's older version is while a new one takes its place."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+
+
+def put_back(folder: Path) -> None:
+    """Give a folder its older version back if a process was killed while it put a new one in its place."""
+    for older in folder.parent.glob(f".{glob.escape(folder.name)}.*.old.tmp"):
+        if not folder.exists():
+            os.replace(older, folder)
+
+
+def is_locked_elsewhere(directory: Path) -> bool:
+    """Return whether another process, on this node or any other, holds the run directory."""
+    # In a process of its own: a process's own lock never stands in its way, and closing the file here would drop it.
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            with _open_lock(directory) as file:
+                code = 0 if not _lock(file) else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _open_lock(directory: Path) -> IO[str]:
+    # not through a link: what it leads to would be overwritten
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    return open(directory / ".lock", "r+", opener=lambda path, _: os.open(path, flags, 0o666))
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):  # not held: the file system's own trouble
+            raise
+        return False
+    return True

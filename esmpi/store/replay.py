@@ -1,12 +1,22 @@
 """Rebuild theta of any generation from the base model and the run file, bit for bit. Needs no GPU, MPI or engine."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 from esmpi.checkpoint import Checkpoint, fetch_model
 from esmpi.config import Config
 from esmpi.errors import UserError
 from esmpi.store.run_file import RunFile
+from esmpi.store.snapshot import Snapshot, SnapshotError, opened
+from esmpi.store.snapshots import good_snapshots
 from esmpi.weights import View, Weights, matrix_shape
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
 
 
 class ReplayError(UserError):
@@ -18,6 +28,9 @@ def replay(
     base: Checkpoint,
     generation: int,
     num_threads: int,
+    *,
+    from_base: bool = True,
+    check: Callable[[int], None] | None = None,
 ) -> Weights:
     """Return theta of a generation, checked against the digest in the run file.
 
@@ -29,22 +42,48 @@ def replay(
     generation : int
         0 is the base model; at most `run.num_generations`.
     num_threads : int
+    from_base : bool
+        Whether to begin with the base model even if there is a good snapshot of a later generation.
+    check : callable, optional
+        Compare the digest after every generation, not only the last, and call this with each that is right.
 
     Raises
     ------
     ReplayError
-        If the base model or the result has not the recorded digest.
+        If the base model or a result has not the recorded digest.
     UserError
         If the run has no such generation.
     """
-    if not 0 <= generation <= run.num_generations:
-        raise UserError(f"generation {generation}: {run.path} has generations 0 to {run.num_generations}")
-    weights = Weights(list(_views(run, base)), lambda view: base.read(view.name, view.rows, view.cols), num_threads)
+    run.check_generation(generation)
+    weights = Weights(list(_views(run, base)), partial(_read, base), num_threads)
     _compare(run, weights, 0, f"{base.folder} is not the base model of this run")
-    for i in range(generation):
+    first = 0 if from_base else _load_snapshot(run, weights, base, generation)
+    for i in range(first, generation):
         weights.update(run.members[i]["seed"], run.members[i]["coefficient"])
-    _compare(run, weights, generation, f"the log does not lead to theta of generation {generation}")
+        if check is not None or i + 1 == generation:
+            _compare(run, weights, i + 1, f"the log does not lead to theta of generation {i + 1}")
+        if check is not None:
+            check(i + 1)
     return weights
+
+
+def _load_snapshot(run: RunFile, weights: Weights, base: Checkpoint, generation: int) -> int:
+    """Replace theta by the latest good snapshot up to a generation; return that one's, 0 without a snapshot."""
+    for found, path, digest in good_snapshots(run, generation):
+        try:
+            with opened(path, base) as source:
+                weights.load(partial(_read, source))
+            if weights.digest() == digest:
+                return found
+            log.warning("snapshot %s does not hold theta of generation %d; it is not used", path, found)
+        except SnapshotError as error:  # a run that is going on may have deleted it meanwhile
+            log.warning("%s; it is not used", error)
+        weights.load(partial(_read, base))
+    return 0
+
+
+def _read(source: Checkpoint | Snapshot, view: View) -> "torch.Tensor":
+    return source.read(view.name, view.rows, view.cols)
 
 
 def base_model(config: Config, path: str | None = None) -> Checkpoint:

@@ -1,7 +1,9 @@
 """Exported models: transformers loads them, with the very values of theta."""
 
+import errno
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 from esmpi.checkpoint import Checkpoint
 from esmpi.errors import UserError
 from esmpi.store.export import check_target, export
+from esmpi.store.files import clean_up
 
 SIZES = {
     "vocab_size": 64,
@@ -146,6 +149,53 @@ def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, out: Path) ->
 
     with pytest.raises(OSError, match="disk full"):
         export(base, breaks(), {}, out, "float32", ORIGIN)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [entry.name for entry in out.parent.iterdir()] == ["model"]
+
+
+def test_the_older_export_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(tmp_path / "base", "llama", False)
+    theta = theta_of(base)
+    export(base, theta.items(), {}, out, "float32", ORIGIN)
+    before, replace = (out / "model.safetensors").read_bytes(), os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if target == out and ".old." not in source.name:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(UserError, match="what was there before is still there"):
+            export(base, ((name, 2 * tensor) for name, tensor in theta.items()), {}, out, "float32", ORIGIN)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [entry.name for entry in out.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("next_start", [clean_up, lambda directory: check_target(directory / "model")])
+def test_a_kill_between_the_renames_loses_no_export(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, next_start: Callable[[Path], None]
+) -> None:
+    base = make_base(tmp_path / "base", "llama", False)
+    export(base, theta_of(base).items(), {}, out, "float32", ORIGIN)
+    before, replace = (out / "model.safetensors").read_bytes(), os.replace
+
+    class Killed(BaseException):
+        pass
+
+    def die(source: Path, target: Path) -> None:
+        if target == out:
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(Killed):
+            export(base, theta_of(base).items(), {}, out, "float32", ORIGIN)
+    assert not out.exists()
+    next_start(out.parent)
     assert (out / "model.safetensors").read_bytes() == before
     assert [entry.name for entry in out.parent.iterdir()] == ["model"]
 

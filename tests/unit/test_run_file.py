@@ -1,5 +1,6 @@
 """The run file: what goes in comes out, by esmpi and by plain h5py, and damage is told, not met."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,13 +16,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support import LEAST_CONFIG
 
+from esmpi.__main__ import main
 from esmpi.errors import UserError
-from esmpi.store import run_file
-from esmpi.store.files import locked, replacing
+from esmpi.store import files, seal
+from esmpi.store.files import FullError, locked, replacing
 from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile, run_file_path, samples_path
 
-CONFIG = {"run": {"name": "ünïcode"}, "es": {"sigma": 1e-3, "alpha": None}}
+CONFIG = LEAST_CONFIG | {"run": {"name": "ünïcode"}, "es": {"generations": 3, "sigma": 1e-3, "alpha": None}}
 NUM_MEMBERS = 5
 
 
@@ -30,7 +33,7 @@ def editing(path: Path) -> Iterator[h5py.File]:
     """Change a run file behind esmpi's back, but with the checksum made anew: as another version might write it."""
     with h5py.File(path, "a") as file:
         yield file
-    path.write_bytes(run_file._sealed(memoryview(path.read_bytes())))
+    path.write_bytes(seal.sealed(memoryview(path.read_bytes())))
 
 
 def row_of(generation: int) -> np.void:
@@ -116,7 +119,7 @@ def test_a_file_that_was_read_goes_on(path: Path) -> None:
 def test_plain_h5py_reads_the_documented_schema(path: Path) -> None:
     make(path)
     with h5py.File(path) as file:
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == 2
         assert file.attrs["noise_version"] == 1
         assert file.attrs["creator"].startswith("esmpi ")
         assert len(file.attrs["run_uuid"]) == 36
@@ -140,12 +143,12 @@ def test_plain_h5py_reads_the_documented_schema(path: Path) -> None:
         assert file["evaluations/held_out/accuracy"][()].tolist() == [0.25, 0.25]
 
 
-@pytest.mark.parametrize("name", ["format_version", "noise_version"])
-def test_other_versions_are_refused(path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "reads"), [("format_version", "1 and 2"), ("noise_version", "1")])
+def test_other_versions_are_refused(path: Path, name: str, reads: str) -> None:
     make(path)
     with editing(path) as file:
-        file.attrs[name] = 2
-    with pytest.raises(UserError, match=rf"has {name} 2; this esmpi reads 1"):
+        file.attrs[name] = 3
+    with pytest.raises(UserError, match=rf"has {name} 3; this esmpi reads {reads}$"):
         RunFile.open(path)
     with editing(path) as file:
         del file.attrs[name]
@@ -235,6 +238,34 @@ def test_a_commit_that_dies_leaves_the_old_file(path: Path, monkeypatch: pytest.
     assert RunFile.open(path).num_generations == 4
 
 
+@pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 5), (errno.ESTALE, 2), (errno.EACCES, 1), (errno.EDQUOT, 1)])
+def test_what_may_pass_is_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch, number: int, tries: int) -> None:
+    """Two failures are got over, five are not; what will not pass is not tried again."""
+    run = make(path)
+    before, count, fsync = path.read_bytes(), 0, os.fsync
+    failures = 5 if number == errno.EIO else 1
+    monkeypatch.setattr(files, "_WAITS_S", (0.0,) * 4)
+
+    def fail(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count <= failures:
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if number == errno.ESTALE:
+        run.commit(row_of(3), members_of(3))
+        assert RunFile.open(path).num_generations == 4
+        assert count == tries + 1  # the folder's, too
+        return
+    with pytest.raises((OSError, FullError), match=r"no room for" if number == errno.EDQUOT else os.strerror(number)):
+        run.commit(row_of(3), members_of(3))
+    assert count == tries
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
+
+
 def test_a_block_that_raises_replaces_nothing(tmp_path: Path) -> None:
     target = tmp_path / "new folder" / "file"
 
@@ -257,7 +288,7 @@ def test_a_block_that_raises_replaces_nothing(tmp_path: Path) -> None:
 def test_a_kill_between_any_two_commits_leaves_a_whole_file(path: Path) -> None:
     """SIGKILL while a process commits as fast as it can; whatever it announced is there."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
         "from test_run_file import *\n"
         "run = make(Path(sys.argv[1]), 0)\n"
@@ -265,7 +296,7 @@ def test_a_kill_between_any_two_commits_leaves_a_whole_file(path: Path) -> None:
         "    run.commit(row_of(generation), members_of(generation))\n"
         "    print(generation + 1, flush=True)\n"
     )
-    command = [sys.executable, "-c", program, str(path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", program, str(path), *map(str, Path(__file__).parents[:2])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -287,9 +318,35 @@ def _commit_with_little_room(path: Path, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
         run.commit(row_of(3), members_of(3))
-    except OSError:
-        os._exit(7)
+    except FullError as error:
+        os._exit(7 if "bytes at" in str(error) and "the same command goes on" in str(error) else 8)
     os._exit(0)
+
+
+def test_a_full_disk_waits_once_for_what_makes_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(path)
+    full, asked = True, 0
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    def make_room() -> None:
+        nonlocal full, asked
+        full, asked = asked == 1, asked + 1
+
+    monkeypatch.setattr(os, "fsync", sync)
+    run.make_room = make_room
+    run.commit(row_of(3), members_of(3))
+    assert asked == 1
+    assert RunFile.open(path).num_generations == 4
+    full = True
+    with pytest.raises(FullError):
+        run.commit(row_of(4), members_of(4))
+    assert asked == 2
+    assert RunFile.open(path).num_generations == 4
 
 
 @pytest.mark.parametrize("size", [0, 1000, 12_000])
@@ -372,3 +429,84 @@ def test_parts_that_do_not_belong_together_are_refused(path: Path) -> None:
         del file["evaluations/held_out/accuracy"]
     with pytest.raises(UserError, match="an evaluation lacks a column"):
         RunFile.open(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("config", "{}"),
+        ("config", '{"run": 5}'),
+        ("forks", "[{}]"),
+        ("forks", '[{"run_uuid": "u", "generation": "1", "path": "p", "config": {}}]'),
+        ("provenance", "[1]"),
+        ("provenance", '[{"packages": []}]'),
+        ("tensors", "[1]"),
+        ("segments", "[{}]"),
+        ("segments", "5"),
+        ("run_uuid", 5),
+    ],
+)
+def test_crafted_attributes_are_refused(
+    path: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(path)
+    with editing(path) as file:
+        file.attrs[name] = value
+    _assert_refused_in_a_line(path, capsys)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["members/coefficient", "members/seed", "generations/generation", "evaluations/held_out/generation"],
+)
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1), (10**7, 10**7)], ids=str)
+def test_crafted_shapes_are_refused(
+    path: Path, place: str, shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(path)
+    with editing(path) as file:
+        del file[place]
+        chunks = (1000, 1000) if len(shape) == 2 and shape[0] > 1000 else None
+        file.create_dataset(place, shape, np.int64, chunks=chunks)
+    _assert_refused_in_a_line(path, capsys)
+
+
+def test_all_columns_of_a_crafted_shape_are_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(path)
+    with editing(path) as file:
+        for name in list(file["members"]):
+            del file["members"][name]
+            file["members"].create_dataset(name, (10**7, 10**7), MEMBER_DTYPE[name], chunks=(1000, 1000))
+    _assert_refused_in_a_line(path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("generation", [0, 9]), ("generation", [-1, 3]), ("accuracy", [b"a"] * 2)]
+)
+def test_crafted_evaluations_are_refused(
+    path: Path, column: str, value: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(path)
+    with editing(path) as file:
+        del file["evaluations/held_out"][column]
+        file["evaluations/held_out"][column] = value
+    _assert_refused_in_a_line(path, capsys)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"run_uuid": null}', "x"])
+def test_a_model_folder_with_a_crafted_origin_is_trouble(
+    path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(path)
+    (path.parent / "model").mkdir()
+    (path.parent / "model" / "esmpi.json").write_text(text)
+    assert main(["inspect", str(path)]) == 1
+    assert "exported model" in capsys.readouterr().out
+
+
+def _assert_refused_in_a_line(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("esmpi: ")
+    assert said.count("\n") == 1
+    assert str(path) in said

@@ -1,0 +1,91 @@
+"""What an exported model says of itself: a model card, and how it was asked for text while it was tuned."""
+
+import json
+import math
+from typing import Any
+
+from esmpi.checkpoint import Checkpoint
+from esmpi.store.run_file import RunFile
+
+_FIGURES = (
+    # title, evaluation's column, format
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("mean reward", "reward_mean", "{:.3f}"),
+    ("problems", "num_samples", "{:.0f}"),
+)
+
+
+def card_files(run: RunFile, generation: int, base: Checkpoint) -> dict[str, str]:
+    """Return the texts that an export of theta of a generation gets, by file name."""
+    return {
+        "README.md": model_card(run, generation),
+        "generation_config.json": json.dumps(generation_config(run, base), indent=2) + "\n",
+    }
+
+
+def model_card(run: RunFile, generation: int) -> str:
+    """Return the card, in Markdown, with the metadata that model hubs read."""
+    config = run.attributes["config"]
+    name, es = config["run"]["name"], config["es"]
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- evolution-strategies"),
+        *(f"base_model: {json.dumps(config['model']['path'])}", "---", ""),
+        f"# {name}, generation {generation}",
+        "",
+        f"`{config['model']['path']}`, all weights fine-tuned with Evolution Strategies on task "
+        f"`{config['task']['name']}` by {run.attributes['creator']}: {generation} generations of "
+        f"{es['population_size']} members, sigma {es['sigma']:g}, alpha {es['alpha']:g}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| run | {run.attributes['run_uuid']} |",
+        f"| theta, digest | {run.digest_after(generation):016x} |",
+        f"| base model, digest | {run.digest_after(0):016x} |",
+        *(f"| forked at generation {f['generation']} from | {f['run_uuid']} |" for f in run.attributes["forks"]),
+        "",
+        *_results(run, generation),
+        "## Rebuild it",
+        "",
+        "The base model and the run file, or the few kilobytes of `esmpi export RUN --log-only --out log.h5`, give "
+        "these weights again, bit for bit, without a GPU:",
+        "",
+        f"    esmpi export runs/{name} --generation {generation} --out model",
+        "",
+        "## Config",
+        "",
+        "```json",
+        json.dumps(config, indent=1),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _results(run: RunFile, generation: int) -> list[str]:
+    lines = []
+    for suite, rows in run.evaluations.items():
+        ordered = sorted((row for row in rows if row["generation"] <= generation), key=lambda row: row["generation"])
+        if not ordered:
+            continue
+        shown = [ordered[0], *ordered[-1:]] if len(ordered) > 1 else ordered
+        heads = "".join(f" generation {row['generation']} |" for row in shown)
+        lines += [f"| {suite.replace('_', '-')} |{heads}", "|---" * (len(shown) + 1) + "|"]
+        for title, column, form in _FIGURES:
+            values = [row.get(column, math.nan) for row in shown]
+            lines.append(f"| {title} |" + "".join(f" {form.format(value)} |" for value in values))
+        lines.append("")
+    return ["## Results", "", *lines] if lines else []
+
+
+def generation_config(run: RunFile, base: Checkpoint) -> dict[str, Any]:
+    """Return how the run sampled when it evaluated, as transformers reads it, with the base model's special tokens.
+
+    Other defaults of the base (a repetition penalty, ...) played no part in the run, and are left out.
+    """
+    path = base.folder / "generation_config.json"
+    own = json.loads(path.read_text()) if path.exists() else base.config
+    tokens = {key: value for key, value in own.items() if key.endswith("token_id") and value is not None}
+    sampling, temperature = run.attributes["config"]["sampling"], run.attributes["config"]["eval"]["temperature"]
+    chosen = {"do_sample": temperature > 0, "max_new_tokens": sampling["max_tokens"]}
+    if temperature > 0:
+        chosen |= {"temperature": temperature, "top_p": sampling["top_p"], "top_k": 0}
+    return tokens | chosen

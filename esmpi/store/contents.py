@@ -1,0 +1,50 @@
+"""Whether what a run file says, each part well formed, belongs together: a seal tells damage, not what was made up."""
+
+from typing import TYPE_CHECKING, Any
+
+from esmpi.config import is_suite_name
+
+if TYPE_CHECKING:
+    from esmpi.store.run_file import RunFile
+
+_KINDS = {
+    **{"config": dict, "provenance": list, "tensors": list, "aliases": dict, "model_digest": int, "forks": list},
+    **{"log_only": bool, "run_uuid": str, "creator": str, "data_digest": str},
+}
+_FORK_KINDS = {"run_uuid": str, "generation": int, "path": str, "config": dict}
+_NAMED = (("run", "name"), ("es", "generations"), ("model", "path"), ("task", "name"))
+"""What of the config is said of any run; what else a command needs it checks as a config."""
+
+
+def check_contents(run: "RunFile") -> None:
+    """Raise ValueError if the parts of a run file do not belong together."""
+    _check_attributes(run.attributes)
+    if len(run.members) != run.num_generations:
+        raise ValueError(f"{len(run.members)} rows of members for {run.num_generations} generations")
+    for suite, rows in run.evaluations.items():
+        if not is_suite_name(suite):
+            raise ValueError(f"{suite!r} is no name for a suite")
+        for row in rows:
+            if not {"generation", "accuracy", "reward_mean"} <= row.keys():
+                raise ValueError("an evaluation lacks a column")
+            if not (isinstance(row["generation"], int) and 0 <= row["generation"] <= run.num_generations):
+                raise ValueError(f"an evaluation is of generation {row['generation']}")
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    for name, kind in _KINDS.items():
+        if not isinstance(attributes[name], kind):
+            raise ValueError(f"attribute {name} is no {kind.__name__}")
+    for section, key in _NAMED:
+        keys = attributes["config"].get(section)
+        if not isinstance(keys, dict) or key not in keys:
+            raise ValueError(f"attribute config has no {section}.{key}")
+    names = (*attributes["tensors"], *attributes["aliases"].values())
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("attributes tensors and aliases: not all of them are names")
+    for start in attributes["provenance"]:
+        if not isinstance(start, dict) or not isinstance(start.get("packages", {}), dict):
+            raise ValueError("attribute provenance is no list of starts")
+    for fork in attributes["forks"]:
+        if not isinstance(fork, dict) or not all(isinstance(fork.get(n), kind) for n, kind in _FORK_KINDS.items()):
+            raise ValueError("attribute forks is no list of forks")

@@ -1,0 +1,186 @@
+"""The members' columns of a run file: plain data sets, or, once they are large, frozen segments and a tail.
+
+A commit replaces the whole run file, which must not become slower as a run grows. So the members' rows in it are kept
+under `SEGMENT_BYTES`: what would be more is first frozen into a segment, a sealed file of its own that never changes
+again, and the run file then has virtual data sets over all segments and the tail. Plain h5py and h5ls see one (G, N)
+table either way. HDF5 reads a segment that is missing as fill values; so the run file lists the checksums.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from esmpi.errors import UserError
+from esmpi.population import ABSENT, plan
+from esmpi.store.files import write_whole
+from esmpi.store.seal import checksum, image_of, read_sealed
+
+SEGMENT_BYTES = 4 * 2**20
+"""The members' rows in a run file are at most about so large. A smaller run, and that is most, has no segment."""
+
+MEMBER_DTYPE = np.dtype(
+    [
+        ("seed", np.uint64),
+        ("sign", np.int8),
+        ("status", np.uint8),
+        ("fitness", np.float64),
+        ("coefficient", np.float32),
+        ("rank", np.int32),
+        ("seconds", np.float32),
+        ("tokens", np.int32),
+    ]
+)
+
+LOG_ONLY = ("seed", "coefficient")
+"""The columns from which, with the base model, theta can be rebuilt; seeds are left out where the config gives them."""
+
+_FILL = {"status": ABSENT, "fitness": np.nan}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file of neighbouring generations' members."""
+
+    file: str
+    """Path, relative to the run file."""
+    first: int
+    """First generation."""
+    end: int
+    """The generation after the last."""
+    num_members: int
+    """Columns of its tables: the most members that one of its generations has."""
+    sha256: str
+    """Of the file from byte 512 on."""
+
+
+def freeze(run_file: Path, first: int, rows: Sequence[np.ndarray]) -> Segment:
+    """Write generations `first`, ... into a segment, durably, and return its entry.
+
+    The name says which generations, and the same ones make the same file: a segment that a killed writer left is
+    overwritten by itself.
+    """
+    table = padded(rows)
+    name = f"members/{first:06d}-{first + len(rows) - 1:06d}.h5"
+    image = image_of(lambda file: write_columns(file, table))
+    write_whole(run_file.parent / name, image)
+    return Segment(name, first, first + len(rows), table.shape[1], checksum(image))
+
+
+def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
+    """Return a segment's rows, one array a generation.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or another one than the run file means.
+    """
+    path = run_file.parent / segment.file
+    try:
+        data = read_sealed(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {run_file} has the members of some generations there") from None
+    if checksum(data) != segment.sha256:
+        raise UserError(f"{path} is not the file that {run_file} means: its checksum is another one")
+    with h5py.File(io.BytesIO(data), "r") as file:
+        table = read_columns(file, MEMBER_DTYPE)
+    if table.shape != (segment.end - segment.first, segment.num_members):
+        raise UserError(f"{path} has a table of shape {table.shape}, which is not what {run_file} means")
+    return rows_of(table)
+
+
+def write_members(
+    file: h5py.File, segments: Sequence[Segment], tail: Sequence[np.ndarray], columns: Sequence[str] | None = None
+) -> None:
+    """Write `/members`: of the tail alone, or virtual over the segments and `/tail`."""
+    table = padded(tail)
+    if not segments:
+        write_columns(file.create_group("members"), table, columns)
+        return
+    write_columns(file.create_group("tail"), table)
+    first = segments[-1].end
+    width = max(table.shape[1], *(segment.num_members for segment in segments))
+    members = file.create_group("members")
+    for name in MEMBER_DTYPE.names or ():
+        dtype = MEMBER_DTYPE[name]
+        layout = h5py.VirtualLayout((first + len(table), width), dtype)
+        for segment in segments:
+            shape = (segment.end - segment.first, segment.num_members)
+            source = h5py.VirtualSource(segment.file, name, shape, dtype)
+            layout[segment.first : segment.end, : segment.num_members] = source
+        if table.size:
+            source = h5py.VirtualSource(".", f"tail/{name}", table.shape, dtype)
+            layout[first : first + len(table), : table.shape[1]] = source
+        _describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)))
+
+
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return generations' members as one (G, N) table; shorter rows are filled up with ABSENT members."""
+    width = max((len(row) for row in rows), default=0)
+    table = np.zeros((len(rows), width), MEMBER_DTYPE)
+    for name, value in _FILL.items():
+        table[name] = value
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return table
+
+
+def rows_of(table: np.ndarray) -> list[np.ndarray]:
+    """Return the members of each generation, without those that are only padding."""
+    return [row[row["status"] != ABSENT] for row in table]
+
+
+def write_columns(group: h5py.Group, table: np.ndarray, columns: Sequence[str] | None = None) -> None:
+    """Write a structured table as a data set for each of its columns, or for those named."""
+    for name in columns or table.dtype.names or ():
+        _describe(group.create_dataset(name, data=np.ascontiguousarray(table[name])))
+
+
+def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | None = None, ndim: int = 2) -> np.ndarray:
+    """Return data sets as a structured table; of columns that are not to be read, zeros.
+
+    Raises
+    ------
+    ValueError
+        If they have not one shape, of `ndim` dimensions, or less data than their shape says.
+    """
+    names: Sequence[str] = columns or dtype.names or ()
+    shape = group[names[0]].shape
+    for name in names:
+        check_column(group[name], shape, ndim)
+    table = np.zeros(shape, dtype)
+    for name in names:
+        table[name] = group[name][()]
+    return table
+
+
+def check_column(dataset: h5py.Dataset, shape: tuple[int, ...], ndim: int) -> None:
+    """Raise ValueError unless a data set has this shape and all the data that go with it.
+
+    HDF5 gives any shape to a data set that stores nothing: one of terabytes fits into a kilobyte.
+    """
+    if dataset.shape != shape or len(shape) != ndim:
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}")
+    if dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}, but not so many data")
+
+
+def seeds_by_config(config: dict[str, Any], rows: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """Return the seeds that a config leads to for members' rows, (N,) uint64 a generation; None if it says nothing."""
+    try:
+        run_seed, antithetic = config["run"]["seed"], config["es"]["antithetic"]
+    except KeyError:
+        return None
+    return [plan(run_seed, generation, len(row), antithetic)["seed"] for generation, row in enumerate(rows)]
+
+
+def _describe(dataset: h5py.Dataset) -> None:
+    name = dataset.name.split("/")[-1]
+    if name.startswith("seconds") or name == "unix_time":
+        dataset.attrs["unit"] = "s"
+    elif name == "tokens":
+        dataset.attrs["unit"] = "tokens"

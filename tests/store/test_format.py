@@ -1,0 +1,66 @@
+"""FORMAT.md says of a real run's files what is in them, all of it, and nothing else."""
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support import ROOT, TINY_RUN, Run
+
+Table = dict[str, list[str]]
+
+SMALL = ("es.population_size=2", "es.generations=1", "data.num_eval=3", "data.batch_size=2", "snapshot.every=1")
+ALL_FIGURES = ("eval.divergence=true", "eval.num_samples=2", "eval.temperature=0.7")
+
+
+@pytest.fixture(scope="module")
+def run(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    arguments = ["-m", "esmpi.run", TINY_RUN, f"run.output_dir={output}", "run.export_dtype=none"]
+    done = launch([*arguments, *SMALL, *ALL_FIGURES], 0)
+    assert done.returncode == 0, done.stderr
+    return output / "tiny"
+
+
+def table(heading: str) -> Table:
+    """Return the first table below a heading: the other cells by each name in the first."""
+    text = (ROOT / "esmpi" / "store" / "FORMAT.md").read_text()
+    found = re.search(rf"^#+ {re.escape(heading)}.*?\n\n(?:[^#|\n].*\n|\n)*((?:\|.*\n)+)", text, re.MULTILINE)
+    assert found is not None, heading
+    rows: Table = {}
+    for line in found[1].splitlines()[2:]:
+        first, *others = (cell.strip() for cell in line.strip("|").split("|"))
+        rows |= dict.fromkeys(re.findall(r"`([^`]+)`", first), others)
+    return rows
+
+
+def test_attributes(run: Path) -> None:
+    with h5py.File(run / "run.h5") as file:
+        assert set(file.attrs) == set(table("Attributes"))
+        assert set(file) == {"generations", "members", "evaluations"}
+    with h5py.File(run / "snapshots" / "g000001.h5") as file:
+        assert set(file.attrs) == set(table("snapshots/*.h5"))
+        assert set(file) == {"theta"}
+
+
+@pytest.mark.parametrize("group", ["generations", "members"])
+def test_columns(run: Path, group: str) -> None:
+    described = table(f"/{group}/COLUMN")
+    with h5py.File(run / "run.h5") as file:
+        assert set(file[group]) == set(described)
+        for name, column in file[group].items():
+            dtype, unit = described[name][:2]
+            assert column.dtype == np.dtype(dtype), name
+            assert column.attrs.get("unit", unit) == unit, name
+
+
+def test_evaluations(run: Path) -> None:
+    described = table("/evaluations/SUITE/COLUMN")
+    assert {"pass_at_K", "..._mean"} <= set(described)
+    fixed = set(described) - {"pass_at_K", "..._mean"}
+    with h5py.File(run / "run.h5") as file:
+        columns = set(file["evaluations/held_out"])
+    assert fixed <= columns
+    assert all(re.fullmatch(r"pass_at_\d+|\w+_mean", name) for name in columns - fixed)
+    assert "pass_at_2" in columns
