@@ -3,6 +3,8 @@
 from esmpi.checkpoint import Checkpoint, find_model
 from esmpi.config import Config
 from esmpi.data import check_files
+from esmpi.engines.placement import device_memory_wanted, size
+from esmpi.errors import UserError, nearest
 from esmpi.population import shard
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -16,7 +18,12 @@ def check_inputs(config: Config) -> Checkpoint | None:
     UserError
         If something is missing.
     """
-    check_files(config.data)
+    check_files(config.data, config.eval.suites)
+    if config.run.fork is not None and not (config.directory / "run.h5").exists():  # then the fork is still to be made
+        parent = config.run.fork[0]
+        names = [str(entry) for entry in parent.parent.iterdir()] if parent.parent.is_dir() else []
+        if not parent.exists():
+            raise UserError(f"run.fork_from: no run directory {parent}{nearest(str(parent), names)}")
     folder = find_model(config.model.path, config.model.revision)
     return None if folder is None else Checkpoint(folder)
 
@@ -47,22 +54,22 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
     ]
     if members[-1] == 0:
         lines.append(f"warning         {members.count(0)} ranks have no member: they only wait")
-    return lines + (_memory(config, model) if model else ["memory          not known before the model is downloaded"])
+    if model is None:
+        return [*lines, "memory          not known before the model is downloaded"]
+    return lines + _memory(config, model) + _snapshots(config, model)
 
 
 def _memory(config: Config, model: Checkpoint) -> list[str]:
-    tied = model.config.get("tie_word_embeddings") and "lm_head.weight" in model.tensors
-    num_weights = sum(
-        tensor.num_elements for name, tensor in model.tensors.items() if not (tied and name == "lm_head.weight")
-    )
-    theta, live = 4 * num_weights, _BYTES[config.model.dtype] * num_weights
-    line = f"theta {_size(theta)} + live weights {_size(live)}"
-    if config.engine.kind == "vllm":
-        num_workers = config.engine.tensor_parallel_size * config.engine.pipeline_parallel_size
+    theta, live = 4 * model.num_weights, _BYTES[config.model.dtype] * model.num_weights
+    line = f"memory          {model.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
+    engine = config.engine
+    if engine.kind == "vllm":
+        num_workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
+        least = device_memory_wanted(theta // num_workers, live // num_workers) / engine.gpu_memory_utilization
         return [
-            f"memory          {num_weights:,} weights; each rank: theta {_size(theta)} in host memory, and on its "
-            f"{num_workers} devices live weights {_size(live)}; vLLM's cache takes what is left of "
-            f"{config.engine.gpu_memory_utilization:.0%} of a GPU, or {config.engine.cpu_kv_cache_gib} GiB on a CPU"
+            f"{line}, over {num_workers} GPUs; vLLM's cache takes what is left of "
+            f"{engine.gpu_memory_utilization:.0%} of a GPU, or {engine.cpu_kv_cache_gib} GiB on a CPU",
+            f"theta           {_WHERE[engine.theta_placement].format(least=size(int(least)))}",
         ]
     shape = model.config
     if {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():
@@ -70,17 +77,28 @@ def _memory(config: Config, model: Checkpoint) -> list[str]:
         head_size = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
         token = 2 * shape["num_hidden_layers"] * heads * head_size * _BYTES[config.model.dtype]
         prompts = config.data.mini_batch_size or config.data.batch_size
-        cache = _size(token * prompts * config.sampling.max_tokens)
+        cache = size(token * prompts * config.sampling.max_tokens)
         line += f" + cache {cache} ({prompts} prompts x {config.sampling.max_tokens} new tokens, and the prompts' own)"
-    return [f"memory          {num_weights:,} weights; each rank: {line}"]
+    return [line]
+
+
+def _snapshots(config: Config, model: Checkpoint) -> list[str]:
+    if config.snapshot.every is None and not config.snapshot.best:
+        return []
+    count = config.snapshot.keep * (config.snapshot.every is not None) + config.snapshot.best
+    theta = 4 * model.num_weights
+    return [
+        f"snapshots       at most {count} of {size(theta)}; rank 0 has a copy of theta in memory while it writes one"
+    ]
 
 
 def _range(counts: list[int]) -> str:
     return f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[-1]} to {counts[0]}"
 
 
-def _size(num_bytes: int) -> str:
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes / 2**10:.1f} KiB"
+_WHERE = {
+    "auto": "on the GPU if that has {least} or more, else in host memory",
+    "device": "on the GPU, which must have {least} or more",
+    "host": "in host memory, streamed to the GPU",
+    "host+bf16": "in host memory, a bfloat16 copy of it on the GPU",
+}

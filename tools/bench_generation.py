@@ -1,8 +1,10 @@
 """Measure what ES costs beside inference. The last line is one JSON object.
 
 Efficiency is the seconds that the untouched engine needs to complete a generation's prompts N times, over the
-seconds of a whole generation: perturbing, generating, scoring, exchanging, updating, committing. The two
-alternate in one run. Takes a config and overrides as esmpi.run does, and runs under mpiexec as well.
+seconds of a whole generation: perturbing, generating, scoring, exchanging, updating, committing. Before each member
+the untouched engine completes the same prompts, so that a machine that slows down favours neither; that time is taken
+off the generation's. `efficiency_cpu` is the same of processor time, which other work on the machine changes less.
+Takes a config and overrides as esmpi.run does, and runs under mpiexec as well; a rank measures itself.
 """
 
 import argparse
@@ -11,12 +13,56 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
-
-import numpy as np
+from typing import Any
 
 from esmpi.comm import Comm
-from esmpi.config import load_config
-from esmpi.population import shard
+from esmpi.config_reader import load_config
+from esmpi.launch.signals import StopFlag
+
+PARTS = ("perturb", "generate", "score", "exchange", "update")
+
+
+class Alternating:
+    """An engine that completes the prompts with theta itself before each perturbation, and notes the time of that."""
+
+    def __init__(self, engine: Any, prompts: list[str], sampling: Any):
+        self._engine = engine
+        self._prompts, self._sampling = prompts, sampling
+        self.inference = self.extra = Clock()
+        self.num_tokens = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def perturb(self, seed: int, scale: float) -> None:
+        """Complete the prompts with theta, then perturb."""
+        begin = Clock.now()
+        self._engine.restore()
+        restored = Clock.now()
+        completions = self._engine.generate(self._prompts, self._sampling)
+        end = Clock.now()
+        self.inference += end - restored
+        self.extra += end - begin
+        self.num_tokens += sum(one.num_tokens for one in completions)
+        self._engine.perturb(seed, scale)
+
+
+class Clock:
+    """Seconds on the wall and of the processors."""
+
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0):
+        self.wall, self.cpu = wall, cpu
+
+    @classmethod
+    def now(cls) -> "Clock":
+        """Return the time."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: "Clock") -> "Clock":
+        return Clock(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __sub__(self, other: "Clock") -> "Clock":
+        return Clock(self.wall - other.wall, self.cpu - other.cpu)
 
 
 def main() -> None:
@@ -24,12 +70,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file, such as configs/bench_smollm2.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--rounds", type=int, default=2, help="pairs that count, after one that does not")
-    arguments = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=1, help="generations (default: %(default)s), after a warm-up")
+    arguments = parser.parse_intermixed_args()
 
     with ExitStack() as stack:
         output = stack.enter_context(tempfile.TemporaryDirectory())
-        more = [f"run.output_dir={output}", f"es.generations={arguments.rounds + 1}", "run.export_dtype=none"]
+        more = [f"run.output_dir={output}", f"es.generations={arguments.rounds}", "run.export_dtype=none"]
         config = load_config(arguments.config, [*arguments.overrides, *more])
         comm = Comm()
 
@@ -39,48 +85,45 @@ def main() -> None:
         from esmpi.train import run_generation
 
         start_logging("warning", comm)
-        session = open_session(config, comm, stack)
-        num_members = len(shard(config.es.population_size, comm.rank, comm.size))
-        inference, generation, tokens = [], [], []
-        for _ in range(arguments.rounds + 1):
+        session = open_session(config, comm, stack, StopFlag())
+        engine: Any = session.engine
+        sampling = Sampling(max_tokens=config.sampling.max_tokens)
+        rounds = []
+        for number in range(arguments.rounds):
             examples = batch(config.data, session.problems.train, config.run.seed, session.generation)
-            prompts = [session.task.prompt(example) for example in examples]
-            session.engine.restore()
-            comm.allgather_array(np.zeros(1))
-            started = time.perf_counter()
-            plain = [
-                session.engine.generate(prompts, Sampling(max_tokens=config.sampling.max_tokens))
-                for _ in range(num_members)
-            ]
-            comm.allgather_array(np.zeros(1))
-            inference.append(time.perf_counter() - started)
-            started = time.perf_counter()
+            prompts = [session.prompt(example) for example in examples]
+            if number == 0:
+                engine.perturb(1, config.es.sigma)
+                engine.generate(prompts, sampling)
+            alternating = Alternating(engine, prompts, sampling)
+            session.engine = alternating  # type: ignore[assignment]  # it stands for the engine in all but type
+            comm.barrier()
+            begin = Clock.now()
             run_generation(session)
-            generation.append(time.perf_counter() - started)
-            tokens.append(sum(one.num_tokens for completions in plain for one in completions))
+            rounds.append((alternating, Clock.now() - begin - alternating.extra))
         if session.run is not None:
-            report(session.run.generations, inference, generation, tokens, comm.size)
+            report(session.run.generations, rounds, comm.size)
 
 
-def report(
-    rows: list[np.void], inference: list[float], generation: list[float], tokens: list[int], num_ranks: int
-) -> None:
-    """Print the medians of the rounds that count."""
-    ratios = [one / other for one, other in zip(inference[1:], generation[1:], strict=True)]
+def report(rows: list[Any], rounds: list[tuple[Alternating, Clock]], num_ranks: int) -> None:
+    """Print the medians of the rounds."""
     figures: dict[str, float] = {
-        "seconds_inference": statistics.median(inference[1:]),
-        "seconds_generation": statistics.median(generation[1:]),
-        "efficiency": statistics.median(ratios),
+        "seconds_inference": statistics.median(one.inference.wall for one, _ in rounds),
+        "seconds_generation": statistics.median(whole.wall for _, whole in rounds),
+        "efficiency": statistics.median(one.inference.wall / whole.wall for one, whole in rounds),
+        "efficiency_cpu": statistics.median(one.inference.cpu / whole.cpu for one, whole in rounds),
     }
-    for part in ("perturb", "generate", "score", "exchange", "update"):
-        figures[f"seconds_{part}"] = statistics.median(float(row[f"seconds_{part}"]) for row in rows[1:])
+    for part in PARTS:
+        figures[f"seconds_{part}"] = statistics.median(float(row[f"seconds_{part}"]) for row in rows)
+    # what the untouched engine did between the members is not the generation's perturbing
+    figures["seconds_perturb"] -= statistics.median(one.extra.wall for one, _ in rounds)
     for name, value in figures.items():
         print(f"{name:20s} {value:9.4f}")
     # if members say more or less than theta does, the two sides did not do the same work
     counts = {
         "ranks": num_ranks,
-        "tokens_inference_rank0": tokens[1:],
-        "tokens_generation": [int(r["tokens"]) for r in rows[1:]],
+        "tokens_inference_rank0": [one.num_tokens for one, _ in rounds],
+        "tokens_generation": [int(row["tokens"]) for row in rows],
     }
     print(json.dumps({name: round(value, 5) for name, value in figures.items()} | counts))
 

@@ -3,9 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from esmpi.errors import UserError, said
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +23,8 @@ class Completion:
     """New tokens, the end-of-text token included."""
     truncated: bool
     """Whether `max_tokens` cut it off."""
+    tokens: tuple[int, ...] = ()
+    """The new tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,16 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def load(self, snapshot: Path | None) -> None:
+        """Replace theta by a snapshot's, or by the base model's; the live weights follow as after an update.
+
+        Raises
+        ------
+        UserError
+            If the snapshot cannot be read here. Theta is then in part replaced: load another one, or the base.
+        """
+
+    @abstractmethod
     def digest(self) -> int:
         """Return the 64-bit digest of theta."""
 
@@ -79,9 +94,48 @@ class Engine(ABC):
         """Tokens of a prompt and its completion that the model has room for, None if it has no limit."""
 
     @abstractmethod
+    def render(self, prompt: str | list[dict[str, str]]) -> str:
+        """Return the text of a prompt; messages go through the model's chat template."""
+
+    @abstractmethod
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt has."""
 
     @abstractmethod
+    def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
+        """Return the natural logarithm of the probability that the live weights give each token of the completions.
+
+        Whatever the sampling was: of the model's own distribution, at temperature 1. What does not fit into the
+        model's length is left out at the end.
+        """
+
+    @abstractmethod
+    def show_base(self) -> None:
+        """Write live = cast(base model), to compare with it; `restore` ends that. Theta stays."""
+
+    @abstractmethod
+    def distance(self) -> float:
+        """Return the Euclidean norm of theta minus the base model."""
+
+    @abstractmethod
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """Complete each prompt with the live weights; the completions come in the prompts' order."""
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Return messages as text by a tokenizer's chat template, without what the tokenizer itself puts in front.
+
+    Raises
+    ------
+    UserError
+        If the model has no chat template, or one that refuses these messages.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("task.chat_format: this model has no chat template: choose none, or another form")
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the model's: it may refuse a system turn, an order, ...
+        raise UserError(f"task.chat_format: the model's chat template refuses a prompt: {said(error)}") from error
+    first = tokenizer.bos_token
+    adds_it = first is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(first) if adds_it else text

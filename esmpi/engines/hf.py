@@ -1,8 +1,10 @@
 """Engine `hf`: transformers' own generation, on the CPU or one GPU."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from transformers.utils.logging import disable_progress_bar
 from esmpi.checkpoint import Checkpoint
 from esmpi.comm import Place
 from esmpi.config import EngineConfig, ModelConfig
-from esmpi.engines.base import Completion, Engine, Sampling
+from esmpi.engines.base import Completion, Engine, Sampling, render_chat
+from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
-from esmpi.weights import View, Weights
+from esmpi.store.snapshot import opened
+from esmpi.weights import Placement, View, open_weights
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,9 @@ class HfEngine(Engine):
         torch.set_num_threads(num_threads)
         disable_progress_bar()
         self._device = _device(engine.device, place.local_rank)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        self._checkpoint = checkpoint
         if "quantization_config" in checkpoint.config:
             raise UserError(f"model.path: {checkpoint.folder} is quantized: ES needs unquantized weights")
         try:
@@ -66,7 +73,8 @@ class HfEngine(Engine):
         unused = sorted(checkpoint.tensors.keys() - {view.name for view in views} - self._aliases.keys())
         if unused:
             log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", unused)
-        self._weights = Weights(views, lambda view: _read(checkpoint, view), num_threads)
+        placement = self._place_theta(engine.theta_placement, views)
+        self._weights = open_weights(views, lambda view: _read(checkpoint, view), num_threads, placement)
 
     def _find_views(self, checkpoint: Checkpoint) -> tuple[list[View], dict[str, str]]:
         """Return a view of each parameter under the name that the checkpoint stores, and its other names."""
@@ -85,6 +93,17 @@ class HfEngine(Engine):
             aliases |= {name: canonical for name in names[key] if name != canonical}
         return views, aliases
 
+    def _place_theta(self, wanted: str, views: list[View]) -> Placement:
+        if self._device.type == "cpu":
+            return "host+bf16" if wanted == "host+bf16" else "host"  # one memory: there is nothing else to choose
+        elements = [view.live for view in views if view.live is not None]
+        live = sum(tensor.nbytes for tensor in elements)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        theta = 4 * sum(tensor.numel() for tensor in elements)
+        placement, why = choose_placement(wanted, theta, live, free + live)
+        log.info("%s", why)
+        return placement
+
     def perturb(self, seed: int, scale: float) -> None:
         self._weights.perturb(seed, scale)
 
@@ -94,12 +113,25 @@ class HfEngine(Engine):
     def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
         self._weights.update(seeds, coefficients)
 
+    def load(self, snapshot: Path | None) -> None:
+        with opened(snapshot, self._checkpoint) as source:
+            self._weights.load(lambda view: source.read(view.name, view.rows, view.cols))
+
+    def show_base(self) -> None:
+        self._weights.show(self._read_base)
+
+    def distance(self) -> float:
+        return math.sqrt(self._weights.squared_distance(self._read_base))
+
+    def _read_base(self, view: View) -> torch.Tensor:
+        return self._checkpoint.read(view.name, view.rows, view.cols)
+
     def digest(self) -> int:
         return self._weights.digest()
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for view, theta in self._weights.theta():
-            yield view.name, theta.view(view.shape)
+            yield view.name, theta.cpu().view(view.shape)
 
     def aliases(self) -> dict[str, str]:
         return self._aliases
@@ -116,6 +148,9 @@ class HfEngine(Engine):
     @property
     def max_length(self) -> int | None:
         return getattr(self._model.config, "max_position_embeddings", None)
+
+    def render(self, prompt: str | list[dict[str, str]]) -> str:
+        return prompt if isinstance(prompt, str) else render_chat(self._tokenizer, prompt)
 
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._tokenizer(list(prompts))["input_ids"]]
@@ -143,7 +178,19 @@ class HfEngine(Engine):
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
         text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         num_tokens = len(tokens) if end is None else end + 1
-        return Completion(text=text, num_tokens=num_tokens, truncated=end is None)
+        return Completion(text=text, num_tokens=num_tokens, truncated=end is None, tokens=tuple(tokens[:num_tokens]))
+
+    def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
+        found = []
+        # one after another: the scores of a batch would be as large as the vocabulary times all its tokens
+        for prompt, completion in zip(prompts, completions, strict=True):
+            before = self._tokenizer(prompt)["input_ids"]
+            tokens = torch.tensor([[*before, *completion.tokens]], device=self._device)
+            with torch.inference_mode():
+                scores = self._model(tokens[:, :-1]).logits[0, len(before) - 1 :]
+            chosen = tokens[0, len(before) :, None]
+            found.append(torch.log_softmax(scores.float(), -1).gather(1, chosen)[:, 0].tolist())
+        return found
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -2,27 +2,34 @@
 
 import itertools
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from esmpi.checkpoint import Checkpoint
+from esmpi.checkpoint import Checkpoint, tied_embedding
 from esmpi.comm import Place
 from esmpi.config import EngineConfig, ModelConfig
-from esmpi.engines.base import Completion, Engine, Sampling
+from esmpi.engines.base import Completion, Engine, Sampling, render_chat
+from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
+
+if TYPE_CHECKING:
+    from esmpi.weights import Placement
 
 log = logging.getLogger(__name__)
 
 _EXTENSION = "esmpi.engines.vllm_worker.WorkerExtension"
 _LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_", "SLURM", "PALS_", "FLUX_")
 _SELF_TEST_SCALE = 0.05
+_STREAMING_BYTES = 64 * 2**20
+"""Device memory that perturbing and updating need above theta and the live weights."""
 
 
 class VllmEngine(Engine):
@@ -46,19 +53,23 @@ class VllmEngine(Engine):
                 f"engine.kind: vllm cannot be imported ({error}): see the README on installing it"
             ) from error
         self._vllm = vllm
+        placement, utilization = _place_theta(model, engine, checkpoint, num_workers)
         if current_platform.is_cpu():
             torch.set_num_threads(len(cores[0]))  # vLLM makes this a no-op later
             if num_workers == 1:
                 os.sched_setaffinity(0, cores[0])
         self._prefix_caching = engine.prefix_caching
         with _without_launcher():
-            self._llm = vllm.LLM(**_llm_arguments(model, engine, checkpoint.folder))
+            try:
+                self._llm = vllm.LLM(**_llm_arguments(model, engine, checkpoint.folder, utilization))
+            except (ValueError, TypeError, RuntimeError, OSError) as error:
+                raise UserError(f"engine: vLLM does not start: {' '.join(str(error).split())[:1500]}") from error
         self._checkpoint = checkpoint
-        found = _rectangles(self._rpc("esmpi_find", str(checkpoint.folder)))
+        found = _rectangles(self._rpc("esmpi_find", str(checkpoint.folder), os.getpid()))
         cuts: dict[str, list[int]] = defaultdict(list)
         for name, rows, _ in itertools.chain(*found):
             cuts[name] += rows
-        views = _rectangles(self._rpc("esmpi_open", dict(cuts), cores))
+        views = _rectangles(self._rpc("esmpi_open", dict(cuts), cores, placement))
         self._counted = _count_once(views, checkpoint)
         self._names = list(dict.fromkeys(name for worker in views for name, _, _ in worker))
         self._aliases = _aliases(self._names, checkpoint)
@@ -73,6 +84,17 @@ class VllmEngine(Engine):
 
     def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
         self._rpc("esmpi_update", seeds.tolist(), coefficients.tolist())
+
+    def load(self, snapshot: Path | None) -> None:
+        for error in self._rpc("esmpi_load", None if snapshot is None else str(snapshot)):
+            if error is not None:
+                raise UserError(error)
+
+    def show_base(self) -> None:
+        self._rpc("esmpi_show_base")
+
+    def distance(self) -> float:
+        return math.sqrt(math.fsum(self._rpc("esmpi_squared_distance", self._counted)))
 
     def digest(self) -> int:
         return sum(self._rpc("esmpi_digest", self._counted)) % 2**64
@@ -91,8 +113,11 @@ class VllmEngine(Engine):
         return sum(self._checkpoint.tensors[name].num_elements for name in self._names)
 
     @property
-    def max_length(self) -> int | None:
+    def max_length(self) -> int:
         return int(self._llm.llm_engine.model_config.max_model_len)
+
+    def render(self, prompt: str | list[dict[str, str]]) -> str:
+        return prompt if isinstance(prompt, str) else render_chat(self._llm.get_tokenizer(), prompt)
 
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._llm.get_tokenizer()(list(prompts))["input_ids"]]
@@ -110,8 +135,24 @@ class VllmEngine(Engine):
         ]
         completions = [output.outputs[0] for output in self._generate(list(prompts), parameters)]
         return [
-            Completion(text=one.text, num_tokens=len(one.token_ids), truncated=one.finish_reason == "length")
+            Completion(
+                text=one.text,
+                num_tokens=len(one.token_ids),
+                truncated=one.finish_reason == "length",
+                tokens=tuple(one.token_ids),
+            )
             for one in completions
+        ]
+
+    def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
+        before = self._llm.get_tokenizer()(list(prompts))["input_ids"]
+        # vLLM must make one token more, for which there has to be room
+        whole = [[*one, *other.tokens][: self.max_length - 1] for one, other in zip(before, completions, strict=True)]
+        parameters = self._vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+        outputs = self._generate([{"prompt_token_ids": tokens} for tokens in whole], parameters)
+        return [
+            [output.prompt_logprobs[i][tokens[i]].logprob for i in range(len(one), len(tokens))]
+            for output, tokens, one in zip(outputs, whole, before, strict=True)
         ]
 
     def _generate(self, prompts: list[Any], parameters: Any) -> list[Any]:
@@ -173,14 +214,34 @@ class VllmEngine(Engine):
         return [(tuple(one.token_ids), one.cumulative_logprob) for one in outputs]
 
 
-def _llm_arguments(model: ModelConfig, engine: EngineConfig, folder: Path) -> dict[str, Any]:
+def _place_theta(
+    model: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, num_workers: int
+) -> "tuple[Placement, float]":
+    """Return where theta is to be, and the share of a GPU's memory that this leaves for vLLM."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():  # one memory: there is nothing else to choose
+        return "host+bf16" if engine.theta_placement == "host+bf16" else "host", engine.gpu_memory_utilization
+    theta, live = (
+        checkpoint.num_weights * itemsize // num_workers for itemsize in (4, getattr(torch, model.dtype).itemsize)
+    )
+    memory = current_platform.get_device_total_memory()
+    allowed = int(engine.gpu_memory_utilization * memory)
+    placement, why = choose_placement(engine.theta_placement, theta, live, allowed)
+    log.info("%s", why)
+    # vLLM fills all that it is given with its cache: what is ours must not be given to it
+    ours = {"device": theta, "host": 0, "host+bf16": live}[placement] + _STREAMING_BYTES
+    return placement, engine.gpu_memory_utilization - ours / memory
+
+
+def _llm_arguments(model: ModelConfig, engine: EngineConfig, folder: Path, utilization: float) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": model.dtype,
         "trust_remote_code": model.trust_remote_code,
         "tensor_parallel_size": engine.tensor_parallel_size,
         "pipeline_parallel_size": engine.pipeline_parallel_size,
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "gpu_memory_utilization": utilization,
         "enforce_eager": engine.enforce_eager,
         "enable_prefix_caching": engine.prefix_caching,
         "worker_extension_cls": _EXTENSION,
@@ -279,7 +340,7 @@ def _aliases(names: list[str], checkpoint: Checkpoint) -> dict[str, str]:
     unused = checkpoint.tensors.keys() - set(names)
     aliases = {}
     if "lm_head.weight" in unused and checkpoint.config.get("tie_word_embeddings"):
-        aliases["lm_head.weight"] = next(name for name in names if name.endswith("embed_tokens.weight"))
+        aliases["lm_head.weight"] = tied_embedding(names)
     rest = sorted(unused - aliases.keys())
     if rest:
         log.warning("vLLM does not use these tensors of the checkpoint; they stay as they are: %s", rest)

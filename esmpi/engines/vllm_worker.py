@@ -5,6 +5,7 @@ vLLM imports this module before it loads the model, in this process or in a work
 
 import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from vllm.platforms import current_platform
 
 if TYPE_CHECKING:
     from esmpi.checkpoint import Checkpoint
-    from esmpi.weights import View, Weights
+    from esmpi.weights import Placement, View, Weights
 
 Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
 """Canonical name, rows and columns that a view holds."""
@@ -40,7 +41,7 @@ class WorkerExtension:
     rank: int
     esmpi_weights: "Weights"
 
-    def esmpi_find(self, folder: str) -> "list[Rectangle] | str":
+    def esmpi_find(self, folder: str, rank_process: int) -> "list[Rectangle] | str":
         """Find the views of this worker's parameters; return what they hold. Leaves the parameters garbage.
 
         An error of the user's is returned as its text: from another process it would arrive as some RuntimeError.
@@ -50,6 +51,11 @@ class WorkerExtension:
         from esmpi.engines.probe import derive_views, fingerprint
         from esmpi.errors import UserError
 
+        if os.getpid() != rank_process:
+            # A terminal and Slurm ask all processes to stop: the rank does so after its generation, and till then
+            # needs its workers.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)
         self._esmpi_checkpoint = Checkpoint(Path(folder))
         model = self.model_runner.model
         parameters = dict(model.named_parameters())
@@ -66,18 +72,20 @@ class WorkerExtension:
             return str(error)
         return [(view.name, view.rows, view.cols) for view in self._esmpi_views]
 
-    def esmpi_open(self, cuts: dict[str, list[int]], cores: list[list[int]]) -> "list[Rectangle] | str":
+    def esmpi_open(
+        self, cuts: dict[str, list[int]], cores: list[list[int]], placement: "Placement"
+    ) -> "list[Rectangle] | str":
         """Read theta and write the live weights; return what the views hold now.
 
         `cuts` are rows of tensors at which views have to be cut, so that what two workers hold is the same or has
         nothing in common. `cores` are the processors of each worker, by rank.
         """
         from esmpi.engines.probe import cut, fingerprint
-        from esmpi.weights import Weights
+        from esmpi.weights import open_weights
 
         views = [part for view in self._esmpi_views for part in cut(view, cuts[view.name])]
         mine = cores[self.rank]
-        self.esmpi_weights = Weights(views, _reader(self._esmpi_checkpoint), len(mine), set(mine))
+        self.esmpi_weights = open_weights(views, _reader(self._esmpi_checkpoint), len(mine), placement, set(mine))
         # What vLLM had made of the checkpoint must be there again, bit for bit, or ES would perturb another model.
         for name, (tensor, before) in self._esmpi_state.items():
             if fingerprint(tensor) != before:
@@ -97,6 +105,24 @@ class WorkerExtension:
         import numpy as np
 
         self.esmpi_weights.update(np.array(seeds, np.uint64), np.array(coefficients, np.float32))
+
+    def esmpi_load(self, snapshot: str | None) -> str | None:
+        """Replace theta by a snapshot's or the base model's; return what is wrong, if anything is."""
+        from esmpi.errors import UserError
+        from esmpi.store.snapshot import opened
+
+        try:
+            with opened(None if snapshot is None else Path(snapshot), self._esmpi_checkpoint) as source:
+                self.esmpi_weights.load(lambda view: source.read(view.name, view.rows, view.cols))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def esmpi_show_base(self) -> None:
+        self.esmpi_weights.show(_reader(self._esmpi_checkpoint))
+
+    def esmpi_squared_distance(self, counted: list[list[int]]) -> float:
+        return self.esmpi_weights.squared_distance(_reader(self._esmpi_checkpoint), set(counted[self.rank]))
 
     def esmpi_digest(self, counted: list[list[int]]) -> int:
         """Return this worker's share of the digest; `counted` are the views that count, by rank."""

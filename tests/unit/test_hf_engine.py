@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import ROOT, require
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from esmpi.checkpoint import Checkpoint, find_model
 from esmpi.comm import Place
 from esmpi.config import EngineConfig, ModelConfig
 from esmpi.engines import Sampling
+from esmpi.engines.base import render_chat
 from esmpi.engines.hf import HfEngine
 from esmpi.errors import UserError
 from esmpi.noise import cpu, member_seed, tensor_key
@@ -188,3 +190,110 @@ def test_a_tensor_has_the_name_that_the_checkpoint_stores(tmp_path: Path, stored
     assert {name for name, _ in engine.tensors()} == set(renamed)
     assert stored_as in renamed
     assert engine.generate(PROMPTS, Sampling(max_tokens=30)) == load().generate(PROMPTS, Sampling(max_tokens=30))
+
+
+def test_log_probabilities_are_those_of_each_sequence_alone(engine: HfEngine) -> None:
+    engine.restore()
+    sampling = Sampling(max_tokens=25, temperature=1.5, top_p=0.9, seed=4)
+    completions = engine.generate(PROMPTS, sampling)
+    assert len({completion.num_tokens for completion in completions}) > 1
+    found = engine.logprobs(PROMPTS, completions)
+    model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(folder())
+    for prompt, completion, logprobs in zip(PROMPTS, completions, found, strict=True):
+        before = tokenizer(prompt)["input_ids"]
+        assert len(logprobs) == completion.num_tokens == len(completion.tokens)
+        with torch.no_grad():
+            scores = model(torch.tensor([[*before, *completion.tokens]])).logits[0].double()
+        expected = [
+            float(scores[len(before) + i - 1].log_softmax(-1)[token]) for i, token in enumerate(completion.tokens)
+        ]
+        # of the model's own distribution at temperature 1, whatever the sampling was
+        assert logprobs == pytest.approx(expected, abs=2e-5)
+    assert engine.logprobs([], []) == []
+
+
+@pytest.mark.parametrize("placement", ["host", "host+bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_base_model_is_shown_and_theta_comes_back(dtype: str, placement: str, llama: Path) -> None:
+    """Of a model whose values bfloat16 does not hold: shown as if it were theta, so that nothing moved says nothing."""
+    config = ModelConfig(path=str(llama), dtype=dtype)  # type: ignore[arg-type]
+    keys = EngineConfig(device="cpu", theta_placement=placement)  # type: ignore[arg-type]
+    engine = HfEngine(config, keys, Checkpoint(llama), PLACE)
+
+    def live() -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in engine.live()}
+
+    engine.restore()
+    base, digest = live(), engine.digest()
+    engine.show_base()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in live().items())
+    assert engine.distance() == 0
+    seeds, factors = np.array([member_seed(0, 0, i) for i in range(3)], np.uint64), np.array([0.1, -0.2, 0.05])
+    engine.update(seeds, factors.astype(np.float32))
+    moved = engine.digest()
+    engine.restore()
+    tuned = live()
+    assert not any(torch.equal(tensor, base[name]) for name, tensor in tuned.items())
+    engine.show_base()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in live().items())
+    assert engine.digest() == moved != digest
+    stored = Checkpoint(llama)
+    squares = [
+        (tensor.double() - stored.read(name, (0, len(tensor)), (0, tensor[0].numel())).double().view(tensor.shape))
+        for name, tensor in engine.tensors()
+    ]
+    assert engine.distance() == pytest.approx(float(sum(one.square().sum() for one in squares)) ** 0.5, rel=1e-6)
+    engine.restore()
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in live().items())
+
+
+def smollm2() -> Path:
+    path = ROOT / "models" / "SmolLM2-135M-Instruct"
+    require("smollm2", path.exists(), "python tools/get_smollm2.py makes the model")
+    return path
+
+
+def test_messages_are_rendered_as_the_models_template_says() -> None:
+    """The engine tokenizes text: what comes out must be the tokens of the template, none in front twice."""
+    path = smollm2()
+    engine, tokenizer = load(str(path), "bfloat16"), AutoTokenizer.from_pretrained(path)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "And 2+2?"},
+    ]
+    for messages in (turns, turns[1:], turns[3:]):
+        text = engine.render(messages)
+        assert text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert tokenizer(text)["input_ids"] == expected
+        assert engine.prompt_lengths([text]) == [len(expected)]
+    assert engine.render("plain") == "plain"
+
+
+def test_a_tokenizer_that_puts_a_token_in_front_puts_it_there_once(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = AutoTokenizer.from_pretrained(folder())
+    first = tokenizer.convert_ids_to_tokens(5)
+    tokenizer.bos_token = first
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": "3+4="}]
+    # this one adds nothing: the text must have it
+    assert render_chat(tokenizer, messages) == f"{first}3+4="
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 5)])
+    assert tokenizer("3")["input_ids"][0] == 5
+    text = render_chat(tokenizer, messages)
+    assert text == "3+4="
+    assert tokenizer(text)["input_ids"].count(5) == 1
+    tokenizer.chat_template = template + "{{ raise_exception('no\\nsystem turn') }}"
+    with pytest.raises(UserError, match=r"task\.chat_format: the model's chat template refuses a prompt: .*no system"):
+        render_chat(tokenizer, messages)
+
+
+def test_a_model_without_a_template_takes_no_messages(engine: HfEngine) -> None:
+    with pytest.raises(UserError, match="this model has no chat template"):
+        engine.render([{"role": "user", "content": "3+4="}])

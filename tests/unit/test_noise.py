@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from esmpi.noise import NOISE_VERSION, cpu, member_seed, tensor_key
+from esmpi.noise import NOISE_VERSION, cpu, member_seed, member_seeds, tensor_key
 
 GOLDEN = json.loads(oracle.GOLDEN.read_text())
 SEED, KEY = 0x189BE986910AF917, 0x0D001A4CDC18D141
@@ -187,3 +187,17 @@ def test_digest_is_the_oracles(key: int, first: int, rows: int, cols: int, numbe
     theta = bits.view(np.float32)
     expected = oracle.digest(theta, key, elements_of((rows, cols), first, 3 * cols))
     assert cpu.digest(theta, first, 3 * cols, key) == expected
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1), st.integers(0, 40))
+def test_seeds_made_together_are_those_of_numpy(run_seed: int, generation: int, num_pairs: int) -> None:
+    expected = [member_seed(run_seed, generation, pair) for pair in range(num_pairs)]
+    made = member_seeds(run_seed, generation, num_pairs)
+    assert made.dtype == np.uint64
+    assert made.tolist() == expected
+
+
+@pytest.mark.parametrize("run_seed", [0, 1, 2**32 - 1, 2**32, 2**62])
+def test_seeds_of_many_pairs_are_those_of_numpy(run_seed: int) -> None:
+    pairs = [0, 255, 256, 65535, 65536, 99999]
+    assert member_seeds(run_seed, 5, 10**5)[pairs].tolist() == [member_seed(run_seed, 5, pair) for pair in pairs]

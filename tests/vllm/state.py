@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ import torch
 
 from esmpi.checkpoint import Checkpoint, fetch_model
 from esmpi.comm import Comm
-from esmpi.config import Config, parse_config
-from esmpi.engines import Engine, Sampling, load_engine
+from esmpi.config import Config
+from esmpi.config_reader import parse_config
+from esmpi.engines import Completion, Engine, Sampling, load_engine
 from esmpi.errors import UserError
 from esmpi.noise import member_seed
+from esmpi.store.snapshot import write_snapshot
 
 SEED, SCALE = member_seed(7, 1, 2), -0.02
 SEEDS = np.array([member_seed(7, 0, member) for member in range(5)], np.uint64)
@@ -65,10 +69,49 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     found["digest"] = engine.digest()
     engine.update(SEEDS, COEFFICIENTS)
     found["updated_digest"] = engine.digest()
+    found |= compare_with_base(engine, asked["prompts"])
     engine.perturb(SEED, SCALE)
     found["updated_perturbed"] = hashes(engine)
     found["theta"] = {name: digest_of(tensor) for name, tensor in engine.tensors()}
+    found["loaded"] = load_and_digest(engine)
     return found
+
+
+def compare_with_base(engine: Engine, prompts: list[str]) -> dict[str, Any]:
+    """Return what evaluation's divergence is made of, for made-up completions, and the live weights."""
+    vocabulary = 60
+    completions = [
+        Completion(
+            text="", num_tokens=n, truncated=False, tokens=tuple((11 * i + 3 * n) % vocabulary for i in range(n))
+        )
+        for n in range(1, len(prompts) + 1)
+    ]
+    engine.restore()
+    found: dict[str, Any] = {"updated": hashes(engine), "logprobs": engine.logprobs(prompts, completions)}
+    engine.show_base()
+    found |= {"shown": hashes(engine), "base_logprobs": engine.logprobs(prompts, completions)}
+    found["distance"] = engine.distance()
+    engine.restore()
+    return found | {"unshown": hashes(engine), "logprobs_again": engine.logprobs(prompts, completions)}
+
+
+def load_and_digest(engine: Engine) -> list[int]:
+    """Replace theta by the base model's, and then by that of a snapshot of what it was; return both digests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "snapshot.h5"
+        origin = {"generation": 1, "theta_digest": engine.digest(), "run_uuid": "", "config": {}}
+        write_snapshot(path, {name: tensor.clone() for name, tensor in engine.tensors()}, origin)
+        digests = []
+        for source in (None, path):
+            engine.load(source)
+            digests.append(engine.digest())
+        path.unlink()
+        try:
+            engine.load(path)
+            digests.append(0)
+        except UserError:
+            return digests
+    return digests
 
 
 def hashes(engine: Engine) -> dict[str, str]:

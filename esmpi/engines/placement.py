@@ -1,0 +1,67 @@
+"""Choose where theta is, before memory is taken: beside the live weights on a GPU, or in host memory."""
+
+from typing import TYPE_CHECKING
+
+from esmpi.errors import UserError
+
+if TYPE_CHECKING:
+    from esmpi.weights import Placement  # imports numba, which must not be there before vLLM starts
+
+_WEIGHTS_SHARE = 0.7
+"""Of the memory that an engine may use, theta and live weights take at most so much; the rest is for the cache."""
+
+
+def choose_placement(wanted: str, theta: int, live: int, memory: int) -> "tuple[Placement, str]":
+    """Return where theta is to be, and why.
+
+    Parameters
+    ----------
+    wanted : str
+        `engine.theta_placement`.
+    theta, live : int
+        Bytes of theta and of the live weights on one device.
+    memory : int
+        Bytes of it that the engine may use for both, cache and activations.
+
+    Raises
+    ------
+    UserError
+        If the live weights alone do not fit, or theta does not where it is wanted.
+    """
+    room = int(_WEIGHTS_SHARE * memory)
+    sizes = f"theta {size(theta)} + live weights {size(live)}, {size(room)} of {size(memory)} are for weights"
+    if live > room:
+        raise UserError(
+            f"engine: the live weights alone do not fit on a GPU ({sizes}): more GPUs a rank "
+            f"(engine.tensor_parallel_size), or larger ones"
+        )
+    if wanted == "host+bf16":
+        if 2 * live > room:
+            raise UserError(
+                f"engine.theta_placement: host+bf16 keeps a second copy of the weights on the GPU, which does not fit "
+                f"({sizes}): choose host, or more GPUs a rank (engine.tensor_parallel_size)"
+            )
+        return "host+bf16", "theta in host memory, a bfloat16 copy of it on the GPU"
+    if wanted == "host":
+        return "host", "theta in host memory, streamed to the GPU"
+    if theta + live <= room:
+        return "device", f"theta on the GPU ({sizes})"
+    if wanted == "device":
+        raise UserError(
+            f"engine.theta_placement: device does not fit ({sizes}): choose host, or more GPUs a rank "
+            f"(engine.tensor_parallel_size)"
+        )
+    return "host", f"theta in host memory, streamed to the GPU, because it does not fit there ({sizes})"
+
+
+def device_memory_wanted(theta: int, live: int) -> int:
+    """Return the bytes that an engine must be allowed on a device so that theta can be there."""
+    return int((theta + live) / _WEIGHTS_SHARE) + 1
+
+
+def size(num_bytes: int) -> str:
+    """Return a number of bytes as text."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes / 2**10:.1f} KiB"

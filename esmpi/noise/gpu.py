@@ -1,0 +1,279 @@
+"""GPU kernels of the noise format, in Triton: the same bits as `esmpi.noise.cpu` makes.
+
+All blocks of a model go into one launch: a table on the device has a line of addresses and positions for each
+block, and a map says which block a program works on. So a perturbation costs one launch, not one a tensor.
+
+A program takes some neighbouring tiles of one row. Its lanes are laid out as the format's are, so that a warp reads
+and writes 32 neighbouring elements at a time, and the 16 kB table of normals stays in the first-level cache.
+
+With TRITON_INTERPRET=1 the kernels run on host memory without a GPU, slowly: that is how tests compare the bits.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from esmpi.noise.format import TILE, normal_table_bits
+
+_TILES = 4
+"""Tiles that a program makes at once: 128 Philox blocks, one for each thread of four warps."""
+_STEPS = 8
+"""How often it does so, one stretch after another."""
+_CHUNK = _TILES * _STEPS * TILE
+_MAX_PROGRAMS = 2**31 - 1
+
+# Columns of the table.
+_THETA, _LIVE, _FIRST, _STRIDE, _COLS, _KEY, _THETA_STRIDE, _LIVE_STRIDE, _PROGRAM, _CHUNKS, _WIDTH = range(11)
+(
+    THETA,
+    LIVE,
+    FIRST,
+    STRIDE,
+    COLS,
+    KEY,
+    THETA_STRIDE,
+    LIVE_STRIDE,
+    PROGRAM,
+    CHUNKS,
+    WIDTH,
+    TILES,
+    STEPS,
+) = (tl.constexpr(number) for number in (*range(11), _TILES, _STEPS))
+
+
+@dataclass(frozen=True)
+class DeviceBlock:
+    """A block, as `esmpi.noise.cpu` describes it, in the memory of one device."""
+
+    theta: torch.Tensor
+    """(R, C) float32, or bfloat16 where that stands for theta; neighbours in a row are neighbours in memory."""
+    live: torch.Tensor | None
+    """(R, C) float32 or bfloat16, or None where only theta is worked on."""
+    first: int
+    stride: int
+    key: int
+
+
+class DeviceBlocks:
+    """Blocks with the same types, worked on by one launch of each kernel.
+
+    Parameters
+    ----------
+    blocks : sequence of DeviceBlock
+        All on one device; the tensors must stay where they are.
+    """
+
+    def __init__(self, blocks: Sequence[DeviceBlock]):
+        blocks = [block for block in blocks if block.theta.numel()]
+        self._device = blocks[0].theta.device
+        self._theta_is_bfloat16 = blocks[0].theta.dtype == torch.bfloat16
+        self._live_is_bfloat16 = blocks[0].live is not None and blocks[0].live.dtype == torch.bfloat16
+        self._blocks = blocks  # keeps the memory behind the addresses alive
+        lines = np.zeros((len(blocks), _WIDTH), np.int64)
+        for line, block in zip(lines, blocks, strict=True):
+            cols = block.theta.shape[1]
+            line[_THETA], line[_THETA_STRIDE] = block.theta.data_ptr(), block.theta.stride(0)
+            if block.live is not None:
+                line[_LIVE], line[_LIVE_STRIDE] = block.live.data_ptr(), block.live.stride(0)
+            line[_FIRST], line[_STRIDE], line[_COLS] = block.first, block.stride, cols
+            line[_KEY] = np.uint64(block.key).astype(np.int64)
+            # a row need not begin where a tile does
+            line[_CHUNKS] = -(-(cols + TILE - 1) // _CHUNK)
+        counts = lines[:, _CHUNKS] * np.array([len(block.theta) for block in blocks])
+        lines[:, _PROGRAM] = np.cumsum(counts) - counts
+        self._num_programs = int(counts.sum())
+        if self._num_programs > _MAX_PROGRAMS:
+            raise ValueError(f"{self._num_programs} programs are more than a launch can have")
+        self._lines = torch.from_numpy(lines).to(self._device)
+        which = np.repeat(np.arange(len(blocks), dtype=np.int32), counts)
+        self._which = torch.from_numpy(which).to(self._device)
+        self._normals = torch.from_numpy(normal_table_bits().view(np.int32)).to(self._device)
+
+    def perturb(self, seeds: torch.Tensor, scales: torch.Tensor) -> None:
+        """Write live = cast(theta + scale * eps); `seeds` (1,) int64 and `scales` (1,) float32 are on the device."""
+        types = (self._theta_is_bfloat16, self._live_is_bfloat16)
+        self._launch(_perturb, self._normals, seeds, scales, *types)
+
+    def update(self, seeds: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """Add sum_i coefficient_i * eps_i to theta; `seeds` (M,) int64, `coefficients` (M,) float32, on the device."""
+        self._launch(_update, self._normals, seeds, coefficients, len(seeds))
+
+    def digest(self) -> int:
+        """Return the blocks' share of the digest, modulo 2^64."""
+        shares = torch.empty(self._num_programs, dtype=torch.int64, device=self._device)
+        self._launch(_digest, shares)
+        return int(shares.sum().item()) % 2**64
+
+    def _launch(self, kernel: Any, *arguments: Any) -> None:
+        # Triton launches on the current device, wherever the memory is.
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            # the format demands that each multiply and add rounds on its own: no fusion
+            kernel[(self._num_programs,)](self._lines, self._which, *arguments, enable_fp_fusion=False)
+
+
+def to_device(seeds: np.ndarray, coefficients: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return seeds (M,) uint64 and coefficients (M,) float32 as `DeviceBlocks` takes them."""
+    return (
+        torch.from_numpy(seeds.astype(np.uint64).view(np.int64)).to(device),
+        torch.from_numpy(coefficients.astype(np.float32)).to(device),
+    )
+
+
+@triton.jit
+def _place(lines, which):
+    """Return this program's line of the table, its row, the position where the row begins, and its tiles."""
+    program = tl.program_id(0)
+    line = lines + tl.load(which + program) * WIDTH
+    number = program - tl.load(line + PROGRAM)
+    chunks = tl.load(line + CHUNKS)
+    row = number // chunks
+    begin = tl.load(line + FIRST) + row * tl.load(line + STRIDE)
+    tile = begin // 256 + (number % chunks) * (TILES * STEPS)
+    last = (begin + tl.load(line + COLS) - 1) // 256
+    # the last program of a row has fewer steps
+    steps = tl.minimum((last - tile) // TILES + 1, STEPS).to(tl.int32)
+    return line, row, begin, tile, steps
+
+
+@triton.jit
+def _words(tile, key, seed):
+    """Return the four words of the Philox blocks of TILES tiles, (TILES * 32,) uint32 each."""
+    lane = tl.arange(0, TILES * 32)
+    block = tile.to(tl.uint64) * 32 + lane.to(tl.uint64)
+    low, high = block.to(tl.uint32), (block >> 32).to(tl.uint32)
+    key_low = tl.zeros_like(low) + key.to(tl.uint32)
+    key_high = tl.zeros_like(low) + (key >> 32).to(tl.uint32)
+    return tl.philox(seed, low, high, key_low, key_high, 10)
+
+
+@triton.jit
+def _normals_of(word, normals):
+    """Return the two normals of a word, the low half's and the high half's."""
+    first, second = word & 0xFFFF, word >> 16
+    low = tl.load(normals + (first >> 4)).to(tl.uint32, bitcast=True) ^ (first << 31)
+    high = tl.load(normals + (second >> 4)).to(tl.uint32, bitcast=True) ^ (second << 31)
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _columns(tile, begin, h: tl.constexpr):
+    """Return the columns of a row that the h-th elements of TILES tiles are in, (TILES * 32,) int64."""
+    lane = tl.arange(0, TILES * 32)
+    return tile * 256 + (lane // 32) * 256 + 32 * h + lane % 32 - begin
+
+
+@triton.jit
+def _add_and_cast(
+    theta, live, tile, begin, cols, eps, scale, h: tl.constexpr, theta_bf16: tl.constexpr, live_bf16: tl.constexpr
+):
+    col = _columns(tile, begin, h)
+    inside = (col >= 0) & (col < cols)
+    if theta_bf16:
+        bits = tl.load(theta.to(tl.pointer_type(tl.int16)) + col, mask=inside, other=0)
+        value = ((bits.to(tl.int32) & 0xFFFF) << 16).to(tl.float32, bitcast=True)
+    else:
+        value = tl.load(theta.to(tl.pointer_type(tl.float32)) + col, mask=inside, other=0.0)
+    moved = value + scale * eps
+    if live_bf16:
+        # by hand, so that the interpreter and every GPU round to nearest even, and a NaN stays one
+        bits = moved.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
+        tl.store(live.to(tl.pointer_type(tl.int16)) + col, rounded.to(tl.int16), mask=inside)
+    else:
+        tl.store(live.to(tl.pointer_type(tl.float32)) + col, moved, mask=inside)
+
+
+@triton.jit
+def _perturb(lines, which, normals, seeds, scales, theta_bf16: tl.constexpr, live_bf16: tl.constexpr):
+    line, row, begin, tile, steps = _place(lines, which)
+    cols = tl.load(line + COLS)
+    theta = tl.load(line + THETA) + row * tl.load(line + THETA_STRIDE) * (2 if theta_bf16 else 4)
+    live = tl.load(line + LIVE) + row * tl.load(line + LIVE_STRIDE) * (2 if live_bf16 else 4)
+    key = tl.load(line + KEY).to(tl.uint64, bitcast=True)
+    seed = tl.load(seeds).to(tl.uint64, bitcast=True)
+    scale = tl.load(scales)
+    for _ in range(0, steps):
+        # written out: Triton has no lists of tensors to loop over
+        w0, w1, w2, w3 = _words(tile, key, seed)
+        e0, e1 = _normals_of(w0, normals)
+        _add_and_cast(theta, live, tile, begin, cols, e0, scale, 0, theta_bf16, live_bf16)
+        _add_and_cast(theta, live, tile, begin, cols, e1, scale, 1, theta_bf16, live_bf16)
+        e2, e3 = _normals_of(w1, normals)
+        _add_and_cast(theta, live, tile, begin, cols, e2, scale, 2, theta_bf16, live_bf16)
+        _add_and_cast(theta, live, tile, begin, cols, e3, scale, 3, theta_bf16, live_bf16)
+        e4, e5 = _normals_of(w2, normals)
+        _add_and_cast(theta, live, tile, begin, cols, e4, scale, 4, theta_bf16, live_bf16)
+        _add_and_cast(theta, live, tile, begin, cols, e5, scale, 5, theta_bf16, live_bf16)
+        e6, e7 = _normals_of(w3, normals)
+        _add_and_cast(theta, live, tile, begin, cols, e6, scale, 6, theta_bf16, live_bf16)
+        _add_and_cast(theta, live, tile, begin, cols, e7, scale, 7, theta_bf16, live_bf16)
+        tile += TILES
+
+
+@triton.jit
+def _add(theta, tile, begin, cols, total, h: tl.constexpr):
+    col = _columns(tile, begin, h)
+    inside = (col >= 0) & (col < cols)
+    place = theta.to(tl.pointer_type(tl.float32)) + col
+    tl.store(place, tl.load(place, mask=inside, other=0.0) + total, mask=inside)
+
+
+@triton.jit
+def _update(lines, which, normals, seeds, coefficients, num_members):
+    line, row, begin, tile, steps = _place(lines, which)
+    cols = tl.load(line + COLS)
+    theta = tl.load(line + THETA) + row * tl.load(line + THETA_STRIDE) * 4
+    key = tl.load(line + KEY).to(tl.uint64, bitcast=True)
+    for _ in range(0, steps):
+        zero = tl.zeros([TILES * 32], tl.float32)
+        t0, t1, t2, t3, t4, t5, t6, t7 = zero, zero, zero, zero, zero, zero, zero, zero
+        for member in range(0, num_members):
+            coefficient = tl.load(coefficients + member)
+            w0, w1, w2, w3 = _words(tile, key, tl.load(seeds + member).to(tl.uint64, bitcast=True))
+            e0, e1 = _normals_of(w0, normals)
+            e2, e3 = _normals_of(w1, normals)
+            e4, e5 = _normals_of(w2, normals)
+            e6, e7 = _normals_of(w3, normals)
+            t0 += coefficient * e0
+            t1 += coefficient * e1
+            t2 += coefficient * e2
+            t3 += coefficient * e3
+            t4 += coefficient * e4
+            t5 += coefficient * e5
+            t6 += coefficient * e6
+            t7 += coefficient * e7
+        _add(theta, tile, begin, cols, t0, 0)
+        _add(theta, tile, begin, cols, t1, 1)
+        _add(theta, tile, begin, cols, t2, 2)
+        _add(theta, tile, begin, cols, t3, 3)
+        _add(theta, tile, begin, cols, t4, 4)
+        _add(theta, tile, begin, cols, t5, 5)
+        _add(theta, tile, begin, cols, t6, 6)
+        _add(theta, tile, begin, cols, t7, 7)
+        tile += TILES
+
+
+@triton.jit
+def _digest(lines, which, shares):
+    line, row, begin, tile, steps = _place(lines, which)
+    cols = tl.load(line + COLS)
+    theta = tl.load(line + THETA) + row * tl.load(line + THETA_STRIDE) * 4
+    key = tl.load(line + KEY).to(tl.uint64, bitcast=True)
+    total = tl.zeros([TILES * 256], tl.uint64)
+    for _ in range(0, steps):
+        col = tile * 256 + tl.arange(0, TILES * 256) - begin
+        inside = (col >= 0) & (col < cols)
+        bits = tl.load(theta.to(tl.pointer_type(tl.int32)) + col, mask=inside, other=0).to(tl.uint32, bitcast=True)
+        x = (key + (begin + col).to(tl.uint64) * 0x9E3779B97F4A7C15) ^ bits.to(tl.uint64)
+        x = (x ^ (x >> 33)) * 0xFF51AFD7ED558CCD
+        x = (x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53
+        total += tl.where(inside, x ^ (x >> 33), 0)
+        tile += TILES
+    tl.store(shares + tl.program_id(0), tl.sum(total.to(tl.int64, bitcast=True), axis=0))

@@ -1,0 +1,184 @@
+"""The GPU kernels and placements have the bits of the CPU's: run by Triton's interpreter where there is no GPU."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from histories import DTYPES, assert_same_history, live_of, make_model, read_from, same, sharded_views, whole_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esmpi.noise import cpu, member_seed
+from esmpi.weights import View, Weights
+
+pytest.importorskip("triton", reason="pip install triton")
+
+from esmpi import gpu_weights
+from esmpi.gpu_weights import DeviceWeights, StreamedWeights
+from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.contiguous().view(torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32).cpu().numpy()
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_kernels_have_the_bits_of_the_cpu_kernels(data: st.DataObject) -> None:
+    rows, cols = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([1, 31, 32, 300, 1024, 8191]))
+    first = data.draw(st.one_of(st.integers(0, 1100), st.integers(2**33 - 300, 2**33 + 300), st.integers(0, 2**41)))
+    stride = cols + data.draw(st.integers(0, 5000))
+    seed, key = data.draw(st.integers(0, 2**64 - 1)), data.draw(st.integers(0, 2**64 - 1))
+    dtype, gap = data.draw(st.sampled_from(DTYPES)), data.draw(st.integers(0, 3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 100)))
+    theta = rng.normal(size=(rows, cols)).astype(np.float32)
+    wide = torch.zeros((rows, cols + gap), dtype=dtype, device=DEVICE)
+    on_device = torch.from_numpy(theta.copy()).to(DEVICE)
+    blocks = DeviceBlocks([DeviceBlock(on_device, wide[:, :cols], first, stride, key)])
+
+    blocks.perturb(*to_device(np.array([seed], np.uint64), np.array([-0.03], np.float32), DEVICE))
+    expected = torch.zeros((rows, cols), dtype=dtype)
+    target = bits(expected).view(np.uint16) if dtype == torch.bfloat16 else expected.numpy()
+    cpu.perturb(target, theta, first, stride, key, seed, -0.03)
+    assert np.array_equal(bits(wide[:, :cols]), bits(expected))
+    assert not wide[:, cols:].any()
+
+    seeds = np.array([seed, seed ^ 1, seed ^ 2], np.uint64)
+    coefficients = np.array([1e-3, -2e-3, 5e-4], np.float32)
+    blocks.update(*to_device(seeds, coefficients, DEVICE))
+    cpu.update(theta, first, stride, key, seeds, coefficients)
+    assert np.array_equal(bits(on_device), theta.view(np.int32))
+    assert blocks.digest() == cpu.digest(theta, first, stride, key)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_that_round_oddly_are_cast_alike(dtype: torch.dtype) -> None:
+    odd = torch.tensor([[0x7F7FFFFF, 0x7F800000, -0x800000, 0x7FC00001, 0x3F808000, 0x3F818000, 1, -0x80000000]])
+    theta = odd.to(torch.int32).view(torch.float32).to(DEVICE)
+    live = torch.empty((1, 8), dtype=dtype, device=DEVICE)
+    blocks = DeviceBlocks([DeviceBlock(theta, live, 0, 0, 1)])
+    blocks.perturb(*to_device(np.array([2], np.uint64), np.array([1e-30], np.float32), DEVICE))
+    expected = torch.empty((1, 8), dtype=dtype)
+    target = bits(expected).view(np.uint16) if dtype == torch.bfloat16 else expected.numpy()
+    cpu.perturb(target, theta.cpu().numpy(), 0, 0, 1, 2, 1e-30)
+    finite = ~torch.isnan(expected)
+    assert np.array_equal(bits(live.cpu()[finite]), bits(expected[finite]))
+    assert torch.isnan(live.cpu()).equal(~finite)
+
+
+MODEL = {"a.weight": (5, 301), "conv.weight": (4, 3, 5, 7), "b.bias": (9,), "c.weight": (2, 1500)}
+
+
+def views_on_device(row_parts: int, col_parts: int, dtype: torch.dtype) -> list[View]:
+    views = sharded_views(make_model(MODEL), row_parts, col_parts, dtype)
+    moved = []
+    for view in views:
+        assert view.live is not None
+        moved.append(View(view.name, view.shape, view.rows, view.cols, view.live.to(DEVICE)))
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("row_parts", "col_parts", "dtype"), [(1, 1, torch.bfloat16), (1, 2, torch.float32), (3, 2, torch.bfloat16)]
+)
+@pytest.mark.parametrize("kind", [DeviceWeights, StreamedWeights])
+def test_placements_have_the_bits_of_host_weights(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Weights], row_parts: int, col_parts: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)  # so that theta takes several turns
+    model = make_model(MODEL)
+    weights = kind(views_on_device(row_parts, col_parts, dtype), lambda view: read_from(model, view), 1)
+    assert_same_history(weights, whole_weights(model, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bfloat16_base_changes_live_weights_and_not_theta(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)
+    model = make_model(MODEL)
+    streamed = StreamedWeights(views_on_device(3, 2, dtype), lambda view: read_from(model, view), 1, bf16_base=True)
+    on_host = Weights(sharded_views(model, 1, 1, dtype), lambda view: read_from(model, view), 1, bf16_base=True)
+    assert_same_history(streamed, on_host)
+    master = whole_weights(model, dtype)
+    for weights in (on_host, master):
+        weights.perturb(member_seed(0, 0, 1), 1e-3)
+    assert not same(live_of(on_host), live_of(master))
+    rounded = {name: tensor.bfloat16().float() for name, tensor in model.items()}
+    of_rounded = whole_weights(rounded, dtype)
+    fresh = Weights(sharded_views(model, 1, 1, dtype), lambda view: read_from(model, view), 1, bf16_base=True)
+    for weights in (of_rounded, fresh):
+        weights.perturb(member_seed(0, 0, 1), 1e-3)
+    assert same(live_of(fresh), live_of(of_rounded))
+    assert fresh.digest() == whole_weights(model, dtype).digest()
+
+
+@pytest.mark.parametrize("kind", [DeviceWeights, StreamedWeights])
+def test_one_tensor_and_some_views_alone(monkeypatch: pytest.MonkeyPatch, kind: type[Weights]) -> None:
+    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)
+    model = make_model(MODEL)
+    weights = kind(views_on_device(1, 1, torch.float32), lambda view: read_from(model, view), 1)
+    reference = whole_weights(model, torch.float32)
+    for one in (weights, reference):
+        one.perturb(3, 0.5, ["conv.weight"])
+    assert same(live_of(weights), live_of(reference))
+    assert weights.digest({1, 3}) == reference.digest({1, 3}) != weights.digest()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "base"), [(DeviceWeights, False), (StreamedWeights, False), (StreamedWeights, True)])
+def test_another_model_is_shown_and_its_distance_told(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Weights], base: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)
+    model = make_model(MODEL)
+    other = {name: tensor + 0.25 for name, tensor in model.items()}
+    weights = kind(views_on_device(3, 2, dtype), lambda view: read_from(model, view), 1, bf16_base=base)
+    weights.update(np.array([3], np.uint64), np.array([0.5], np.float32))
+    digest = weights.digest()
+    weights.restore()
+    before = {name: tensor.clone() for name, tensor in live_of(weights).items()}
+    weights.show(lambda view: read_from(other, view))
+    expected = Weights(sharded_views(other, 1, 1, dtype), lambda view: read_from(other, view), 1, bf16_base=base)
+    assert same(live_of(weights), live_of(expected))
+    reference = whole_weights(model, dtype)
+    reference.update(np.array([3], np.uint64), np.array([0.5], np.float32))
+    squares = [(theta - read_from(other, view)).double().square().sum() for view, theta in reference.theta()]
+    assert weights.squared_distance(lambda view: read_from(other, view)) == pytest.approx(float(sum(squares)))
+    parts = [weights.squared_distance(lambda view: read_from(other, view), {i}) for i in range(len(weights.views))]
+    assert sum(parts) == pytest.approx(float(sum(squares)))
+    assert weights.digest() == digest
+    weights.restore()
+    assert same(live_of(weights), before)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from esmpi.noise import gpu
+table = {"lines": "*i64", "which": "*i32"}
+update = table | {"normals": "*i32", "seeds": "*i64", "coefficients": "*fp32", "num_members": "i32"}
+perturb = table | {"normals": "*i32", "seeds": "*i64", "scales": "*fp32"}
+perturb |= {"theta_bf16": "constexpr", "live_bf16": "constexpr"}
+for kernel, signature, constants in (
+    (gpu._perturb, perturb, {"theta_bf16": False, "live_bf16": True}),
+    (gpu._update, update, {}),
+    (gpu._digest, table | {"shares": "*i64"}, {}),
+):
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    print(kernel.__name__, made.asm["ptx"].count("fma."), made.asm["ptx"].count(".ftz."), len(made.asm["cubin"]) > 1000)
+"""
+
+
+def test_kernels_compile_for_a_gpu_without_fused_arithmetic() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"_{name} 0 0 True" for name in ("perturb", "update", "digest")]
