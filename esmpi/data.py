@@ -1,14 +1,14 @@
-"""Problems: read from JSON Lines or made by the task, and which of them a generation sees."""
+"""Problems: read from files, made by the task or its own, and which of them a generation sees."""
 
-import json
-from collections.abc import Hashable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from esmpi.config import GENERATED, DataConfig
+from esmpi.config import BUILTIN, GENERATED, HELD_OUT, SPLIT, DataConfig
+from esmpi.data_files import check_source, read_rows
 from esmpi.errors import UserError, nearest
 from esmpi.streams import stream
-from esmpi.tasks import Example, Task
+from esmpi.tasks import Example, Part, Prompt, Task
 
 _MAX_REPEATS = 1000
 """Draws in a row that bring no new problem before a generator counts as exhausted."""
@@ -19,46 +19,62 @@ class Problems:
     """The training and the held-out problems of a run."""
 
     train: list[Example]
-    held_out: list[Example]
+    suites: dict[str, list[Example]]
+    """Held-out problems by suite; `held_out` is that of `data.eval`."""
+    shots: list[Example] = field(default_factory=list)
+    """Examples with `prompt` and `completion` that stand in front of every prompt."""
+
+    @property
+    def held_out(self) -> list[Example]:
+        """The problems of `data.eval`."""
+        return self.suites[HELD_OUT]
 
 
-def load_problems(config: DataConfig, task: Task, run_seed: int) -> Problems:
+def load_problems(config: DataConfig, task: Task, run_seed: int, suites: Mapping[str, str] | None = None) -> Problems:
     """Read or generate the problems; no held-out problem is also a generated training problem.
+
+    `suites` are sources of further held-out problems, by name.
 
     Raises
     ------
     UserError
-        If a file cannot be read, a line is not what the task needs, or there are fewer problems than asked for.
+        If a source cannot be read, a row is not what the task needs, or there are fewer problems than asked for.
     """
-    files = {
-        part: _read(part, source, task, count)
-        for part, source, count in (
-            ("train", config.train, config.num_train),
-            ("eval", config.eval, config.num_eval),
-        )
-        if source != GENERATED
+    read = _Reader(config, task)
+    parts: dict[Part, list[Example]] = {}
+    if config.train != GENERATED:
+        wanted = config.num_train if config.eval != SPLIT else None
+        parts["train"] = read("train", config.train, config.train_split, wanted)
+    if config.eval not in (GENERATED, SPLIT):
+        parts["eval"] = read("eval", config.eval, config.eval_split, config.num_eval)
+    further = {
+        name: read("eval", source, config.eval_split, None, f"eval.suites: {name}")
+        for name, source in (suites or {}).items()
     }
-    taken = {task.key(example) for examples in files.values() for example in examples}
-    made = {
-        part: _generate(part, count, task, run_seed, taken)
-        for part, count in (("eval", config.num_eval), ("train", config.num_train))
-        if part not in files
-    }
-    parts = files | made
+    taken = {task.key(example) for examples in parts.values() for example in examples}
+    if config.eval == GENERATED:
+        parts["eval"] = _generate("eval", config.num_eval, task, run_seed, taken)
+    # only now: the held-out problems may be in a suite as well, and stay when one is added
+    taken |= {task.key(example) for examples in further.values() for example in examples}
+    if config.train == GENERATED:
+        parts["train"] = _generate("train", config.num_train, task, run_seed, taken)
+    if config.eval == SPLIT:
+        parts["train"], parts["eval"] = _split_off(parts["train"], config, task, run_seed)
     train = parts["train"]
     if config.batch_size > len(train):
         raise UserError(f"data.batch_size: {config.batch_size} prompts wanted, but there are {len(train)} to train on")
-    return Problems(train, parts["eval"])
+    return Problems(train, {HELD_OUT: parts["eval"]} | further, _shots(config.few_shot))
 
 
-def check_files(config: DataConfig) -> None:
+def check_files(config: DataConfig, suites: Mapping[str, str] | None = None) -> None:
     """Raise UserError if a data file is missing; looks at names only."""
-    for part in ("train", "eval"):
-        source = getattr(config, part)
-        if source != GENERATED and not Path(source).is_file():
-            folder = Path(source).parent
-            names = [str(folder / entry.name) for entry in folder.glob("*.jsonl")] if folder.is_dir() else []
-            raise UserError(f"data.{part}: no file {source}{nearest(source, [*names, GENERATED])}")
+    sources = {"data.train": config.train, "data.eval": config.eval}
+    sources |= {f"eval.suites: {name}": source for name, source in (suites or {}).items()}
+    for what, source in sources.items():
+        if source not in (BUILTIN, GENERATED, SPLIT):
+            check_source(what, source, [BUILTIN, GENERATED])
+    if config.few_shot is not None:
+        check_source("data.few_shot", config.few_shot, [])
 
 
 def batch(config: DataConfig, train: list[Example], run_seed: int, generation: int) -> list[Example]:
@@ -77,29 +93,91 @@ def batch(config: DataConfig, train: list[Example], run_seed: int, generation: i
     return [train[orders[position // len(train)][position % len(train)]] for position in positions]
 
 
-def _read(part: str, source: str, task: Task, count: int | None) -> list[Example]:
+def with_shots(prompt: Prompt, shots: list[Example]) -> Prompt:
+    """Return a prompt with worked examples in front: turns of a conversation, or text with blank lines between."""
+    if isinstance(prompt, str):
+        return "".join(f"{shot['prompt']}{shot['completion']}\n\n" for shot in shots) + prompt
+    system, rest = (prompt[:1], prompt[1:]) if prompt[0]["role"] == "system" else ([], prompt)
+    turns = [
+        {"role": role, "content": shot[key]}
+        for shot in shots
+        for role, key in (("user", "prompt"), ("assistant", "completion"))
+    ]
+    return [*system, *turns, *rest]
+
+
+def _shots(source: str | None) -> list[Example]:
+    if source is None:
+        return []
+    rows = read_rows("data.few_shot", source, "train", None)
+    for place, row in rows:
+        if not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
+            raise UserError(f"data.few_shot: {place}: must have `prompt` and `completion`, both text")
+    return [row for _, row in rows]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads problems that are not generated."""
+
+    config: DataConfig
+    task: Task
+
+    def __call__(
+        self, part: Part, source: str, split: str, count: int | None, what: str | None = None
+    ) -> list[Example]:
+        what = what or f"data.{part}"
+        if source == BUILTIN:
+            return _builtin(what, part, self.task, count)
+        examples: list[Example] = []
+        for place, row in read_rows(what, source, split, count):
+            try:
+                examples.append(self._example(row))
+            except ValueError as error:
+                raise UserError(f"{what}: {place}: {error}") from None
+        if not examples or (count is not None and len(examples) < count):
+            raise UserError(f"data.num_{part}: {count or 1} problems wanted, {source} has {len(examples)}")
+        return examples
+
+    def _example(self, row: dict[str, Any]) -> Example:
+        missing = sorted(set(self.config.columns.values()) - row.keys())
+        if missing:
+            raise ValueError(f"no column {missing[0]!r}, which data.columns names{nearest(missing[0], list(row))}")
+        example = row | {key: row[column] for key, column in self.config.columns.items()}
+        self.task.check(example)
+        return example
+
+
+def _split_off(
+    train: list[Example], config: DataConfig, task: Task, run_seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Take some of the training problems, drawn at random, as the held-out ones; both stay in their order.
+
+    A problem that is there twice is not on both sides: it is held out, or trained on.
+    """
+    count = config.num_eval
+    assert count is not None  # the config fills it in
+    if count >= len(train):
+        raise UserError(f"data.num_eval: {count} of {len(train)} problems to be split off leave none to train on")
+    chosen = set(stream(run_seed, "held-out split").choice(len(train), count, replace=False).tolist())
+    held_out = [example for i, example in enumerate(train) if i in chosen]
+    taken = {task.key(example) for example in held_out}
+    kept = [example for example in train if task.key(example) not in taken]
+    if config.num_train is not None and config.num_train > len(kept):
+        raise UserError(f"data.num_train: {config.num_train} problems wanted, {len(kept)} are left to train on")
+    return kept[: config.num_train], held_out
+
+
+def _builtin(what: str, part: Part, task: Task, count: int | None) -> list[Example]:
     try:
-        # not splitlines(): a JSON string may hold U+2028 and other characters at which that cuts
-        lines = Path(source).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.{part}: cannot read {source}: {error}") from error
-    examples: list[Example] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if len(examples) == count:
-            break
-        try:
-            example = json.loads(line)
-            if not isinstance(example, dict):
-                raise ValueError("not a JSON object")
+        examples = task.problems(part)
+        for example in examples:
             task.check(example)
-        except ValueError as error:
-            raise UserError(f"data.{part}: {source} line {number}: {error}") from None
-        examples.append(example)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
     if not examples or (count is not None and len(examples) < count):
-        raise UserError(f"data.num_{part}: {count or 1} problems wanted, {source} has {len(examples)}")
-    return examples
+        raise UserError(f"data.num_{part}: {count or 1} problems wanted, task {task.name} comes with {len(examples)}")
+    return examples[:count]
 
 
 def _generate(part: str, count: int | None, task: Task, run_seed: int, taken: set[Hashable]) -> list[Example]:

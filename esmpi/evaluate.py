@@ -1,16 +1,26 @@
-"""Evaluate theta on held-out problems, shared out over the ranks."""
+"""Evaluate theta on suites of held-out problems, shared out over the ranks."""
 
 import math
+import re
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from esmpi.comm import Comm
-from esmpi.config import Config
-from esmpi.engines import Engine, Sampling
-from esmpi.scoring import Scorer
+from esmpi.engines import Completion, Engine, Sampling
+from esmpi.scoring import Scored
 from esmpi.streams import stream_seed
-from esmpi.tasks import Example, Task
+
+if TYPE_CHECKING:
+    from esmpi.session import Setup
+
+_LARGEST_RATIO = 500.0
+
+
+_LEAST_BATCH = 32
+"""Prompts of a call, where a generation has fewer: an engine is slow with a handful."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,69 +28,156 @@ class Evaluation:
     """Result of a suite. Reward and accuracy are two things, and both are given."""
 
     accuracy: float
-    """Share of completions whose answer is right."""
+    """Share of completions whose answer is right; with n completions a problem this is avg@n."""
     reward_mean: float
     num_samples: int
+    """Completions."""
+    num_problems: int
     num_truncated: int
     """Completions that `sampling.max_tokens` cut off."""
     tokens_mean: float
     """New tokens of a completion."""
+    tokens_max: int
+    characters_mean: float
+    """Characters of a completion."""
     num_failed: int
     """Completions whose reward could not be computed."""
+    num_unparsed: int
+    """Completions in which no answer could be read."""
     seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
+    """Further numbers: `pass_at_<k>`, `kl_per_token`, `theta_distance`, and the means of those that the task gives."""
+
+    def to_row(self) -> dict[str, float]:
+        """Return all numbers by name."""
+        row = asdict(self)
+        return row.pop("figures") | row
 
 
-def evaluate(
-    config: Config,
-    comm: Comm,
-    engine: Engine,
-    task: Task,
-    scorer: Scorer,
-    examples: list[Example],
-    generation: int,
-) -> tuple[Evaluation, list[dict[str, Any]]]:
-    """Collective. Complete and score the examples with theta itself; return the result and every sample.
+@dataclass(frozen=True)
+class _Batch:
+    """Completions that were made in one call."""
+
+    items: list[tuple[int, int]]
+    """For each the problem's number, and which of its completions this is."""
+    prompts: list[str]
+    completions: list[Completion]
+    scored: "Future[Scored]"
+
+
+def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Collective. Complete and score a suite's problems with theta itself; return the result and every sample.
 
     Ranks take whole batches, so a prompt has the same neighbours however many ranks there are.
     """
     started = time.perf_counter()
-    engine.restore()
-    size = config.data.mini_batch_size or config.data.batch_size
-    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+    config, comm = setup.config, setup.comm
+    examples = setup.problems.suites[suite]
+    setup.engine.restore()
+    mine = [
+        _complete(setup, suite, generation, items)
+        for number, items in enumerate(_batches(setup, len(examples)))
+        if number % comm.size == comm.rank
+    ]
+    divergence = _divergence(setup.engine, mine) if config.eval.divergence else []
     samples: list[dict[str, Any]] = []
-    failures = 0
-    for number in range(comm.rank, len(batches), comm.size):
-        sampling = Sampling(
-            max_tokens=config.sampling.max_tokens,
-            temperature=config.eval.temperature,
-            top_p=config.sampling.top_p if config.eval.temperature > 0 else 1.0,
-            seed=stream_seed(config.run.seed, "evaluation", generation, number),
-        )
-        prompts = [task.prompt(example) for example in batches[number]]
-        completions = engine.generate(prompts, sampling)
-        scored = scorer.submit(completions, batches[number]).result()
-        failures += scored.failures
-        for i, (completion, score) in enumerate(zip(completions, scored.scores, strict=True)):
-            example = batches[number][i]
-            samples.append(
-                {"index": number * size + i, "example": example, "prompt": prompts[i]}
-                | {
-                    "completion": completion.text,
-                    "tokens": completion.num_tokens,
-                    "truncated": completion.truncated,
-                }
-                | asdict(score)
-            )
-    gathered = comm.allgather_object([samples, failures])
-    samples = sorted((sample for part, _ in gathered for sample in part), key=lambda sample: sample["index"])
+    num_failed = 0
+    for batch in mine:
+        scored = batch.scored.result()
+        num_failed += scored.num_failed
+        rows = zip(batch.items, batch.prompts, batch.completions, scored.scores, strict=True)
+        for (index, k), prompt, completion, score in rows:
+            said: dict[str, Any] = {"index": index, "sample": k, "example": examples[index], "prompt": prompt}
+            said |= {"completion": completion.text, "tokens": completion.num_tokens, "truncated": completion.truncated}
+            samples.append(said | asdict(score))
+    gathered = comm.allgather_object([samples, num_failed, divergence])
+    samples = sorted((one for part in gathered for one in part[0]), key=lambda one: (one["index"], one["sample"]))
+    figures = _means(sample["figures"] for sample in samples)
+    if config.eval.num_samples > 1:
+        figures |= _pass_at([sample["correct"] for sample in samples], config.eval.num_samples)
+    if config.eval.divergence:
+        terms = [term for part in gathered for term in part[2]]
+        figures["kl_per_token"] = math.fsum(terms) / max(1, len(terms))
+        figures["theta_distance"] = setup.engine.distance()
     count = len(samples)
     result = Evaluation(
         accuracy=sum(sample["correct"] for sample in samples) / count,
         reward_mean=math.fsum(sample["reward"] for sample in samples) / count,
         num_samples=count,
+        num_problems=len(examples),
         num_truncated=sum(sample["truncated"] for sample in samples),
         tokens_mean=sum(sample["tokens"] for sample in samples) / count,
+        tokens_max=max(sample["tokens"] for sample in samples),
+        characters_mean=sum(len(sample["completion"]) for sample in samples) / count,
         num_failed=sum(part[1] for part in gathered),
+        num_unparsed=sum(not sample["parsed"] for sample in samples),
         seconds=time.perf_counter() - started,
+        figures=figures,
     )
     return result, samples
+
+
+def _batches(setup: "Setup", num_examples: int) -> list[list[tuple[int, int]]]:
+    items = [(index, k) for k in range(setup.config.eval.num_samples) for index in range(num_examples)]
+    data = setup.config.data
+    size = data.mini_batch_size or max(data.batch_size, _LEAST_BATCH)
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _complete(setup: "Setup", suite: str, generation: int, items: list[tuple[int, int]]) -> _Batch:
+    config = setup.config
+    first = items[0][1] * len(setup.problems.suites[suite]) + items[0][0]
+    examples = [setup.problems.suites[suite][index] for index, _ in items]
+    prompts = [setup.prompt(example) for example in examples]
+    sampling = Sampling(
+        max_tokens=config.sampling.max_tokens,
+        temperature=config.eval.temperature,
+        top_p=config.sampling.top_p if config.eval.temperature > 0 else 1.0,
+        # vLLM counts on from here prompt by prompt, so that mini-batches change nothing
+        seed=(stream_seed(config.run.seed, f"evaluation of {suite}", generation) + first) % 2**63,
+    )
+    completions = setup.engine.generate(prompts, sampling)
+    return _Batch(items, prompts, completions, setup.scorer.submit(completions, examples))
+
+
+def _divergence(engine: Engine, batches: Sequence[_Batch]) -> list[float]:
+    """Return an estimate of the KL divergence from the base model for each new token.
+
+    It is q / p - log(q / p) - 1, with p the tuned model's and q the base model's probability of the token (Schulman,
+    "Approximating KL divergence", 2020): never negative, and unbiased for tokens that the tuned model sampled.
+    """
+    tuned = [engine.logprobs(batch.prompts, batch.completions) for batch in batches]
+    engine.show_base()
+    base = [engine.logprobs(batch.prompts, batch.completions) for batch in batches]
+    engine.restore()
+    ratios = [
+        other - one
+        for before, after in zip(base, tuned, strict=True)
+        for others, ones in zip(before, after, strict=True)
+        for other, one in zip(others, ones, strict=True)
+    ]
+    # where the tuned model has all but ruled out what it sampled, a huge term instead of an overflow
+    return [math.expm1(min(ratio, _LARGEST_RATIO)) - ratio for ratio in ratios]
+
+
+def _means(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    columns: dict[str, list[float]] = defaultdict(list)
+    for each in figures:
+        for name, value in each.items():
+            # a slash would make a group of the run file's column
+            columns[re.sub(r"[^\w.@-]", "_", f"{name}_mean")].append(value)
+    # samples come in one order whatever the layout; unlike `sum`, `fsum` raises for infinities
+    return {name: sum(column) / len(column) for name, column in columns.items()}
+
+
+def _pass_at(correct: Sequence[bool], n: int) -> dict[str, float]:
+    """Return pass@k for k = 1, 2, 4, ... and n; `correct` has n neighbours for each problem.
+
+    The unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374), c of n being right.
+    """
+    right = [sum(correct[start : start + n]) for start in range(0, len(correct), n)]
+    powers = [2**i for i in range(n.bit_length()) if 2**i < n]
+    return {
+        f"pass_at_{k}": math.fsum(1 - math.comb(n - c, k) / math.comb(n, k) for c in right) / len(right)
+        for k in [*powers, n]
+    }

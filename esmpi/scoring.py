@@ -1,71 +1,244 @@
-"""Score completions beside generation: one member's are scored while the engine makes the next one's."""
+"""Score completions beside generation: one member's are scored while the engine makes the next one's.
 
+Rewards run in processes of their own: one that hangs, crashes or eats memory costs a completion and not the run.
+"""
+
+import ctypes
 import logging
 import math
+import multiprocessing
+import os
+import queue
+import resource
+import signal
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 
+from esmpi.config import ScoringConfig
 from esmpi.engines.base import Completion
 from esmpi.tasks import Example, Score, Task
 
 log = logging.getLogger(__name__)
 
+FAILURES = ("raised", "timed_out", "died")
+"""How a reward can fail: it raised (or returned no reasonable number), took too long, or ended its process."""
+
 _LARGEST_REWARD = 1e100
 """A reward from here on is a mistake; sums of smaller ones cannot overflow."""
+_CHUNK = 32
+"""Completions that a process gets at once: enough to hide the pipe, few enough to share out evenly."""
+_START_LIMIT_S = 300.0
+_KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
-FAILURE_SCORE = Score(reward=0.0, correct=False)
-"""What a completion gets whose reward could not be computed."""
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Scored:
     """The scores of one list of completions."""
 
     scores: list[Score]
-    failures: int
-    """Completions whose reward raised or is no reasonable number; they have `FAILURE_SCORE`."""
-    seconds: float
+    failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
+    """How many completions have the failure reward, by kind."""
+    seconds: float = 0.0
+    """Time that processes spent on it, all together."""
+
+    @property
+    def num_failed(self) -> int:
+        """Completions whose reward could not be computed."""
+        return sum(self.failures.values())
 
     @property
     def fitness(self) -> float:
         """Mean reward, exactly rounded; NaN if no completion could be scored."""
-        if self.failures == len(self.scores):
+        if self.num_failed == len(self.scores):
             return math.nan
         return math.fsum(score.reward for score in self.scores) / len(self.scores)
 
 
-class Scorer:
-    """Scores in a thread of its own."""
+@dataclass
+class _Batch:
+    """Completions that were submitted together."""
 
-    def __init__(self, task: Task):
-        self._task = task
-        self._thread = ThreadPoolExecutor(1, "esmpi-scorer")
+    scored: Scored
+    future: "Future[Scored]"
+    left: int
+
+
+@dataclass
+class _Chunk:
+    """A part of a batch."""
+
+    batch: _Batch
+    start: int
+    items: list[tuple[str, Example]]
+
+
+class Scorer:
+    """A pool of processes that score.
+
+    Parameters
+    ----------
+    make_task : callable
+        Makes the task, here and, pickled, in each process.
+    config : ScoringConfig
+    """
+
+    def __init__(self, make_task: Callable[[], Task], config: ScoringConfig):
+        self._make_task = make_task
+        self._config = config
+        self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
         self._seen: set[str] = set()
+        self._threads = [
+            threading.Thread(target=self._run, daemon=True, name=f"esmpi-scorer-{i}")
+            for i in range(config.num_processes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, completions: Sequence[Completion], examples: Sequence[Example]) -> "Future[Scored]":
         """Start scoring completions, one for each example."""
-        return self._thread.submit(self._score_all, completions, examples)
+        items = [(completion.text, example) for completion, example in zip(completions, examples, strict=True)]
+        failed = Score(reward=self._config.failure_reward, correct=False)
+        scored = Scored(scores=[failed] * len(items))
+        batch = _Batch(scored, Future(), len(items))
+        if not items:
+            batch.future.set_result(scored)
+        for start in range(0, len(items), _CHUNK):
+            self._chunks.put(_Chunk(batch, start, items[start : start + _CHUNK]))
+        return batch.future
 
-    def _score_all(self, completions: Sequence[Completion], examples: Sequence[Example]) -> Scored:
+    def close(self) -> None:
+        """End the processes."""
+        for _ in self._threads:
+            self._chunks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        """Feed one process, and replace it when it is lost. Runs in a thread for each."""
+        process = _Process(self._make_task, self._config.memory_gib)
+        try:
+            while (chunk := self._chunks.get()) is not None:
+                try:
+                    process = self._score(process, chunk)
+                except Exception as error:  # the pool's own trouble: whoever waits for the result gets it
+                    if not chunk.batch.future.done():  # another part of the batch may have met the same
+                        chunk.batch.future.set_exception(error)
+        finally:
+            process.end()
+
+    def _score(self, process: "_Process", chunk: _Chunk) -> "_Process":
+        """Score a chunk; return the process that is there afterwards."""
         started = time.perf_counter()
-        scores: list[Score] = []
-        failures = 0
-        for completion, example in zip(completions, examples, strict=True):
+        results: list[tuple[str, Score | str]] = []
+        while len(results) < len(chunk.items):
             try:
-                score = self._task.score(completion.text, example)
-                if not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
-                    raise ValueError(f"reward is {score.reward}")
-            except Exception as error:  # a reward may raise anything; it costs one completion, not the run
-                self._log_once(error)
-                score = FAILURE_SCORE
-                failures += 1
-            scores.append(score)
-        return Scored(scores=scores, failures=failures, seconds=time.perf_counter() - started)
+                process.send(chunk.items[len(results) :])
+                while len(results) < len(chunk.items):
+                    results.append(process.receive(self._config.time_limit_s))
+            except TimeoutError:
+                results.append(("timed_out", f"no reward after {self._config.time_limit_s:g} s"))
+                process = self._replace(process)
+            except (EOFError, OSError):
+                results.append(("died", f"the process that computed the reward ended with {process.exit_code}"))
+                process = self._replace(process)
+        with self._lock:
+            scored = chunk.batch.scored
+            for number, (kind, what) in enumerate(results):
+                if isinstance(what, Score):
+                    scored.scores[chunk.start + number] = what
+                else:
+                    scored.failures[kind] += 1
+                    self._log_once(kind, what, chunk.items[number][0])
+            scored.seconds += time.perf_counter() - started
+            chunk.batch.left -= len(results)
+            if chunk.batch.left == 0:
+                chunk.batch.future.set_result(scored)
+        return process
 
-    def _log_once(self, error: Exception) -> None:
-        kind = type(error).__name__
-        if kind not in self._seen:
-            self._seen.add(kind)
-            log.warning("reward of task %s failed (shown once a kind): %s: %s", self._task.name, kind, error)
+    def _replace(self, process: "_Process") -> "_Process":
+        process.end()
+        return _Process(self._make_task, self._config.memory_gib)
+
+    def _log_once(self, kind: str, what: str, completion: str) -> None:
+        key = kind + what.split(":", maxsplit=1)[0]
+        if key not in self._seen:
+            self._seen.add(key)
+            log.warning("a reward failed (shown once a kind): %s, for the completion %.200r", what, completion)
+
+
+class _Process:
+    """A process that scores, and the pipe to it."""
+
+    def __init__(self, make_task: Callable[[], Task], memory_gib: float):
+        # Not forked: this process has threads, and perhaps a GPU and MPI, which a fork does not survive.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, make_task, int(memory_gib * 2**30), os.getpid())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()  # so that the pipe ends when the process does
+        self._ready = False
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended, once it has closed its pipe; minus the number of the signal that killed it."""
+        self._process.join(1)
+        return self._process.exitcode
+
+    def send(self, items: list[tuple[str, Example]]) -> None:
+        """Give the process completions to score, with their examples."""
+        if not self._ready:
+            try:
+                self.receive(_START_LIMIT_S)
+            except (EOFError, OSError) as error:
+                raise RuntimeError(f"a process for rewards cannot start: it ended with {self.exit_code}") from error
+            self._ready = True
+        self._pipe.send(items)
+
+    def receive(self, limit_s: float) -> tuple[str, Score | str]:
+        """Return what the process says next: ("ok", score), or a kind of failure and its text."""
+        if not self._pipe.poll(limit_s):
+            raise TimeoutError
+        answer: tuple[str, Score | str] = self._pipe.recv()
+        return answer
+
+    def end(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection, make_task: Callable[[], Task], memory: int, parent: int) -> None:
+    """Score what comes through the pipe until it closes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the run, which ends this process by itself
+    if os.path.exists("/proc"):  # Linux: a reward that hangs must not outlive a run that was killed
+        ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    task = make_task()
+    pipe.send(("ready", ""))
+    while True:
+        try:
+            items = pipe.recv()
+        except EOFError:
+            return
+        for completion, example in items:
+            pipe.send(_score(task, completion, example))
+
+
+def _score(task: Task, completion: str, example: Example) -> tuple[str, Score | str]:
+    try:
+        score = task.score(completion, example)
+        if not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
+            raise ValueError(f"reward is {score.reward}")
+    except BaseException as error:  # a reward may raise anything, SystemExit as well: it costs one completion
+        return "raised", f"{type(error).__name__}: {error}"
+    return "ok", score

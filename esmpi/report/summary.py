@@ -16,7 +16,7 @@ _ROWS = (
     ("mean reward", "reward_mean", 1, "{:.3f}"),
     ("tokens a completion", "tokens_mean", 1, "{:.1f}"),
     ("cut off", "num_truncated", 1, "{:.0f}"),
-    ("problems", "num_samples", 1, "{:.0f}"),
+    ("problems", "num_problems", 1, "{:.0f}"),
 )
 
 
@@ -43,7 +43,8 @@ def _table(suite: str, first: dict[str, Any], last: dict[str, Any]) -> list[str]
     heads = [f"generation {first['generation']}", f"generation {last['generation']}"]
     lines = [f"{suite.replace('_', '-'):20s} {heads[0]:>14s} {heads[1]:>14s}"]
     for title, column, factor, form in _ROWS:
-        before, after = form.format(factor * first[column]), form.format(factor * last[column])
+        # older run files have no column num_problems: there each problem was completed once
+        before, after = (form.format(factor * row.get(column, row["num_samples"])) for row in (first, last))
         lines.append(f"{title:20s} {before:>14s} {after:>14s}")
     return lines
 
@@ -56,7 +57,8 @@ def _samples(run: RunFile, suite: str, first: dict[str, Any], last: dict[str, An
     order = sorted(range(len(after)), key=lambda i: (not (after[i]["correct"] and not before[i]["correct"]), i))
     became_right = sum(new["correct"] and not old["correct"] for old, new in zip(before, after, strict=True))
     became_wrong = sum(old["correct"] and not new["correct"] for old, new in zip(before, after, strict=True))
-    lines = ["", f"{became_right} problems became right, {became_wrong} became wrong; for example:"]
+    what = "completions" if any(sample.get("sample") for sample in after) else "problems"
+    lines = ["", f"{became_right} {what} became right, {became_wrong} became wrong; for example:"]
     for i in order[:NUM_SAMPLES]:
         example = {key: value for key, value in after[i]["example"].items() if key != "solution"}
         lines.append(f"  {json.dumps(example)}")

@@ -1,8 +1,31 @@
-"""The tasks that esmpi knows, by name."""
+"""The tasks that esmpi knows, by name. Importing them is cheap: each loads its libraries when it is made."""
 
-from esmpi.tasks.base import Example, Score, Task, TaskConfig
+from esmpi.tasks.arc import Arc
+from esmpi.tasks.base import Example, Part, Prompt, Score, Task, TaskConfig
+from esmpi.tasks.conciseness import Conciseness
 from esmpi.tasks.countdown import Countdown
+from esmpi.tasks.gsm8k import Gsm8k
+from esmpi.tasks.gym import PREFIX, Gym
+from esmpi.tasks.math import Math
+from esmpi.tasks.multiplication import Multiplication
+from esmpi.tasks.python import find_python_task
+from esmpi.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Countdown,)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Arc, Conciseness, Countdown, Gsm8k, Math, Multiplication, Sudoku)
+}
 
-__all__ = ["TASKS", "Example", "Score", "Task", "TaskConfig"]
+
+def find_task(name: str) -> type[Task] | None:
+    """Return the task of a name of `TASKS`, of `gym:` and a name, of a Python file, or of an entry point, or None."""
+    return Gym if name.startswith(PREFIX) else TASKS.get(name) or find_python_task(name)
+
+
+def make_task(config: TaskConfig) -> Task:
+    """Return the task of a checked config."""
+    task = find_task(config.name)
+    assert task is not None  # the config was checked with it
+    return task(config)
+
+
+__all__ = ["TASKS", "Example", "Part", "Prompt", "Score", "Task", "TaskConfig", "find_task", "make_task"]

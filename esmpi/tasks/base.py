@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from esmpi.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
 Example = dict[str, Any]
 """One problem: a JSON object whose keys the task knows (`numbers`, `target`, ...)."""
+
+Part = Literal["train", "eval"]
+
+Prompt = str | list[dict[str, str]]
+"""The text that the engine completes, or messages (`role`, `content`) for the model's own chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,10 @@ class Score:
     """What ES maximises; higher is better."""
     correct: bool
     """Whether the answer is right: accuracy is the share of completions with `correct`."""
+    parsed: bool = True
+    """False if no answer could be read from the completion, right or wrong."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers that are logged; a task gives the same names for each completion."""
 
 
 class Task(ABC):
@@ -37,14 +50,16 @@ class Task(ABC):
 
     name: ClassVar[str]
     config_type: ClassVar[type[TaskConfig]]
+    default_sampling: ClassVar[dict[str, Any]] = {"max_tokens": 1024, "temperature": 0.0}
+    """Keys of the config's section `sampling` for what the config leaves open."""
 
     @abstractmethod
     def __init__(self, config: Any):
         """Take the task's section of the config, an instance of `config_type`."""
 
     @abstractmethod
-    def prompt(self, example: Example) -> str:
-        """Return the text that the engine completes."""
+    def prompt(self, example: Example) -> Prompt:
+        """Return what the engine completes."""
 
     @abstractmethod
     def score(self, completion: str, example: Example) -> Score:
@@ -58,6 +73,16 @@ class Task(ABC):
     def key(self, example: Example) -> Hashable:
         """Return what makes two examples the same problem (train and held-out must not share one)."""
 
+    def problems(self, part: Part) -> list[Example]:
+        """Return the problems of a part that come with the task (`data.train: builtin`).
+
+        Raises
+        ------
+        ValueError
+            If the task has none.
+        """
+        raise ValueError(f"task {self.name} comes with no problems of its own: give a .jsonl file as data.{part}")
+
     def generator(self, rng: np.random.Generator) -> Callable[[], Example]:
         """Return a function that draws one example each time it is called.
 
@@ -67,3 +92,17 @@ class Task(ABC):
             If the task has no generator; its problems then come from files.
         """
         raise ValueError(f"task {self.name} cannot generate problems: give a .jsonl file as data.train and data.eval")
+
+
+def load_extra(module: str, extra: str) -> ModuleType:
+    """Import the library that a task leans on; it is not one of esmpi's own requirements.
+
+    Raises
+    ------
+    UserError
+        If it is not installed, naming the extra that brings it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"{error}: this task needs {module}: pip install 'esmpi[{extra}]'") from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
+from esmpi.tasks.answers import last_tagged
 from esmpi.tasks.base import Example, Score, Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -131,21 +132,6 @@ def _factor(tokens: list[str], position: int, depth: int) -> tuple[Fraction, int
     return Fraction(int(token)), position + 1
 
 
-def last_answer(text: str) -> str | None:
-    """Return what stands, stripped, in the last `<answer>...</answer>` of the text, None without one.
-
-    Pairs are read from left to right as a non-greedy pattern would find them, in linear time.
-    """
-    answer, position = None, 0
-    while True:
-        start = text.find("<answer>", position)
-        end = text.find("</answer>", start + len("<answer>"))
-        if start < 0 or end < 0:
-            return answer
-        answer = text[start + len("<answer>") : end].strip()
-        position = end + len("</answer>")
-
-
 def answer_is_right(answer: str, numbers: list[int], target: str) -> bool:
     """Whether `answer` uses exactly `numbers`, each once, and comes within 1e-5 of `target`."""
     # The numbers are compared first: what is evaluated then is bounded by their product.
@@ -175,7 +161,7 @@ def format_score(response: str) -> float:
         joint = body.find("</think>\n<answer>", len("<think>"))
         if 0 <= joint <= len(body) - len("</think>\n<answer></answer>"):
             return 1.0
-    return 0.1 * (think >= 0) + 0.5 * (last_answer(response) is not None)
+    return 0.1 * (think >= 0) + 0.5 * (last_tagged(response) is not None)
 
 
 class Countdown(Task):
@@ -193,9 +179,12 @@ class Countdown(Task):
 
     def score(self, completion: str, example: Example) -> Score:
         response = "<think>" + completion
-        answer = last_answer(response)
+        answer = last_tagged(response)
         correct = answer is not None and answer_is_right(answer, example["numbers"], str(example["target"]))
-        return Score(reward=0.1 * format_score(response) + correct, correct=correct)
+        shape = format_score(response)
+        return Score(
+            reward=0.1 * shape + correct, correct=correct, parsed=answer is not None, figures={"format": shape}
+        )
 
     def check(self, example: Example) -> None:
         numbers = example.get("numbers")

@@ -45,7 +45,7 @@ def config_file(tmp_path: Path) -> Path:
 
 def test_importing_the_config_is_cheap() -> None:
     heavy = {"torch", "numpy", "mpi4py", "transformers", "numba", "h5py"}
-    result = python(f"import sys, esmpi.config; print(sorted({heavy!r} & set(sys.modules)))")
+    result = python(f"import sys, esmpi.config_reader; print(sorted({heavy!r} & set(sys.modules)))")
     assert result.stdout == "[]\n", result.stderr
 
 
@@ -59,6 +59,8 @@ def test_importing_the_config_is_cheap() -> None:
         ("esmpi.__main__", ["replay", "--help"]),
         ("esmpi.__main__", ["export", "--help"]),
         ("esmpi.__main__", ["report", "--help"]),
+        ("esmpi.__main__", ["inspect", "--help"]),
+        ("esmpi.__main__", ["import", "--help"]),
     ],
 )
 def test_help_imports_nothing_heavy(module: str, arguments: list[str]) -> None:
@@ -86,6 +88,12 @@ def test_dry_run_tells_the_plan_without_torch_or_mpi(config_file: Path) -> None:
     assert not (config_file.parent / "runs").exists()
 
 
+def test_dry_run_counts_snapshots(config_file: Path) -> None:
+    assert "snapshots  " not in esmpi("esmpi.run", str(config_file), "--dry-run").stdout
+    result = esmpi("esmpi.run", str(config_file), "--dry-run", "snapshot.every=5", "snapshot.best=true")
+    assert "snapshots       at most 3 of 4.7 KiB; rank 0 has a copy of theta" in result.stdout
+
+
 def test_dry_run_says_which_ranks_idle(config_file: Path) -> None:
     result = esmpi("esmpi.run", str(config_file), "--dry-run", "--ranks", "9")
     assert "3 ranks have no member" in result.stdout
@@ -100,6 +108,10 @@ def test_dry_run_says_which_ranks_idle(config_file: Path) -> None:
         (["{config}", "model.path={folder}/modle"], "no folder {folder}/modle, did you mean {folder}/model?"),
         (["{config}", "model.path=esmpi:zzz"], "model.path: no packaged model 'esmpi:zzz'"),
         (["{config}", "data.train=none.jsonl"], "data.train: no file none.jsonl"),
+        (
+            ["{config}", "run.fork_from={folder}/modle@3"],
+            "run.fork_from: no run directory {folder}/modle, did you mean {folder}/model?",
+        ),
         (["{config}", "--ranks", "3"], "--ranks is for --dry-run"),
     ],
 )
@@ -150,7 +162,7 @@ def test_an_impossible_number_of_ranks_is_refused(config_file: Path, ranks: str)
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", [["replay"], ["report"], ["export", "--out", "x"]], ids=lambda c: c[0])
+@pytest.mark.parametrize("command", [["replay"], ["report"], ["inspect"], ["export", "--out", "x"]], ids=lambda c: c[0])
 def test_no_run_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert main([*command, str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"esmpi: no run file {tmp_path / 'run.h5'}: name the run's directory\n"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmpi.config import Config, ConfigError, changed_keys, load_config, parse_config
+from esmpi.config import Config
+from esmpi.config_reader import ConfigError, changed_keys, load_config, parse_config
 from esmpi.errors import UserError
 
 GOOD = """\
@@ -81,11 +82,14 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("ess.sigma=1", r"ess: unknown section, did you mean es\?"),
         ("es.sgima=1", r"es\.sgima: unknown key, did you mean sigma\?"),
         ("task.numbers_range=[1, 2]", r"task\.numbers_range: unknown key, did you mean number_range\?"),
-        ("zzz.a=1", r"zzz: unknown section \(there is: data, engine, es, eval, log, model, run, sampling, task\)"),
-        ("eval.qqqq=1", r"eval\.qqqq: unknown key \(there is: every, temperature\)"),
+        (
+            "zzz.a=1",
+            r"zzz: unknown section \(there is: data, engine, es, eval, .*, sampling, scoring, snapshot, task\)",
+        ),
+        ("eval.qqqq=1", r"eval\.qqqq: unknown key \(there is: divergence, every, num_samples, suites, temperature\)"),
         ("es.sigma.x=3", r"es\.sigma\.x: unknown key, did you mean sigma\?"),
         ("task.name=countdwn", r"task\.name: unknown task 'countdwn', did you mean countdown\?"),
-        ("task.name=", r"task\.name: missing key \(there is: countdown\)"),
+        ("task.name=", r"task\.name: missing key \(there is: arc, .*countdown, .*gym:<name>"),
         # choices
         ("model.dtype=float16", r"model\.dtype: must be one of float32, bfloat16; got 'float16'"),
         ("model.dtype=[float32]", r"model\.dtype: must be one of float32, bfloat16; got \['float32'\]"),
@@ -128,6 +132,11 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("sampling.top_p=0", r"sampling\.top_p: wants 0 < top_p"),
         ("sampling.top_p=0.9", r"sampling\.top_p: has no effect on greedy decoding"),
         ("eval.every=0", r"eval\.every: at least 1"),
+        ("snapshot.every=0", r"snapshot\.every: at least 1, got 0"),
+        ("snapshot.keep=0", r"snapshot\.keep: at least 1, got 0"),
+        ("run.fork_from=runs/first", r"run\.fork_from: wants PATH@GENERATION, .*'runs/first'"),
+        ("run.fork_from=runs/first@-1", r"run\.fork_from: wants PATH@GENERATION"),
+        ("run.fork_from=@3", r"run\.fork_from: .*"),
         ("task.num_numbers=[1]", r"task\.num_numbers: "),
         ("task.operators=+^", r"task\.operators: wants some of '\+-\*/'"),
         ("task.target_range=[9, 3]", r"task\.target_range: wants 0 <= smallest <= largest"),
@@ -164,7 +173,10 @@ def test_bad_overrides(config_file: Path, override: str, expected: str) -> None:
         (GOOD.replace("generations: 3", "sigma: 1"), r"^es\.generations: missing; it has no default"),
         (GOOD.replace("name: try", "seed: 1"), r"^run\.name: missing"),
         (GOOD.replace("model: {path: some/model}\n", ""), r"^model\.path: missing"),
-        (GOOD.replace("task: {name: countdown}\n", ""), r"^task\.name: missing key \(there is: countdown\)"),
+        (
+            GOOD.replace("task: {name: countdown}\n", ""),
+            r"^task\.name: missing key \(there is: arc, .*countdown, .*gym:<name>",
+        ),
         (GOOD + "es2: {antithetic: true}\n", r"^es2: unknown section, did you mean es\?"),
         (GOOD + "eval: {every: 2020-99-99}\n", r"not valid YAML|eval\.every"),
     ],
@@ -234,3 +246,8 @@ def test_configs_cannot_be_changed(config_file: Path) -> None:
     config: Config = load_config(config_file)
     with pytest.raises(AttributeError):
         config.es.sigma = 1.0  # type: ignore[misc]
+
+
+def test_a_fork_names_a_run_and_a_generation(config_file: Path) -> None:
+    assert load_config(config_file).run.fork is None
+    assert load_config(config_file, ["run.fork_from=runs/a@b@12"]).run.fork == (Path("runs/a@b"), 12)

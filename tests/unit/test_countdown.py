@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esmpi.tasks.countdown import Countdown, CountdownConfig, format_score, last_answer
+from esmpi.tasks.answers import last_tagged
+from esmpi.tasks.countdown import Countdown, CountdownConfig, format_score
 
 EXAMPLE = {"numbers": [44, 19, 35], "target": "98"}
 DATA = Path(__file__).parents[3] / "shared" / "data" / "countdown"
@@ -202,7 +203,7 @@ def test_format_and_last_answer_are_those_of_the_patterns(completion: str) -> No
     """The definitions, as regular expressions (which need quadratic time and are not used for that)."""
     response = "<think>" + completion
     found = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
-    assert last_answer(response) == (found[-1].strip() if found else None)
+    assert last_tagged(response) == (found[-1].strip() if found else None)
     if re.match(r"^<think>.*?</think>\n<answer>.*?</answer>$", response, re.DOTALL):
         expected = 1.0
     else:

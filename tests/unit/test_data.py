@@ -34,8 +34,10 @@ def keys_of(examples: list[Example]) -> list[Any]:
 def test_files_are_read_in_order_with_all_their_keys(tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "train.jsonl", EXAMPLES), write(tmp_path / "eval.jsonl", EXAMPLES[7:])
     problems = load(train=train, eval=held_out)
-    assert problems == Problems(EXAMPLES, EXAMPLES[7:])
-    assert load(train=train, eval=held_out, num_train=4, num_eval=2) == Problems(EXAMPLES[:4], EXAMPLES[7:9])
+    assert problems == Problems(EXAMPLES, {"held_out": EXAMPLES[7:]})
+    assert load(train=train, eval=held_out, num_train=4, num_eval=2) == Problems(
+        EXAMPLES[:4], {"held_out": EXAMPLES[7:9]}
+    )
 
 
 def test_blank_lines_and_a_missing_last_newline_are_fine(tmp_path: Path) -> None:
@@ -125,6 +127,18 @@ def test_generated_parts_avoid_those_of_a_file(tmp_path: Path) -> None:
     assert not set(keys_of(train.train)) & set(keys_of(train.held_out))
     held_out = load(eval=write(tmp_path / "b.jsonl", made.train), num_train=300)
     assert not set(keys_of(held_out.train)) & set(keys_of(held_out.held_out))
+
+
+def test_a_suite_takes_its_problems_from_training_and_leaves_the_held_out_ones(tmp_path: Path) -> None:
+    config = DataConfig(batch_size=1, num_train=300, num_eval=100)
+    alone = load_problems(config, TASK, 0)
+    shared = [alone.train[3], alone.held_out[5]]
+    problems = load_problems(config, TASK, 0, {"more": write(tmp_path / "more.jsonl", shared)})
+    assert problems.suites == {"held_out": alone.held_out, "more": shared}
+    assert alone.train[3] not in problems.train
+    assert len(problems.train) == 300
+    other = load_problems(config, TASK, 0, {"more": write(tmp_path / "more.jsonl", alone.held_out[:9])})
+    assert other.train == alone.train
 
 
 def test_generated_problems_are_the_run_seeds() -> None:

@@ -1,13 +1,19 @@
-"""Scoring: a reward that fails costs one completion, not the run."""
+"""Scoring: a reward that fails, hangs or crashes costs one completion, not the run."""
 
 import logging
 import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from esmpi.config import ScoringConfig
 from esmpi.engines.base import Completion
-from esmpi.scoring import FAILURE_SCORE, Scorer
+from esmpi.scoring import Scored, Scorer
 from esmpi.tasks import Example, Score, Task, TaskConfig
 
 
@@ -34,73 +40,120 @@ class Fragile(Task):
             raise ZeroDivisionError("out of reach")
         if completion == "recurse":
             return self.score(completion, example)
+        if completion == "hang":
+            time.sleep(1000)
+        if completion == "die":
+            os._exit(7)
+        if completion == "crash":
+            os.kill(os.getpid(), 11)
+        if completion == "exit":
+            sys.exit("I give up")
+        if completion == "eat":
+            bytearray(2**31)
         if completion == "nothing":
             none: Any = None
             return none
         return Score(reward=float(completion) * example["weight"], correct=float(completion) > 0)
 
 
-def score(texts: list[str], weight: float = 1.0) -> Any:
+def make_scorer(**settings: Any) -> Scorer:
+    return Scorer(partial(Fragile, TaskConfig(name="fragile")), ScoringConfig(**settings))
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Iterator[Scorer]:
+    one = make_scorer(time_limit_s=2, memory_gib=1, failure_reward=-1)
+    yield one
+    one.close()
+
+
+def score(scorer: Scorer, texts: list[str], weights: list[float] | None = None) -> Scored:
     completions = [Completion(text=text, num_tokens=1, truncated=False) for text in texts]
-    scorer = Scorer(Fragile(TaskConfig(name="fragile")))
-    return scorer.submit(completions, [{"weight": weight}] * len(texts)).result()
+    return scorer.submit(completions, [{"weight": weight} for weight in weights or [1] * len(texts)]).result()
 
 
-def test_scores_come_in_order_and_fitness_is_their_mean() -> None:
-    scored = score(["1", "-0.5", "0.25"], weight=2.0)
+def test_scores_come_in_order_and_fitness_is_their_mean(scorer: Scorer) -> None:
+    scored = score(scorer, ["1", "-0.5", "0.25"], [2, 2, 2])
     assert [s.reward for s in scored.scores] == [2.0, -1.0, 0.5]
     assert [s.correct for s in scored.scores] == [True, False, True]
-    assert scored.failures == 0
+    assert scored.num_failed == 0
     assert scored.fitness == 0.5
     assert scored.seconds >= 0
 
 
-def test_each_completion_meets_its_own_example() -> None:
-    completions = [Completion(text="1", num_tokens=1, truncated=False)] * 3
-    scored = Scorer(Fragile(TaskConfig(name="fragile"))).submit(completions, [{"weight": w} for w in (1, 2, 3)])
-    assert [s.reward for s in scored.result().scores] == [1, 2, 3]
+def test_each_completion_meets_its_own_example(scorer: Scorer) -> None:
+    many = [float(i) for i in range(100)]  # more than a process gets at once
+    assert [s.reward for s in score(scorer, ["1"] * 100, many).scores] == many
 
 
-@pytest.mark.parametrize("bad", ["raise", "recurse", "nothing", "nan", "inf", "-inf", "no number"])
-def test_one_bad_completion_costs_itself_only(bad: str) -> None:
-    scored = score(["1", bad, "2"])
-    assert [s.reward for s in scored.scores] == [1, 0, 2]
-    assert scored.scores[1] == FAILURE_SCORE == Score(reward=0.0, correct=False)
-    assert scored.failures == 1
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        *((text, "raised") for text in ("raise", "recurse", "nothing", "nan", "inf", "-inf", "no number", "exit")),
+        *(("eat", "raised"), ("hang", "timed_out"), ("die", "died"), ("crash", "died")),
+    ],
+)
+def test_one_bad_completion_costs_itself_only(scorer: Scorer, bad: str, kind: str) -> None:
+    scored = score(scorer, ["1", bad, "3"])
+    assert [s.reward for s in scored.scores] == [1, -1, 3]
+    assert not scored.scores[1].correct
+    assert scored.failures == {"raised": 0, "timed_out": 0, "died": 0} | {kind: 1}
     assert scored.fitness == 1.0
 
 
-def test_all_bad_completions_leave_no_fitness() -> None:
-    scored = score(["nan", "raise", "nothing"])
-    assert scored.failures == 3
+def test_all_bad_completions_leave_no_fitness(scorer: Scorer) -> None:
+    scored = score(scorer, ["nan", "raise", "nothing"])
+    assert scored.num_failed == 3
     assert math.isnan(scored.fitness)
 
 
+def test_time_lost_is_the_limit_for_each_that_hangs_shared_by_the_processes() -> None:
+    scorer = make_scorer(num_processes=2, time_limit_s=1)
+    texts = ["hang" if i % 10 == 3 else "die" if i == 17 else "1" for i in range(64)]
+    score(scorer, ["1"] * 64)  # both processes are up
+    started = time.perf_counter()
+    scored = score(scorer, texts)
+    seconds = time.perf_counter() - started
+    assert scored.failures == {"raised": 0, "timed_out": 7, "died": 1}
+    assert [s.reward for s in scored.scores] == [float(text == "1") for text in texts]
+    # 4 of 7 in the worse half, and a process to start after each
+    assert 3 <= seconds < 4 * 1 + 5 * 3
+    scorer.close()
+
+
 def test_failures_are_logged_once_a_kind(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = make_scorer()
     with caplog.at_level(logging.WARNING, "esmpi.scoring"):
-        score(["raise", "nan", "raise", "inf", "1"])
+        score(scorer, ["raise", "nan", "raise", "inf", "1", "die", "die"])
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
-    assert "fragile" in messages[0]
-    assert "ZeroDivisionError: out of reach" in messages[0]
+    assert len(messages) == 3
+    assert "ZeroDivisionError: out of reach, for the completion 'raise'" in messages[0]
     assert "ValueError: reward is nan" in messages[1]
+    assert "ended with 7" in messages[2]
+    scorer.close()
 
 
-def test_fitness_does_not_depend_on_the_order_of_the_completions() -> None:
+def test_a_task_that_cannot_be_made_is_an_error_and_no_hang() -> None:
+    scorer = Scorer(partial(Fragile, 1, 2, 3), ScoringConfig())  # type: ignore[arg-type]  # too many arguments
+    with pytest.raises(RuntimeError, match="a process for rewards cannot start: it ended with 1"):
+        score(scorer, ["1"])
+    scorer.close()
+
+
+def test_fitness_does_not_depend_on_the_order_of_the_completions(scorer: Scorer) -> None:
     rewards = ["0.1", "1e16", "0.3", "-1e16", "0.7"]
-    assert score(rewards).fitness == score(rewards[::-1]).fitness == pytest.approx(1.1 / 5)
+    assert score(scorer, rewards).fitness == score(scorer, rewards[::-1]).fitness == pytest.approx(1.1 / 5)
 
 
-def test_huge_rewards_leave_a_status_not_a_crash() -> None:
-    fitness = score(["1e308", "1e308"]).fitness
+def test_huge_rewards_leave_a_status_not_a_crash(scorer: Scorer) -> None:
+    fitness = score(scorer, ["1e308", "1e308"]).fitness
     assert math.isnan(fitness) or fitness > 0
 
 
-def test_failure_in_one_member_leaves_the_scorer_usable() -> None:
-    scorer = Scorer(Fragile(TaskConfig(name="fragile")))
+def test_failure_in_one_member_leaves_the_scorer_usable(scorer: Scorer) -> None:
     futures = [
         scorer.submit([Completion(text=text, num_tokens=1, truncated=False)], [{"weight": 1}])
-        for text in ("raise", "3", "nan", "4")
+        for text in ("raise", "3", "die", "4")
     ]
     fitness = [future.result().fitness for future in futures]
     assert [fitness[1], fitness[3]] == [3, 4]

@@ -1,0 +1,155 @@
+"""The command `esmpi eval`: evaluate a run at a generation, or any model; alone, under mpiexec or under srun."""
+
+import argparse
+import json
+import logging
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esmpi.config import HELD_OUT, is_suite_name
+from esmpi.errors import UserError
+from esmpi.launch.environment import speaks_for_all
+from esmpi.run import on_all_ranks
+
+if TYPE_CHECKING:
+    from esmpi.comm import Comm
+    from esmpi.config import Config
+    from esmpi.store.run_file import RunFile
+
+log = logging.getLogger(__name__)
+
+_MAY_CHANGE = (
+    *("engine.", "log.", "snapshot.", "eval.every", "eval.suites", "eval.divergence"),
+    *("model.path", "model.revision", "model.trust_remote_code", "model.stage_to"),
+    *("run.name", "run.output_dir", "run.export_dtype", "run.fork_from", "run.stop_before_limit"),
+    *("scoring.num_processes", "scoring.time_limit_s", "scoring.memory_gib"),
+)
+"""What may be otherwise than in the run without another name for the suite."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    parser.add_argument("target", help="run directory or log-only file, or a config, whose model is evaluated as it is")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.eval=test.jsonl")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--generation", type=int, help="0 is the base model; default: the last one")
+    which.add_argument("--best", action="store_true", help="the generation with the highest held-out accuracy")
+    parser.add_argument("--suite", help="name of the result, if it is not like the run's own; of the held-out problems")
+    parser.add_argument("--out", type=Path, help="folder for results and samples (default: the run directory)")
+
+
+def process(arguments: argparse.Namespace) -> int:
+    """Evaluate; return the exit code, as `esmpi.run` does."""
+    if arguments.suite is not None and not is_suite_name(arguments.suite):
+        if speaks_for_all():
+            print(f"esmpi: --suite: {arguments.suite!r}: letters, digits, _ and - only", file=sys.stderr)
+        return 2
+    return on_all_ranks(partial(_evaluate, arguments))
+
+
+def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
+    """Collective. Evaluate what the arguments name, and write the results."""
+    from esmpi.config_reader import parse_config
+    from esmpi.evaluate import evaluate
+    from esmpi.recorder import log_evaluation, write_samples
+    from esmpi.resume import take_theta
+    from esmpi.session import open_setup, start_logging
+    from esmpi.store.files import write_whole
+    from esmpi.store.run_file import RUN_FILE, samples_path
+    from esmpi.store.snapshots import good_snapshots
+
+    with ExitStack() as stack:
+        target = None
+        with comm.together():
+            if comm.is_root:
+                target = _open(arguments, stack)
+        said = None if target is None else [target.generation, target.config.to_dict()]
+        generation, tree = comm.allgather_object(said)[0]
+        config = parse_config(tree)
+        start_logging(config.log.level, comm)
+        setup = open_setup(config, comm, stack)
+        run = None if target is None else target.run
+        digest = take_theta(setup, run, generation, good_snapshots(run, generation) if run else iter(()))
+        for suite in setup.problems.suites:
+            if arguments.suite is not None and suite != HELD_OUT:
+                continue
+            result, samples = evaluate(setup, suite, generation)
+            name = arguments.suite or suite
+            log_evaluation(name, generation, result)
+            if target is None:
+                continue
+            write_samples(target.directory / RUN_FILE, name, generation, samples)
+            row = {"generation": generation} | result.to_row()
+            if run is not None and arguments.out is None:
+                run.add_evaluation(name, row)
+            else:
+                about = {"suite": name, "model": config.model.path, "theta_digest": f"{digest:016x}"} | row
+                path = target.directory / "eval" / f"g{generation:06d}.{name}.json"
+                write_whole(path, json.dumps(about, indent=2).encode())
+            log.info("samples: %s", samples_path(target.directory / RUN_FILE, name, generation))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    run: "RunFile | None"
+    """None: the model of a config."""
+    generation: int
+    config: "Config"
+    directory: Path
+    """Where results go; held by this process."""
+
+
+def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
+    """Read, on rank 0, what is to be evaluated; the directory is held until `stack` is closed."""
+    from esmpi.config_reader import load_config, parse_config
+    from esmpi.store.files import locked
+    from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
+
+    path = run_file_path(arguments.target)
+    if not path.is_file() or path.suffix != ".h5":
+        if arguments.generation is not None or arguments.best:
+            raise UserError(f"--generation and --best are for a run; {arguments.target} is none")
+        config = load_config(arguments.target, arguments.overrides)
+        _check_suite_is_free(arguments.suite, config.to_dict())
+        directory = arguments.out or config.directory
+        stack.enter_context(locked(directory))
+        return _Target(run=None, generation=0, config=config, directory=directory)
+    run, directory = RunFile.open(path), arguments.out or path.parent
+    if arguments.out is None and (run.attributes["log_only"] or path.name != RUN_FILE):
+        raise UserError(f"--out DIR is needed: {path} is a file of its own, without a run directory")
+    stack.enter_context(locked(directory))
+    # anew: what was committed before this process held the directory must not be lost by what it writes
+    run = RunFile.open(path)
+    config = parse_config(run.attributes["config"], arguments.overrides)
+    _check_suite_is_free(arguments.suite, run.attributes["config"])
+    if arguments.suite in (None, HELD_OUT):
+        _check_unchanged(run, config)
+    generation = run.choose_generation(arguments.generation, arguments.best)
+    return _Target(run=run, generation=generation, config=config, directory=directory)
+
+
+def _check_suite_is_free(suite: str | None, config: dict[str, Any]) -> None:
+    if suite in config["eval"].get("suites", {}):
+        raise UserError(f"--suite: {suite} is the name of other problems (eval.suites): choose another name")
+
+
+def _check_unchanged(run: "RunFile", config: "Config") -> None:
+    """Raise UserError if results would not be like those that the run has of the same suites."""
+    from esmpi.config_reader import changed_keys
+
+    before, now = run.attributes["config"], config.to_dict()
+    changed = [line for line in changed_keys(before, now) if not line.startswith(_MAY_CHANGE)]
+    for name, source in now["eval"]["suites"].items():
+        known = before["eval"].get("suites", {}).get(name, source)
+        if known != source:
+            changed.append(f"eval.suites: {name}: {known!r} -> {source!r}")
+    if changed:
+        raise UserError(
+            "--suite NAME is needed, a new one: the run's own evaluations were made otherwise, and one of another kind "
+            "must not stand among them:\n  " + "\n  ".join(changed)
+        )

@@ -1,0 +1,391 @@
+"""A user's own task: a Python file with a reward of any shape, or an entry point."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import ROOT
+
+from esmpi.config import DataConfig, ScoringConfig
+from esmpi.config_reader import ConfigError, parse_config
+from esmpi.data import Problems, load_problems
+from esmpi.engines import Completion
+from esmpi.errors import UserError
+from esmpi.scoring import Scorer
+from esmpi.tasks import Task, TaskConfig, make_task
+
+EXAMPLE = {"prompt": "Say four.", "target": "4", "length": 3}
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write a file and return the name of the task with a function of it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(text: str, function: str = "reward", file: str = "mine.py") -> str:
+        (tmp_path / file).write_text(text)
+        return f"{tmp_path / file}:{function}"
+
+    return call
+
+
+def section(name: str, **keys: Any) -> TaskConfig:
+    tree = {"run": {"name": "x"}, "model": {"path": "x"}, "es": {"generations": 1}, "task": {"name": name} | keys}
+    return parse_config(tree).task
+
+
+def make(name: str, **keys: Any) -> Task:
+    return make_task(section(name, **keys))
+
+
+def complaint(name: str, **keys: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        make(name, **keys)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+SHAPES = {
+    "esmpi": "def reward(completion, example):\n    return float(completion == example['target'])\n",
+    "esmpi, by position": "def reward(text, row, scale=1):\n    return scale * float(text == row['target'])\n",
+    "ES-at-Scale": "def reward(output, target):\n    return ('label', float(output == target))\n",
+    "TRL": (
+        "def reward(prompts, completions, target, **kwargs):\n"
+        "    assert prompts == ['Say four.'] and kwargs == {'length': [3]}, (prompts, kwargs)\n"
+        "    return [float(c == t) for c, t in zip(completions, target, strict=True)]\n"
+    ),
+    "TRL, with what it needs": (
+        "def reward(completions, target):\n    return [float(c == t) for c, t in zip(completions, target)]\n"
+    ),
+    "an object": (
+        "class Reward:\n"
+        "    def __call__(self, completion, example):\n"
+        "        return float(completion == example['target'])\n"
+        "reward = Reward()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rewards_of_each_shape(write: Write, shape: str) -> None:
+    task = make(write(SHAPES[shape]))
+    task.check(EXAMPLE)
+    assert task.prompt(EXAMPLE) == "Say four."
+    for completion, expected in (("4", 1.0), ("5", 0.0)):
+        score = task.score(completion, EXAMPLE)
+        assert (score.reward, score.correct, score.parsed, score.figures) == (expected, expected == 1, True, {})
+
+
+def test_trl_rewards_get_messages_where_the_prompt_is_messages(write: Write) -> None:
+    text = (
+        "def reward(prompts, completions, **kwargs):\n"
+        "    assert prompts == [[{'role': 'system', 'content': 'Be brief.'},\n"
+        "                        {'role': 'user', 'content': 'Say four.'}]]\n"
+        "    return [float(len(completion[0]['content'])) for completion in completions]\n"
+    )
+    task = make(write(text), chat_format="model", system="Be brief.")
+    assert task.score("four", EXAMPLE).reward == 4
+
+
+def test_a_reward_of_several_numbers(write: Write) -> None:
+    text = (
+        "def reward(completion, example):\n"
+        "    number = completion.isdigit()\n"
+        "    return {'reward': len(completion), 'correct': completion == '4', 'parsed': number, 'words': 1}\n"
+    )
+    task = make(write(text))
+    score = task.score("4", EXAMPLE)
+    assert (score.reward, score.correct, score.parsed, score.figures) == (1, True, True, {"words": 1})
+    score = task.score("four", EXAMPLE)
+    assert (score.reward, score.correct, score.parsed, score.figures) == (4, False, False, {"words": 1})
+
+
+def test_what_counts_as_right_without_a_word_from_the_reward(write: Write) -> None:
+    name = write("def reward(completion, example):\n    return len(completion)\n")
+    assert [make(name).score("x" * n, EXAMPLE).correct for n in (0, 1, 2)] == [False, True, True]
+    assert [make(name, correct_from=1.5).score("x" * n, EXAMPLE).correct for n in (1, 2)] == [False, True]
+
+
+SEVERAL = (
+    "def exact(output, target):\n    return '', float(output == target)\n"
+    "def short(completions, **kwargs):\n    return [-float(len(c)) for c in completions]\n"
+    "def shape(completion, example):\n    return {'reward': 3, 'correct': completion != 'wrong', 'digits': 1}\n"
+)
+
+
+def test_several_rewards_with_weights(write: Write) -> None:
+    name = write(SEVERAL, "exact")
+    task = make(name, rewards={"exact": 2.0, "short": 0.5, "shape": 1})
+    score = task.score("4", EXAMPLE)
+    assert score.reward == 2 * 1 - 0.5 * 1 + 3
+    assert score.figures == {"exact": 1, "short": -1, "shape": 3, "digits": 1}
+    assert score.correct
+    assert not task.score("wrong", EXAMPLE).correct
+    assert "lacks 'exact'" in complaint(name, rewards={"short": 1.0})
+    assert "has no function 'shorts', did you mean short?" in complaint(name, rewards={"exact": 1, "shorts": 1.0})
+
+
+PROMPTS = {
+    "the default": ("", {}, "Say four."),
+    "a template": ("", {"template": "{length} words: {prompt}\n"}, "3 words: Say four.\n"),
+    "a function": ("def prompt(example):\n    return example['prompt'].upper()\n", {}, "SAY FOUR."),
+    "a function by its other name": ("def template(example):\n    return 'x' + example['target']\n", {}, "x4"),
+    "a function and a form": (
+        "def prompt(example):\n    return 'hi'\n",
+        {"chat_format": "chatml", "system": "S"},
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "messages": (
+        "def prompt(example):\n    return [{'role': 'user', 'content': example['prompt']}]\n",
+        {},
+        [{"role": "user", "content": "Say four."}],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_prompts(write: Write, kind: str) -> None:
+    text, keys, expected = PROMPTS[kind]
+    task = make(write(text + SHAPES["esmpi"]), **keys)
+    task.check(EXAMPLE)
+    assert task.prompt(EXAMPLE) == expected
+
+
+def load(name: str, **keys: Any) -> Problems:
+    task = make(name)
+    return load_problems(DataConfig(**{"batch_size": 1, "train": "builtin", "eval": "builtin"} | keys), task, 0)
+
+
+ROWS = "[{'prompt': str(i), 'target': i} for i in range(6)]"
+ITS_PROBLEMS = {
+    "lists": f"train = {ROWS}\nevaluation = train[4:]\n",
+    "functions": f"def train():\n    yield from {ROWS}\ndef evaluation():\n    return {ROWS}[4:]\n",
+    "batches of a DataLoader": (
+        "from torch.utils.data import DataLoader, Dataset\n"
+        "class Pairs(Dataset):\n"
+        "    def __init__(self, first, end):\n        self.rows = list(range(first, end))\n"
+        "    def __len__(self):\n        return len(self.rows)\n"
+        "    def __getitem__(self, i):\n        return str(self.rows[i]), self.rows[i]\n"
+        "train = DataLoader(Pairs(0, 6), batch_size=4)\n"
+        "def evaluation():\n    return DataLoader(Pairs(4, 6), batch_size=2)\n"
+    ),
+    "batches of lists": (
+        "train = [(['0', '1', '2', '3'], [0, 1, 2, 3]), (['4', '5'], [4, 5])]\nevaluation = train[1:]\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ITS_PROBLEMS)
+def test_its_own_problems(write: Write, kind: str) -> None:
+    expected = [{"prompt": str(i), "target": i} for i in range(6)]
+    name = write(ITS_PROBLEMS[kind] + SHAPES["esmpi"])
+    problems = load(name)
+    assert problems.train == expected
+    assert problems.held_out == expected[4:]
+    assert all(type(example["target"]) is int for example in problems.train)
+    json.dumps(problems.train)
+    assert load(name, num_train=2).train == expected[:2]
+
+
+@pytest.mark.parametrize(
+    ("problems", "expected"),
+    [
+        ("", "has no `train`: give a file as data.train"),
+        ("train = []", "data.num_train: 1 problems wanted"),
+        ("def train():\n    raise OSError('gone\\naway')", "OSError: gone away"),
+        ("train = [3]", "a problem is an object or a batch (prompts, targets), not 3"),
+        ("train = [{'prompt': ['a', 'b'], 'target': [1, 2]}]", "a batch of objects"),
+        ("train = [(['a', 'b'], [1])]", "zip() argument 2 is shorter"),
+        ("train = [{'prompt': 'a', 'target': {1}}]", "Object of type set is not JSON serializable"),
+        ("train = [{'prompt': 'a'}]", "reward wants a column 'target'"),
+        ("train = [{'Prompt': 'a', 'target': 1}]", "task.template wants a column 'prompt', did you mean Prompt?"),
+        ("train = [{'target': 1}]\ndef prompt(e):\n    return e['question']", "KeyError: 'question'"),
+        ("train = [{'target': 1}]\ndef prompt(e):\n    return 3", "is 3, not text or messages"),
+        ("train = [{'target': 1}]\ndef prompt(e):\n    return ['a']", "is ['a'], not text or messages"),
+        ("train = [{'target': 1}]\ndef prompt(e):\n    return ''", "is '', not text or messages"),
+    ],
+)
+def test_problems_that_cannot_be_used_are_refused(write: Write, problems: str, expected: str) -> None:
+    name = write(problems + "\n" + SHAPES["ES-at-Scale"])
+    with pytest.raises(UserError) as caught:
+        load(name)
+    text = str(caught.value)
+    assert text.startswith("data.")
+    assert expected in text
+    assert "\n" not in text
+
+
+def test_problems_of_a_file_are_checked_alike(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "target": 1}\n{"prompt": "b"}\n')
+    path = str(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match=r"line 2: reward wants a column 'target'"):
+        load(write(SHAPES["TRL"]), train=path, eval=path, num_train=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def reward(", "cannot be run: SyntaxError: '(' was never closed (mine.py, line 1)"),
+        ("1 / 0", "cannot be run: ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit('no\\nway')", "cannot be run: SystemExit: no way"),
+        ("import no_such_module", "cannot be run: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def rewrad(a, b): ...", "has no function 'reward', did you mean rewrad?"),
+        ("reward = 3", "has no function 'reward'"),
+        ("def reward(): ...", "reward() is no reward: it must be (completion, example), (output, target), or"),
+        ("def reward(a, b, c): ...", "reward(a, b, c) is no reward"),
+        ("def reward(a, b): ...\nprompt = 'text'", "`prompt` or `template` in"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused(write: Write, text: str, expected: str) -> None:
+    assert expected in complaint(write(text))
+
+
+def test_a_missing_file_is_named_with_its_neighbours(write: Write, tmp_path: Path) -> None:
+    write(SHAPES["esmpi"])
+    text = complaint(f"{tmp_path}/mime.py:reward")
+    assert text == f"task.name: no file {tmp_path}/mime.py, did you mean {tmp_path}/mine.py?"
+    with pytest.raises(ConfigError, match=r"task\.name: unknown task 'mine'.*file\.py:function"):
+        section("mine")
+
+
+def test_a_file_imports_what_lies_beside_it(write: Write) -> None:
+    write("def same(one, other):\n    return float(one == other)\n", file="beside_the_task.py")
+    text = (
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "import beside_the_task\n"
+        "@dataclass\n"
+        "class Settings:\n    scale: float = 2.0\n"
+        "def reward(completion, example):\n"
+        "    return Settings().scale * beside_the_task.same(completion, example['target'])\n"
+    )
+    assert make(write(text)).score("4", EXAMPLE).reward == 2
+
+
+def test_it_works_in_the_scorers_process(write: Write) -> None:
+    """Which is spawned: it makes the task anew, and knows the file's neighbours too."""
+    write("import os\ndef process():\n    return os.getpid()\n", file="beside_the_task_too.py")
+    text = (
+        "import time, beside_the_task_too\n"
+        "def reward(completion, example):\n"
+        "    if completion == 'raise':\n        raise KeyError('oh')\n"
+        "    if completion == 'hang':\n        time.sleep(100)\n"
+        "    if completion == 'text':\n        return 'no number'\n"
+        "    if completion == 'dict':\n        return {'correct': True}\n"
+        "    return {'reward': example['length'], 'process': beside_the_task_too.process()}\n"
+    )
+    scorer = Scorer(partial(make_task, section(write(text))), ScoringConfig(time_limit_s=2, failure_reward=-1))
+    texts = ["a", "raise", "b", "hang", "text", "dict", "c"]
+    completions = [Completion(text=text, num_tokens=1, truncated=False) for text in texts]
+    scored = scorer.submit(completions, [EXAMPLE] * len(texts)).result(timeout=120)
+    scorer.close()
+    assert [score.reward for score in scored.scores] == [3, -1, 3, -1, -1, -1, 3]
+    assert scored.failures == {"raised": 3, "timed_out": 1, "died": 0}
+    processes = [score.figures["process"] for score in scored.scores if score.figures]
+    assert os.getpid() not in processes
+    assert processes[0] == processes[1] != processes[2]  # another one after the one that hung
+
+
+def test_a_process_that_ends_between_two_completions_costs_one_at_most(write: Write) -> None:
+    text = (
+        "import os, threading\n"
+        "def reward(completion, example):\n"
+        "    if completion == 'later':\n        threading.Timer(0.3, os._exit, [9]).start()\n"
+        "    return 1\n"
+    )
+    scorer = Scorer(partial(make_task, section(write(text))), ScoringConfig(failure_reward=0))
+
+    def score(texts: list[str]) -> list[float]:
+        completions = [Completion(text=text, num_tokens=1, truncated=False) for text in texts]
+        return [s.reward for s in scorer.submit(completions, [EXAMPLE] * len(texts)).result(timeout=60).scores]
+
+    assert score(["a", "later"]) == [1, 1]
+    time.sleep(1)  # longer than its timer
+    assert score(["a", "b", "c"]) in ([0, 1, 1], [1, 1, 1])
+    assert score(["a"]) == [1]
+    scorer.close()
+
+
+PACKAGE = """
+from dataclasses import dataclass
+from esmpi.tasks import Score, Task, TaskConfig
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConfig(TaskConfig):
+    most: int = 10
+
+class Short(Task):
+    name = "short"
+    config_type = ShortConfig
+    def __init__(self, config):
+        self.config = config
+    def prompt(self, example):
+        return example["prompt"]
+    def score(self, completion, example):
+        return Score(reward=min(self.config.most, len(completion)), correct=True)
+    def check(self, example):
+        pass
+    def key(self, example):
+        return example["prompt"]
+
+class NoTask:
+    pass
+"""
+
+
+def test_a_task_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "short_task-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: short-task\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[esmpi.tasks]\n"
+        "short = short_task_package:Short\n"
+        "no_task = short_task_package:NoTask\n"
+        "gone = short_task_package.gone:Gone\n"
+    )
+    (tmp_path / "short_task_package.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = make("short", most=3)
+    assert task.score("four", EXAMPLE).reward == 3
+    with pytest.raises(ConfigError, match=r"task\.mots: unknown key, did you mean most\?"):
+        section("short", mots=3)
+    with pytest.raises(UserError, match=r"the entry point no_task of esmpi\.tasks is not a subclass"):
+        section("no_task")
+    with pytest.raises(UserError, match=r"the entry point gone of esmpi\.tasks cannot be loaded: Mod"):
+        section("gone")
+
+
+def test_a_config_with_a_file_runs_nothing_of_it_and_loads_nothing_heavy(write: Write) -> None:
+    name = write("raise SystemError('the file was run')\n")
+    code = (
+        "import sys\n"
+        "from esmpi.config_reader import parse_config\n"
+        "tree = {'run': {'name': 'x'}, 'model': {'path': 'x'}, 'es': {'generations': 1}}\n"
+        f"parse_config(tree | {{'task': {{'name': {name!r}, 'rewards': {{'a': 1}}}}}})\n"
+        "print([m for m in ('torch', 'numpy', 'h5py', 'datasets', 'mpi4py') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(write: Write) -> None:
+    text = (
+        "import numpy as np, torch\n"
+        "def reward(completion, example):\n"
+        "    return {'reward': np.float32(0.5), 'correct': np.bool_(True), 'words': torch.tensor(2)}\n"
+    )
+    score = make(write(text)).score("x", EXAMPLE)
+    assert [type(score.reward), type(score.correct), type(score.parsed)] == [float, bool, bool]
+    assert score.reward == np.float32(0.5)
+    assert json.loads(json.dumps(dict(score.figures))) == {"words": 2.0}
