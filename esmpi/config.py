@@ -1,4 +1,4 @@
-"""The configuration of a run: one YAML file plus `section.key=value` overrides, checked into frozen dataclasses.
+"""The configuration of a run: a frozen dataclass for each section, which checks its values. `config_reader` makes it.
 
 Importing this module is cheap: no torch, no MPI.
 """
@@ -6,24 +6,14 @@ Importing this module is cheap: no torch, no MPI.
 import dataclasses
 import io
 import re
-import reprlib
-import types
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from esmpi.errors import UserError, nearest
-from esmpi.tasks import TASKS, TaskConfig
-
-
-class ConfigError(UserError):
-    """A config that cannot be run."""
+from esmpi.tasks import TaskConfig
 
 
 def _require(condition: bool, message: str) -> None:
@@ -41,6 +31,11 @@ class RunConfig:
     """Decides every random stream: noise, generated problems, draws of prompts, sampling."""
     export_dtype: Literal["float32", "bfloat16", "none"] = "float32"
     """Type of the weights in the exported model folder; float32 is theta to the bit."""
+    fork_from: str | None = None
+    """Begin with the generations of another run: `PATH@G` takes the run directory's first G. All else may differ."""
+    stop_before_limit: float | None = 60.0
+    """In a Slurm job: stop between generations when less than so many seconds, beside the longest recent generation,
+    are left of its time. null: do not look."""
 
     def __post_init__(self) -> None:
         _require(
@@ -49,6 +44,20 @@ class RunConfig:
         )
         _require(self.name not in (".", ".."), f"name: {self.name!r} is no name for a directory")
         _require(0 <= self.seed < 2**63, f"seed: wants 0 <= seed < 2^63, got {self.seed}")
+        _require(
+            self.fork_from is None or bool(re.fullmatch(r".+@\d{1,10}", self.fork_from)),
+            f"fork_from: wants PATH@GENERATION, such as runs/first@100, got {self.fork_from!r}",
+        )
+        limit = self.stop_before_limit
+        _require(limit is None or 0 <= limit <= 1e7, f"stop_before_limit: wants seconds or null, got {limit}")
+
+    @property
+    def fork(self) -> tuple[Path, int] | None:
+        """The run directory and the generation of `fork_from`."""
+        if self.fork_from is None:
+            return None
+        path, _, generation = self.fork_from.rpartition("@")
+        return Path(path).expanduser(), int(generation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,9 @@ class ModelConfig:
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run here."""
+    stage_to: str | None = None
+    """A folder on each node's own disk, such as /scratch/$SLURM_JOB_ID: the first rank of a node copies the model
+    there, and all read the copy. null: all ranks read the model where it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +83,16 @@ class EngineConfig:
     """CPU cores of a rank. null: those it may use, shared with the other ranks that may use the same."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """hf: where the live weights are; auto takes a GPU if this rank has one. (vLLM is built for one device.)"""
+    theta_placement: Literal["auto", "device", "host", "host+bf16"] = "auto"
+    """Where theta is if the live weights are on a GPU: beside them, or in host memory and streamed (the same bits).
+    auto: beside them if it fits. `host+bf16`: in host memory, with a bfloat16 copy on the GPU that stands for it while
+    members are evaluated, so that live weights are cast(bf16(theta) + sigma * eps); only updates stream."""
     tensor_parallel_size: int = 1
     """vllm: worker processes, with a GPU each, that share every layer of one model."""
     pipeline_parallel_size: int = 1
     """vllm: groups of workers that share the layers among them."""
     gpu_memory_utilization: float = 0.9
-    """vllm: share of a GPU's memory for weights, cache and activations."""
+    """vllm: share of a GPU's memory for theta (if it is there), live weights, cache and activations."""
     cpu_kv_cache_gib: int = 1
     """vllm on a CPU: size of the cache, GiB."""
     max_model_len: int | None = None
@@ -108,7 +124,7 @@ class EngineConfig:
         _require(not taken, f"vllm_args: {', '.join(taken)}: esmpi sets this by a key of its own")
         if self.kind == "hf":
             for field in dataclasses.fields(self):
-                if field.name not in ("kind", "num_threads", "device"):
+                if field.name not in ("kind", "num_threads", "device", "theta_placement"):
                     default = field.default if field.default is not dataclasses.MISSING else {}
                     _require(getattr(self, field.name) == default, f"{field.name}: only for engine.kind: vllm")
         else:
@@ -159,25 +175,49 @@ class EsConfig:
         return self.alpha
 
 
+HELD_OUT = "held_out"
+"""Name of the suite that the problems of `data.eval` make."""
+
+
+def is_suite_name(name: str) -> bool:
+    """Return whether a suite may be called so: its name is part of file names, and of places in the run file."""
+    return re.fullmatch(r"[\w-]+", name) is not None
+
+
 GENERATED = "generated"
 """Instead of a file: the task makes the problems."""
+BUILTIN = "builtin"
+"""Instead of a file: the problems that come with the task."""
+SPLIT = "split"
+"""As `data.eval`: some of the training problems are held out."""
 _GENERATED_COUNTS = {"train": 1000, "eval": 400}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: str = GENERATED
-    """Training problems: a .jsonl file, or `generated` by the task."""
+    """Training problems: a file (.jsonl, .json, .csv, .parquet), a folder that `datasets` saved to disk, a hub id
+    (`org/name` or `org/name:subset`), `generated` by the task, or the `builtin` ones that come with it."""
     eval: str = GENERATED
-    """Held-out problems: a .jsonl file, or `generated` (never one of the training problems)."""
+    """Held-out problems: any of these (generated ones are never training problems), or `split`: `num_eval` of the
+    training problems, drawn at random. They choose the best generation; for test suites see `eval.suites`."""
+    train_split: str = "train"
+    """Split of a folder or hub id to train on."""
+    eval_split: str = "test"
+    """Split of a folder or hub id for held-out problems and suites."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the task's keys are called in the data, where the names differ: such as `problem: question`."""
+    few_shot: str | None = None
+    """A .jsonl file of objects `prompt`, `completion`, which stand in front of every prompt as examples."""
     num_train: int | None = None
-    """Use the first so many training problems of the file; how many to generate (default 1000)."""
+    """Use the first so many training problems of the file or the task; how many to generate (default 1000)."""
     num_eval: int | None = None
-    """Use the first so many held-out problems of the file; how many to generate (default 400)."""
+    """Use the first so many held-out problems of the file or the task; how many to generate (default 400)."""
     batch_size: int = 200
     """Prompts of a generation, the same for every member."""
     mini_batch_size: int | None = None
-    """Prompts that the engine gets at once, to bound memory; null: all of them."""
+    """Prompts that the engine gets at once, to bound memory; null: all of them. Changes no result, but with engine hf
+    and a temperature the draws."""
     order: Literal["fixed", "random", "epochs"] = "epochs"
     """Prompts of a generation: always the first `batch_size`; a fresh draw; or all in turn, shuffled each time."""
 
@@ -185,8 +225,13 @@ class DataConfig:
         for name in ("num_train", "num_eval", "batch_size", "mini_batch_size"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name}: at least 1, got {value}")
+        _require(self.train != SPLIT, "train: split is for data.eval")
+        _require(
+            self.train != GENERATED or self.eval != SPLIT,
+            "eval: split takes from problems that are there; where the task generates them, it generates these, too",
+        )
         for part, count in _GENERATED_COUNTS.items():
-            if getattr(self, part) == GENERATED and getattr(self, f"num_{part}") is None:
+            if getattr(self, part) in (GENERATED, SPLIT) and getattr(self, f"num_{part}") is None:
                 object.__setattr__(self, f"num_{part}", count)
         _require(
             self.num_train is None or self.batch_size <= self.num_train,
@@ -197,7 +242,7 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     max_tokens: int = 1024
-    """New tokens of a completion, at most."""
+    """New tokens of a completion, at most. Without the key: what the task asks for, and so for `temperature`."""
     temperature: float = 0.0
     """0 is greedy decoding."""
     top_p: float = 1.0
@@ -214,15 +259,65 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    num_processes: int = 1
+    """Processes of a rank that compute rewards, beside generation."""
+    time_limit_s: float = 10.0
+    """Seconds that the reward of one completion may take."""
+    memory_gib: float = 8.0
+    """GiB that such a process may have."""
+    failure_reward: float = 0.0
+    """What a completion gets whose reward raises, takes too long or ends its process."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.num_processes <= 1024, f"num_processes: wants 1 to 1024, got {self.num_processes}")
+        _require(0 < self.time_limit_s <= 86400, f"time_limit_s: wants seconds, at most a day, got {self.time_limit_s}")
+        _require(0.25 <= self.memory_gib <= 2**20, f"memory_gib: wants 0.25 or more, got {self.memory_gib}")
+        _require(abs(self.failure_reward) < 1e100, f"failure_reward: wants a number, got {self.failure_reward}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     every: int | None = None
     """Evaluate the held-out problems every so many generations; null: only before the first and after the last."""
+    suites: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Further held-out problems, by the name of the suite: where they are, as in `data.eval`. They are reported only;
+    the best generation is chosen by the problems of `data.eval`."""
+    num_samples: int = 1
+    """Completions of each problem; more than one needs a temperature, and gives pass@k."""
     temperature: float = 0.0
     """0 is greedy decoding."""
+    divergence: bool = False
+    """Whether to estimate the KL divergence from the base model, per token, on the evaluated completions (of the
+    models' own distributions, at temperature 1), and to give the distance of theta from the base model's weights."""
 
     def __post_init__(self) -> None:
         _require(self.every is None or self.every >= 1, f"every: at least 1, got {self.every}")
+        _require(1 <= self.num_samples <= 10_000, f"num_samples: wants 1 to 10,000, got {self.num_samples}")
+        _require(
+            self.num_samples == 1 or self.temperature > 0,
+            "num_samples: several greedy completions are all the same: set eval.temperature, too",
+        )
+        for name, source in self.suites.items():
+            _require(source not in (GENERATED, SPLIT), f"suites: {name}: {source} is for data.eval: name a source")
+            _require(is_suite_name(name), f"suites: {name!r}: letters, digits, _ and - only")
+            _require(name != HELD_OUT, f"suites: {HELD_OUT} is the name of the problems of data.eval")
         _require(0 <= self.temperature <= 100, f"temperature: wants 0 to 100, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotConfig:
+    every: int | None = None
+    """Write theta beside the run every so many generations, after the last one, and when asked to stop. null: never;
+    a start then replays from the base model, which takes about a nanosecond a weight, member and generation."""
+    keep: int = 2
+    """How many of the last snapshots stay; the others are deleted."""
+    best: bool = False
+    """Write theta also when an evaluation has the highest accuracy so far (then mean reward decides)."""
+
+    def __post_init__(self) -> None:
+        _require(self.every is None or self.every >= 1, f"every: at least 1, got {self.every}")
+        _require(self.keep >= 1, f"keep: at least 1, got {self.keep}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +339,9 @@ class Config:
     task: TaskConfig
     data: DataConfig
     sampling: SamplingConfig
+    scoring: ScoringConfig
     eval: EvalConfig
+    snapshot: SnapshotConfig
     log: LogConfig
 
     @property
@@ -263,118 +360,3 @@ class Config:
         yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
         yaml.dump(self.to_dict(), stream)
         return stream.getvalue()
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply overrides such as `es.sigma=2e-3`, and check everything.
-
-    Raises
-    ------
-    ConfigError
-        With one line that says what is wrong, where, and the nearest valid choice.
-    """
-    path = Path(path)
-    try:
-        tree = _yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        siblings = [str(path.parent / entry.name) for entry in path.parent.glob("*.yaml")]
-        raise ConfigError(f"cannot read config {path}: {error.strerror}{nearest(str(path), siblings)}") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # ruamel raises all of these for bad text
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections: {', '.join(_sections())}")
-    for override in overrides:
-        _apply_override(tree, override)
-    return parse_config(tree)
-
-
-def parse_config(tree: dict[str, Any]) -> Config:
-    """Check a tree of plain types, as YAML or JSON gives it, into a Config; see `load_config`."""
-    sections = _sections()
-    for name in tree:
-        if name not in sections:
-            raise ConfigError(f"{name}: unknown section{nearest(str(name), sections)}")
-    parsed = {}
-    for name, section_type in sections.items():
-        keys = tree.get(name)
-        keys = {} if keys is None else keys
-        if not isinstance(keys, dict):
-            raise ConfigError(f"{name}: must be a section with keys of its own, got {reprlib.repr(keys)}")
-        parsed[name] = _parse_section(name, _task_config_type(keys) if name == "task" else section_type, keys)
-    return Config(**parsed)
-
-
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return "section.key: old -> new" for each key in which two resolved configs differ."""
-    lines = []
-    for section in sorted({*old, *new}):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                lines.append(f"{section}.{key}: {before.get(key)!r} -> {after.get(key)!r}")
-    return lines
-
-
-def _sections() -> dict[str, type]:
-    return {field.name: typing.cast(type, field.type) for field in dataclasses.fields(Config)}
-
-
-def _task_config_type(keys: dict[str, Any]) -> type[TaskConfig]:
-    name = keys.get("name")
-    if not isinstance(name, str) or name not in TASKS:
-        what = "missing key" if name is None else f"unknown task {name!r}"
-        raise ConfigError(f"task.name: {what}{nearest(str(name), TASKS)}")
-    return TASKS[name].config_type
-
-
-def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(section_type)}
-    hints = typing.get_type_hints(section_type)
-    for key, value in keys.items():
-        if key not in fields:
-            raise ConfigError(f"{section}.{key}: unknown key{nearest(str(key), fields)}")
-        choices = _choices(hints[key])
-        if choices and value not in choices:
-            raise ConfigError(f"{section}.{key}: must be one of {', '.join(choices)}; got {reprlib.repr(value)}")
-    for key, field in fields.items():
-        if key not in keys and field.default is dataclasses.MISSING is field.default_factory:
-            raise ConfigError(f"{section}.{key}: missing; it has no default")
-    try:
-        return msgspec.convert(keys, section_type)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$")
-        if not place:  # a check in __post_init__, which names its key first
-            raise ConfigError(f"{section}.{message}") from None
-        key = re.split(r"[.\[`]", place.removeprefix("."))[0]
-        if not key:
-            raise ConfigError(f"{section}.{message}") from None
-        raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {reprlib.repr(keys.get(key))}") from None
-
-
-def _choices(hint: Any) -> tuple[str, ...]:
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    if typing.get_origin(hint) is types.UnionType:
-        return tuple(choice for part in typing.get_args(hint) for choice in _choices(part))
-    return ()
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    section, dot, key = name.partition(".")
-    if not (equals and dot and section and key):
-        raise ConfigError(f"{override!r} is no override: write section.key=value, such as es.sigma=2e-3")
-    try:
-        value = _yaml(text)
-    except (YAMLError, ValueError, RecursionError):
-        value = text  # a name with signs that mean something in YAML
-    if tree.get(section) is None:
-        tree[section] = {}
-    if not isinstance(tree[section], dict):
-        raise ConfigError(f"{section}: must be a section with keys of its own, got {reprlib.repr(tree[section])}")
-    tree[section][key] = value
-
-
-def _yaml(text: str) -> Any:
-    # YAML 1.2 reads 1e-3 as a number and refuses a key that is there twice; PyYAML does neither.
-    return YAML(typ="safe", pure=True).load(text)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from esmpi.noise import member_seed
+from esmpi.noise import member_seeds
 
-OK, FAILED = 0, 1
-"""Status of a member: evaluated, or not (then its fitness is NaN and its coefficient 0)."""
+OK, FAILED, ABSENT = 0, 1, 2
+"""Status of a member: evaluated; not (then its fitness is NaN and its coefficient 0); or, in files, only padding of a
+generation that has fewer members than others."""
 
 PLAN_DTYPE = np.dtype([("member", np.int64), ("seed", np.uint64), ("sign", np.int8)])
 
@@ -19,7 +20,8 @@ RECORD_DTYPE = np.dtype(
         ("fitness", np.float64),
         ("seconds", np.float64),  # perturbing and generating
         ("tokens", np.int64),
-        ("score_failures", np.int32),  # completions whose reward could not be computed
+        # completions whose reward could not be computed, by kind: see `esmpi.scoring.FAILURES`
+        *((f"score_{kind}", np.int32) for kind in ("raised", "timed_out", "died")),
         ("rank", np.int32),
         ("sign", np.int8),
         ("status", np.uint8),
@@ -39,11 +41,10 @@ def plan(run_seed: int, generation: int, population_size: int, antithetic: bool)
     members = np.zeros(population_size, PLAN_DTYPE)
     members["member"] = np.arange(population_size)
     if antithetic:
-        seeds = [member_seed(run_seed, generation, pair) for pair in range(population_size // 2)]
-        members["seed"] = np.repeat(np.array(seeds, np.uint64), 2)
+        members["seed"] = np.repeat(member_seeds(run_seed, generation, population_size // 2), 2)
         members["sign"] = np.tile([1, -1], population_size // 2)
     else:
-        members["seed"] = [member_seed(run_seed, generation, member) for member in range(population_size)]
+        members["seed"] = member_seeds(run_seed, generation, population_size)
         members["sign"] = 1
     return members
 

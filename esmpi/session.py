@@ -1,4 +1,4 @@
-"""All that a run works with, and how it is put in place: model, problems, run directory, resumed theta."""
+"""All that a run works with, and how it is put in place: model, problems, run directory."""
 
 import hashlib
 import json
@@ -10,42 +10,44 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from esmpi.checkpoint import Checkpoint, fetch_model
-from esmpi.comm import Comm
-from esmpi.config import Config, changed_keys
-from esmpi.data import Problems, load_problems
+from esmpi.comm import Comm, Place
+from esmpi.config import Config
+from esmpi.config_reader import changed_keys
+from esmpi.data import Problems, load_problems, with_shots
 from esmpi.engines import Engine, load_engine
 from esmpi.errors import SharedError, UserError
+from esmpi.launch.environment import installed_versions
 from esmpi.launch.signals import StopFlag
+from esmpi.launch.time_limit import TimeLimit, job_end
 from esmpi.population import ExchangeError, describe_digests
 from esmpi.recorder import Recorder
+from esmpi.resume import catch_up, open_run
 from esmpi.scoring import Scorer
+from esmpi.stopwatch import Stopwatch
+from esmpi.store.card import card_files
 from esmpi.store.export import export
-from esmpi.store.files import locked
+from esmpi.store.files import clean_up, locked
 from esmpi.store.run_file import RunFile
-from esmpi.tasks import TASKS, Task
+from esmpi.store.snapshots import Snapshots
+from esmpi.store.staging import stage, staged_path
+from esmpi.tasks import Example, Task, make_task
 
 log = logging.getLogger(__name__)
 
-SUITE = "held_out"
-"""Name of the suite that the held-out problems make."""
-
-MAY_CHANGE = (
-    *("engine.", "eval.every", "log.", "es.generations", "run.output_dir", "run.export_dtype"),
-    # where model and problems lie does not matter: their digests tell whether they are the same
-    *("model.path", "model.revision", "model.trust_remote_code", "data.train", "data.eval"),
-)
-"""Sections and keys that the next start of a run may have otherwise."""
+_PATIENCE_S = 120.0
+"""How long a requeued job waits for what it was before to let go of the run directory."""
 
 
 @dataclass(kw_only=True)
-class Session:
-    """What the loop works with. All ranks have the same, but only rank 0 has the run file."""
+class Setup:
+    """What completes and scores problems: the same on all ranks."""
 
     config: Config
     comm: Comm
@@ -54,16 +56,10 @@ class Session:
     task: Task
     problems: Problems
     scorer: Scorer
-    recorder: Recorder
-    stop: StopFlag
-    run: RunFile | None
-    """On rank 0 only."""
-    generation: int = 0
-    """Of theta: how many updates it has had."""
-    digest: int = 0
-    """Of theta."""
-    evaluated: set[int] = field(default_factory=set)
-    """Generations that were evaluated before."""
+
+    def prompt(self, example: Example) -> str:
+        """Return the text that the engine completes for a problem."""
+        return self.engine.render(with_shots(self.task.prompt(example), self.problems.shots))
 
     def agreed_digest(self) -> int:
         """Collective. Return theta's digest; raise ExchangeError, naming the ranks, unless all have the same."""
@@ -72,10 +68,53 @@ class Session:
             raise ExchangeError(describe_digests(digests))
         return int(digests[0])
 
+
+@dataclass(kw_only=True)
+class Session(Setup):
+    """What the loop works with. All ranks have the same, but only rank 0 has the run file."""
+
+    recorder: Recorder
+    stop: StopFlag
+    time_limit: TimeLimit | None = None
+    """On rank 0 only, if there is a limit to watch."""
+    run: RunFile | None
+    """On rank 0 only."""
+    snapshots: Snapshots | None
+    """On rank 0 only."""
+    first_generation: int = 0
+    """Of theta at the run's very first start: 0, or where it was forked off."""
+    generation: int = 0
+    """Of theta: how many updates it has had."""
+    digest: int = 0
+    """Of theta."""
+    evaluated: set[tuple[str, int]] = field(default_factory=set)
+    """Suites and generations that were evaluated before."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has all its generations, and the last one is evaluated."""
+        last = self.config.es.generations
+        return self.generation >= last and all((suite, last) in self.evaluated for suite in self.problems.suites)
+
+    def wants_stop(self) -> bool:
+        """Return whether this rank wants to stop after this generation; to be called once in each."""
+        nearly_over = self.time_limit is not None and self.time_limit.nearly_over()
+        return bool(self.stop) or nearly_over
+
+    def stop_reason(self) -> str:
+        """Return what made the run stop, as far as this rank knows."""
+        if self.stop.signal is not None:
+            return f"asked to stop by {self.stop.signal.name}"
+        if self.time_limit is not None and self.time_limit.left_s() < float("inf"):
+            return f"asked to stop, with {self.time_limit.left_s():.0f} s of the job's time left"
+        return "asked to stop"
+
     def finish(self) -> None:
         """Export theta as a model folder, on rank 0, if the run has all its generations."""
-        if self.run is None or self.generation < self.config.es.generations:
+        if self.run is None or not self.finished:
             return
+        if self.snapshots is not None:
+            self.snapshots.wait()  # its copy of theta and the export's need not be in memory together
         dtype = self.config.run.export_dtype
         if dtype != "none":
             out = self.config.directory / "model"
@@ -86,62 +125,100 @@ class Session:
                 out,
                 dtype,
                 self.run.describe(self.generation),
+                card_files(self.run, self.generation, self.checkpoint),
             )
             log.info("theta of generation %d exported to %s (%s)", self.generation, out, dtype)
         log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)
 
 
-def open_session(config: Config, comm: Comm, stack: ExitStack) -> Session:
-    """Collective. Put everything in place, with theta of the run's last committed generation.
+def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
+    """Collective. Load problems, model and engine, and start what scores.
 
     `stack` takes what has to be closed at the end.
     """
-    started = time.perf_counter()
-    _agree_on_config(config, comm)
-    stop = StopFlag()
-    stop.install()
-    with comm.together():
-        if comm.is_root:
-            stack.enter_context(locked(config.directory))
+    watch = Stopwatch()
     place = comm.place()
+    scorer = Scorer(partial(make_task, config.task), config.scoring)
+    stack.callback(scorer.close)
+    with watch.phase("model"):
+        model = _model_folder(config, comm, place)
     with comm.together():
-        task = TASKS[config.task.name](config.task)
-        problems = load_problems(config.data, task, config.run.seed)
-        checkpoint = Checkpoint(fetch_model(config.model.path, config.model.revision))
-        engine = load_engine(config, checkpoint, place)
-        _check_prompts(config, engine, task, problems)
-    data_digest = _agreed_data_digest(comm, problems)
-    run = None
-    with comm.together():
-        if comm.is_root:
-            run = _open_run(config, comm, engine, data_digest)
-        recorder = Recorder(run, config.es.generations, config.log.sinks)
-    stack.callback(recorder.close)
-    session = Session(
-        config=config,
-        comm=comm,
-        checkpoint=checkpoint,
-        engine=engine,
-        task=task,
-        problems=problems,
-        scorer=Scorer(task),
-        recorder=recorder,
-        stop=stop,
-        run=run,
-    )
-    session.digest = session.agreed_digest()
+        task = make_task(config.task)
+        problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
+        checkpoint = Checkpoint(model)
+        with watch.phase("engine"):
+            engine = load_engine(config, checkpoint, place)
+        setup = Setup(
+            config=config,
+            comm=comm,
+            checkpoint=checkpoint,
+            engine=engine,
+            task=task,
+            problems=problems,
+            scorer=scorer,
+        )
+        _check_prompts(setup)
     log.info(
-        "%s: %s weights, theta %016x, %d ranks x %d threads, %d members, ready in %.1f s",
+        "%s: %s weights, %d ranks x %d threads, %d members, ready in %.1f s (%s)",
         config.run.name,
         f"{engine.num_weights:,}",
-        session.digest,
         comm.size,
         config.engine.num_threads or len(place.cores),
         config.es.population_size,
-        time.perf_counter() - started,
+        watch.total(),
+        ", ".join(f"{name} {seconds:.1f} s" for name, seconds in watch.seconds.items()),
     )
-    _catch_up(session)
+    return setup
+
+
+def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -> Session:
+    """Collective. Put everything in place, with theta of the run's last committed generation.
+
+    `stack` takes what has to be closed at the end; `stop` is asked for in the loop.
+    """
+    _agree_on_config(config, comm)
+    with comm.together():
+        if comm.is_root:
+            # what a job held before it was requeued may take a while to die, or to be known as dead on a file server
+            stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))
+            clean_up(config.directory)
+    setup = open_setup(config, comm, stack)
+    data_digest = _agreed_data_digest(comm, setup.problems)
+    run = None
+    with comm.together():
+        if comm.is_root:
+            run = open_run(config, setup.engine, data_digest)
+            run.attributes["provenance"].append(_provenance(comm))
+            run.write()
+        recorder = Recorder(run, config.es.generations, config.log.sinks)
+    stack.callback(recorder.close)
+    snapshots = None
+    if run is not None:
+        snapshots = Snapshots(run, config.snapshot.keep)
+        stack.callback(snapshots.close)
+    session = Session(**vars(setup), recorder=recorder, stop=stop, run=run, snapshots=snapshots)
+    session.digest = session.agreed_digest()
+    log.info("base model: theta %016x", session.digest)
+    started = time.perf_counter()
+    catch_up(session)
+    if session.generation:
+        log.info("resumed in %.1f s", time.perf_counter() - started)
+    reserve_s = config.run.stop_before_limit
+    if comm.is_root and reserve_s is not None:
+        session.time_limit = TimeLimit(job_end(), reserve_s)
     return session
+
+
+def _model_folder(config: Config, comm: Comm, place: Place) -> Path:
+    """Collective. Return the folder that this rank reads the model from: see `model.stage_to`."""
+    with comm.together():
+        folder = fetch_model(config.model.path, config.model.revision)
+        if config.model.stage_to is None:
+            return folder
+        staged = staged_path(folder, config.model.stage_to)
+        if place.local_rank == 0:
+            stage(folder, staged)
+    return staged
 
 
 def start_logging(level: str, comm: Comm) -> None:
@@ -161,102 +238,42 @@ def _agree_on_config(config: Config, comm: Comm) -> None:
 
 
 def _agreed_data_digest(comm: Comm, problems: Problems) -> str:
-    """Collective. Return a digest of all problems; raise if ranks read different ones."""
-    text = json.dumps([problems.train, problems.held_out], sort_keys=True)
-    digests = comm.allgather_object(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
-    for rank, digest in enumerate(digests):
-        if digest != digests[0]:
+    """Collective. Return a digest of what training and choosing the best depend on.
+
+    Raises
+    ------
+    SharedError
+        If ranks read different problems, those of further suites among them, which a run may change.
+    """
+    decisive = [problems.train, problems.held_out, *([problems.shots] if problems.shots else [])]
+    digests = [
+        hashlib.blake2b(json.dumps(part, sort_keys=True).encode(), digest_size=16).hexdigest()
+        for part in (decisive, problems.suites)
+    ]
+    gathered = comm.allgather_object(digests)
+    for rank, other in enumerate(gathered):
+        if other != gathered[0]:
             raise SharedError(f"data: rank {rank} reads other problems than rank 0: is the file the same on its node?")
-    return str(digests[0])
+    return digests[0]
 
 
-def _check_prompts(config: Config, engine: Engine, task: Task, problems: Problems) -> None:
+def _check_prompts(setup: Setup) -> None:
     """Raise UserError for a prompt that the model has no room for: now, not in the middle of a run."""
-    for part, examples in (("train", problems.train), ("eval", problems.held_out)):
-        lengths = engine.prompt_lengths([task.prompt(example) for example in examples])
+    config, engine = setup.config, setup.engine
+    for part, examples in (("data.train", setup.problems.train), *setup.problems.suites.items()):
+        lengths = engine.prompt_lengths([setup.prompt(example) for example in examples])
         for example, length in zip(examples, lengths, strict=True):
             if length == 0:
                 raise UserError(f"model.path: {config.model.path} has no tokenizer that reads the prompts")
             if engine.max_length is not None and length + config.sampling.max_tokens > engine.max_length:
                 raise UserError(
-                    f"sampling.max_tokens: a prompt of {length} tokens (data.{part}: {reprlib.repr(example)}) and "
+                    f"sampling.max_tokens: a prompt of {length} tokens ({part}: {reprlib.repr(example)}) and "
                     f"{config.sampling.max_tokens} new ones are more than the model's {engine.max_length} positions"
                 )
 
 
-def _open_run(config: Config, comm: Comm, engine: Engine, data_digest: str) -> RunFile:
-    """Read the run file that is there, or start one."""
-    path = config.directory / "run.h5"
-    resolved, digest = config.to_dict(), engine.digest()
-    if path.exists():
-        run = RunFile.open(path)
-        changed = changed_keys(run.attributes["config"], resolved)
-        may_change = MAY_CHANGE if config.sampling.temperature > 0 else (*MAY_CHANGE, "data.mini_batch_size")
-        refused = [line for line in changed if not line.startswith(may_change)]
-        if refused:
-            raise UserError(
-                f"{path.parent} holds a run with another config; choose another run.name, or go back to what "
-                f"it had:\n  " + "\n  ".join(refused)
-            )
-        if run.attributes["model_digest"] != digest:
-            raise UserError(
-                f"{path.parent} holds a run of another base model: digest {run.attributes['model_digest']:016x}, "
-                f"{config.model.path} has {digest:016x}"
-            )
-        if run.attributes["data_digest"] != data_digest:
-            raise UserError(
-                f"data.train, data.eval: {path.parent} holds a run on other problems, or on the same in another order"
-            )
-        if run.num_generations > config.es.generations:
-            raise UserError(
-                f"es.generations: {path.parent} already has {run.num_generations} generations, "
-                f"more than {config.es.generations}"
-            )
-        run.attributes["config"] = resolved
-    else:
-        names = [name for name, _ in engine.tensors()]
-        run = RunFile.create(path, resolved, digest, data_digest, names, engine.aliases())
-    run.attributes["provenance"].append(_provenance(comm))
-    run.write()
-    return run
-
-
-def _catch_up(session: Session) -> None:
-    """Collective. Take theta from the base model to the last committed generation, on all ranks by themselves."""
-    run, comm = session.run, session.comm
-    population_size = session.config.es.population_size
-    seeds, factors = np.empty((0, population_size), np.uint64), np.empty((0, population_size), np.float32)
-    if run is not None and run.num_generations:
-        seeds = np.stack([members["seed"] for members in run.members])
-        factors = np.stack([members["coefficient"] for members in run.members])
-    said = [] if run is None else [row["generation"] for row in run.evaluations.get(SUITE, ())]
-    session.evaluated = set(comm.allgather_object(said)[0])
-    seeds, factors = comm.broadcast_array(seeds), comm.broadcast_array(factors)
-    for generation in range(len(seeds)):
-        session.engine.update(seeds[generation], factors[generation])
-    session.generation = len(seeds)
-    session.engine.restore()
-    session.digest = digest = session.agreed_digest()
-    with comm.together():
-        if run is not None and digest != run.theta_digest:
-            raise UserError(
-                f"replaying {run.path} gives theta {digest:016x}, but it recorded {run.theta_digest:016x}: "
-                f"a machine computed wrongly, then or now. Start a new run (run.name), or restore a backup"
-            )
-    if run is not None and run.num_generations:
-        left = session.config.es.generations - session.generation
-        advice = f"{left} to go" if left else "none to go; a larger es.generations prolongs the run"
-        log.info("going on from generation %d, theta %016x, %s", session.generation, digest, advice)
-
-
 def _provenance(comm: Comm) -> dict[str, Any]:
     """Return who, where and with what this start of the run is made."""
-    packages = {}
-    for name in ("esmpi", "numpy", "numba", "torch", "transformers", "h5py", "mpi4py"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
     slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")}
     return {
         "unix_time": time.time(),
@@ -264,7 +281,7 @@ def _provenance(comm: Comm) -> dict[str, Any]:
         "host": platform.node(),
         "ranks": comm.size,
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": installed_versions(),
         "slurm": slurm,
         "source_sha256": _source_digest(),
     }

@@ -12,7 +12,7 @@ from esmpi.engines import Sampling
 from esmpi.evaluate import evaluate
 from esmpi.population import FAILED, OK, RECORD_DTYPE, check, pad, plan, shard
 from esmpi.scoring import Scored
-from esmpi.session import SUITE, Session
+from esmpi.session import Session
 from esmpi.shaping import coefficients
 from esmpi.stopwatch import Stopwatch
 from esmpi.streams import stream_seed
@@ -24,19 +24,23 @@ log = logging.getLogger(__name__)
 def train(session: Session) -> None:
     """Collective. Run the generations that are left.
 
-    Ends early, on all ranks alike, when any rank was asked to stop.
+    Ends early, on all ranks alike, when any rank was asked to stop or the job's time is nearly over.
     """
-    evaluate_if_due(session, session.generation)
-    while session.generation < session.config.es.generations:
-        stop = run_generation(session)
-        if stop:
-            log.info("asked to stop: generation %d is committed, the same command goes on from it", session.generation)
-            return
-        evaluate_if_due(session, session.generation)
+    stop = evaluate_if_due(session, session.generation)
+    snapshot_if_due(session, stop)
+    while not stop and session.generation < session.config.es.generations:
+        stop = run_generation(session) or evaluate_if_due(session, session.generation)
+        snapshot_if_due(session, stop)
+    if not session.finished:
+        log.info(
+            "%s: generation %d is committed, the same command goes on from it",
+            session.stop_reason(),
+            session.generation,
+        )
 
 
 def run_generation(session: Session) -> bool:
-    """Collective. Take theta one generation on and commit it; return whether any rank was asked to stop."""
+    """Collective. Take theta one generation on and commit it; return whether any rank wants to stop."""
     config, comm, engine, generation = session.config, session.comm, session.engine, session.generation
     watch = Stopwatch()
     members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
@@ -59,8 +63,9 @@ def run_generation(session: Session) -> bool:
 def evaluate_members(session: Session, members: np.ndarray, examples: list[Example], watch: Stopwatch) -> np.ndarray:
     """Perturb, generate and score for each member of this rank's shard; return the records to exchange."""
     config, comm, engine = session.config, session.comm, session.engine
-    prompts = [session.task.prompt(example) for example in examples]
+    prompts = [session.prompt(example) for example in examples]
     size = config.data.mini_batch_size or len(prompts)
+    seed = stream_seed(config.run.seed, "sampling", session.generation)
     mini_batches = [
         (
             prompts[start : start + size],
@@ -68,8 +73,9 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
                 max_tokens=config.sampling.max_tokens,
                 temperature=config.sampling.temperature,
                 top_p=config.sampling.top_p,
-                # the same for all members, as the prompts are: their fitness differs by their weights alone
-                seed=stream_seed(config.run.seed, "sampling", session.generation, start),
+                # The same for all members, as the prompts are: their fitness differs by their weights alone. vLLM
+                # counts on from here prompt by prompt, so that mini-batches change nothing.
+                seed=(seed + start) % 2**63,
             ),
         )
         for start in range(0, len(prompts), size)
@@ -95,26 +101,42 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
         watch.add("score", scored.seconds)
         record["fitness"] = scored.fitness
         record["status"] = FAILED if math.isnan(scored.fitness) else OK
-        record["score_failures"] = scored.failures
+        for kind, count in scored.failures.items():
+            record[f"score_{kind}"] = count
     padded = pad(records, len(members), comm.size, blank)
-    padded["stop"] = bool(session.stop)
+    padded["stop"] = session.wants_stop()
     return padded
 
 
-def evaluate_if_due(session: Session, generation: int) -> None:
-    """Collective. Evaluate theta of a generation on the held-out problems if the config asks for it."""
+def evaluate_if_due(session: Session, generation: int) -> bool:
+    """Collective. Evaluate theta of a generation on all suites if the config asks for it.
+
+    Returns whether any rank was asked to stop meanwhile; what is then not evaluated yet is at the next start.
+    """
     every, last = session.config.eval.every, session.config.es.generations
-    due = generation in (0, last) or (every is not None and generation % every == 0)
-    if not due or generation in session.evaluated:
+    if generation not in (session.first_generation, last) and (every is None or generation % every):
+        return False
+    for suite in session.problems.suites:
+        if (suite, generation) in session.evaluated:
+            continue
+        session.evaluated.add((suite, generation))
+        result, samples = evaluate(session, suite, generation)
+        session.recorder.add_evaluation(suite, generation, result, samples)
+        if session.comm.allgather_array(np.array([bool(session.stop)])).any():
+            return True
+    return False
+
+
+def snapshot_if_due(session: Session, stop: bool) -> None:
+    """Begin to write theta beside the run, on rank 0, if the config asks for it at this generation."""
+    if session.snapshots is None or session.run is None:
         return
-    session.evaluated.add(generation)
-    result, samples = evaluate(
-        session.config,
-        session.comm,
-        session.engine,
-        session.task,
-        session.scorer,
-        session.problems.held_out,
+    config, generation = session.config.snapshot, session.generation
+    due = stop or generation == session.config.es.generations or (config.every and generation % config.every == 0)
+    best = session.run.best() if config.best else None
+    session.snapshots.save(
         generation,
+        session.engine.tensors(),
+        last=config.every is not None and generation > 0 and bool(due),
+        best=best is not None and best["generation"] == generation > 0,
     )
-    session.recorder.add_evaluation(SUITE, generation, result, samples)

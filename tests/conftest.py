@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+if shutil.which("nvidia-smi") is None:
+    # Triton's interpreter runs GPU kernels on a CPU; it looks at this when it is imported, by whoever is first.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from support import ROOT, Run, require
 
 

