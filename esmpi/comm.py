@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from esmpi.errors import SharedError, UserError
-from esmpi.launch.environment import launcher
+from esmpi.launch.environment import Launcher, launcher
 
 _LONGEST_NAP_S = 2e-3
 _LAST_WORDS_S = 0.5
@@ -50,13 +51,12 @@ class Comm:
         if started_by is None or started_by.size == 1:
             return
         try:
-            from mpi4py import MPI
+            self._mpi = _start_mpi(started_by)
         except (ImportError, RuntimeError) as error:
             raise UserError(
                 f"{started_by.name} started {started_by.size} ranks, but MPI cannot be loaded: {error}\n"
                 f"Load your site's MPI module, or install one: pip install 'esmpi[mpich]'"
             ) from error
-        self._mpi = MPI.COMM_WORLD
         self.rank, self.size = self._mpi.Get_rank(), self._mpi.Get_size()
         if self.size != started_by.size:
             raise UserError(
@@ -171,6 +171,23 @@ class Comm:
         while not request.Test():
             time.sleep(nap)
             nap = min(2 * nap, _LONGEST_NAP_S)
+
+
+def _start_mpi(started_by: Launcher) -> Any:
+    """Load MPI, start it, and return the world."""
+    import mpi4py
+
+    mpi4py.rc(initialize=False, finalize=True)
+    from mpi4py import MPI
+
+    # Slurm's pmi2 cuts a line at 1,024 bytes, though it promises values of that size beside their keys. An MPICH that
+    # has both UCX and libfabric takes UCX, whose addresses it sends as 4 KiB of memory, in lines as long as what
+    # happens to lie there: some starts fail, or hang. Its addresses over libfabric are a few bytes.
+    if started_by.name == "srun" and re.search(r"ch4:ucx.*\bofi\b", MPI.Get_library_version()):
+        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
+    return MPI.COMM_WORLD
 
 
 def _library() -> str:

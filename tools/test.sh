@@ -18,10 +18,4 @@ ruff check .
 ruff format --check .
 mypy
 shellcheck -x tools/*.sh slurm/*.sh .ci/run
-if [ $# -gt 0 ]; then
-  exec python -m pytest "$@"
-fi
-python -m coverage erase
-python -m coverage run -m pytest
-python -m coverage combine --quiet
-python -m coverage report
+exec python -m pytest "$@"

@@ -48,6 +48,13 @@ def test_a_launcher_that_does_not_fit_is_refused_with_the_cure(cluster: Cluster,
     assert not (tmp_path / "tiny").exists()
 
 
+def test_ranks_tell_each_other_little_where_they_meet(cluster: Cluster) -> None:
+    """What they tell goes through Slurm, which cuts long lines."""
+    program = "import os; from esmpi.comm import Comm; c = Comm(); print(c.size, os.environ['MPIR_CVAR_CH4_NETMOD'])"
+    said = cluster.call("srun", "-N2", "-n3", sys.executable, "-c", program)
+    assert said.splitlines() == ["3 ofi"] * 3
+
+
 def test_doctor_has_a_line_for_each_rank_and_names_what_differs(cluster: Cluster, tmp_path: Path) -> None:
     command = ["srun", "-N2", "-n3", sys.executable, "-m", "esmpi", "doctor", TINY_RUN, f"run.output_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
