@@ -1,10 +1,12 @@
 """Communication between ranks: few, small, collective, and asleep while waiting."""
 
 import json
+import logging
 import os
 import re
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,7 +20,10 @@ import numpy as np
 from esmpi.errors import SharedError, UserError
 from esmpi.launch.environment import Launcher, launcher
 
+log = logging.getLogger(__name__)
+
 _LONGEST_NAP_S = 2e-3
+_ANSWER_EVERY_S = 5e-3
 _LAST_WORDS_S = 0.5
 
 
@@ -78,7 +83,7 @@ class Comm:
             return array[np.newaxis].copy()
         send = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         received = np.empty((self.size, send.size), np.uint8)
-        self._wait(self._mpi.Iallgather(send, received))
+        _wait(self._mpi.Iallgather(send, received))
         return received.view(array.dtype).reshape(self.size, *array.shape)
 
     def allgather_object(self, value: Any) -> list[Any]:
@@ -88,7 +93,7 @@ class Comm:
         send = np.frombuffer(json.dumps(value).encode(), np.uint8)
         lengths = self.allgather_array(np.array([send.size], np.int64))[:, 0]
         received = np.empty(int(lengths.sum()), np.uint8)
-        self._wait(self._mpi.Iallgatherv(send, [received, lengths.tolist()]))
+        _wait(self._mpi.Iallgatherv(send, [received, lengths.tolist()]))
         ends = np.cumsum(lengths)
         return [json.loads(received[end - length : end].tobytes()) for end, length in zip(ends, lengths, strict=True)]
 
@@ -98,8 +103,12 @@ class Comm:
             return array
         shape = self.allgather_array(np.array(array.shape, np.int64))[0]
         sent = np.ascontiguousarray(array) if self.is_root else np.empty(tuple(shape), array.dtype)
-        self._wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
+        _wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
         return sent
+
+    def counter(self) -> "Counter":
+        """Collective. Return a counter that all ranks share."""
+        return Counter(self._mpi)
 
     def library(self) -> str | None:
         """Return the name and version of the MPI library, None if none is loaded."""
@@ -165,12 +174,82 @@ class Comm:
             file=sys.stderr,
         )
 
-    def _wait(self, request: Any) -> None:
-        # MPI's own waiting spins; a rank that waits for the slowest must leave its cores to others
-        nap = 20e-6
-        while not request.Test():
-            time.sleep(nap)
-            nap = min(2 * nap, _LONGEST_NAP_S)
+
+class Counter:
+    """A number from 0 on that whichever rank takes it raises by one. It is on rank 0, which need not do anything.
+
+    MPI's one-sided operations promise the latter, but only within a node, or where the network adapter does the
+    arithmetic, do they keep it. Elsewhere rank 0's MPI answers when rank 0 is next inside some call of MPI: perhaps
+    not for the seconds that an engine takes. So while members are given out, a thread of rank 0 looks in now and
+    then; MPI's own threads for that would spin, and have to be asked for before the start. A rank that takes a number
+    uses the operation that has a request, as one can wait for that asleep.
+    """
+
+    def __init__(self, mpi: Any):
+        self._mpi = mpi
+        self._taken = np.zeros(1, np.int64)
+        self._window: Any = None
+        if mpi is None:
+            return
+        from mpi4py import MPI
+
+        self._may_answer = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        if not self._may_answer and mpi.rank == 0:
+            log.warning(
+                "es.dispatch: this MPI allows one thread only: where it needs rank 0 for giving out a member, a rank "
+                "waits until rank 0 has finished its own"
+            )
+        # of MPI's own memory, which on one node all ranks share
+        self._window = MPI.Win.Allocate(8 if mpi.rank == 0 else 0, 8, comm=mpi)
+        if mpi.rank == 0:
+            self._window.Lock(0)
+            np.frombuffer(self._window.tomemory(), np.int64)[0] = 0
+            self._window.Unlock(0)
+        _wait(mpi.Ibarrier())
+        _unlink_shared_memory()
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+
+    def take(self) -> int:
+        """Return the number and raise it."""
+        if self._window is None:
+            self._taken += 1
+            return int(self._taken[0]) - 1
+        _wait(self._window.Rget_accumulate(np.ones(1, np.int64), self._taken, 0))  # adds, if not told otherwise
+        return int(self._taken[0])
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """Have rank 0 answer the others during the block, whatever it does itself."""
+        if self._window is None or self._mpi.rank != 0 or not self._may_answer:
+            yield
+            return
+        over = threading.Event()
+
+        def answer() -> None:
+            while not over.wait(_ANSWER_EVERY_S):
+                self._mpi.Iprobe()  # lets MPI get on with whatever has come in
+
+        thread = threading.Thread(target=answer, name="esmpi-counter", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def close(self) -> None:
+        """Collective. Give the counter up."""
+        if self._window is not None:
+            self._window.Unlock_all()
+            self._window.Free()
+
+
+def _wait(request: Any) -> None:
+    # MPI's own waiting spins; a rank that waits for the slowest must leave its cores to others
+    nap = 20e-6
+    while not request.Test():
+        time.sleep(nap)
+        nap = min(2 * nap, _LONGEST_NAP_S)
 
 
 def _start_mpi(started_by: Launcher) -> Any:

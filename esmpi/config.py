@@ -152,6 +152,9 @@ class EsConfig:
     """How fitness becomes shaped fitness: z-scores, or ranks from -0.5 to 0.5."""
     antithetic: bool = False
     """Whether members come in pairs of +eps and -eps."""
+    dispatch: Literal["static", "dynamic"] = "static"
+    """Who evaluates which member: shares that are fixed beforehand, or the next one to whichever rank is free, for
+    members of uneven length and nodes of uneven speed. Changes no result."""
 
     def __post_init__(self) -> None:
         _require(

@@ -43,17 +43,20 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
     """Return the plan: members of each rank, memory, and tokens of a generation."""
     model = check_inputs(config)
     es, data = config.es, config.data
-    members = [len(shard(es.population_size, rank, num_ranks)) for rank in range(num_ranks)]
+    shares = [len(shard(es.population_size, rank, num_ranks)) for rank in range(num_ranks)]
+    who = f"each evaluates {_range(shares)} of {es.population_size} members"
+    if es.dispatch == "dynamic":
+        who = f"whichever is free evaluates the next of {es.population_size} members"
     completions = es.population_size * data.batch_size
     lines = [
         f"run directory   {config.directory}",
-        f"ranks           {num_ranks}, each evaluates {_range(members)} of {es.population_size} members",
+        f"ranks           {num_ranks}, {who}",
         f"a generation    {completions:,} completions ({es.population_size} members x {data.batch_size} prompts), "
         f"at most {completions * config.sampling.max_tokens:,} new tokens",
         f"the run         {es.generations} generations, sigma {es.sigma:g}, alpha {es.step_size:g}",
     ]
-    if members[-1] == 0:
-        lines.append(f"warning         {members.count(0)} ranks have no member: they only wait")
+    if shares[-1] == 0:
+        lines.append(f"warning         {shares.count(0)} ranks have no member: they only wait")
     if model is None:
         return [*lines, "memory          not known before the model is downloaded"]
     return lines + _memory(config, model) + _snapshots(config, model)

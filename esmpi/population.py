@@ -56,10 +56,9 @@ def shard(population_size: int, rank: int, size: int) -> range:
     return range(start, start + each + (rank < rest))
 
 
-def pad(records: np.ndarray, population_size: int, size: int, fill: np.ndarray) -> np.ndarray:
+def pad(records: np.ndarray, length: int, fill: np.ndarray) -> np.ndarray:
     """Return the records with padding up to the length that is the same for all ranks, at least 1."""
-    length = max(1, -(-population_size // size))
-    padded = np.repeat(fill, length)
+    padded = np.repeat(fill, max(1, length))
     padded["member"] = -1
     padded[: len(records)] = records
     return padded
@@ -100,6 +99,21 @@ def check(gathered: np.ndarray, members: np.ndarray) -> np.ndarray:
                 f"the plan says {members[field][wrong[0]]}: do all ranks run the same esmpi and config?"
             )
     return records
+
+
+def idle_seconds(ranks: np.ndarray, seconds: np.ndarray, num_ranks: int) -> np.ndarray:
+    """Return for each rank, (num_ranks,), how much longer the busiest rank was at its members of a generation.
+
+    Parameters
+    ----------
+    ranks : (N,) of int
+        Who evaluated each member.
+    seconds : (N,) of float
+        How long that took.
+    num_ranks : int
+    """
+    busy = np.bincount(ranks, weights=seconds, minlength=num_ranks)
+    return np.asarray(busy.max() - busy)
 
 
 def describe_digests(digests: Sequence[int]) -> str:

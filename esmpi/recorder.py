@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from esmpi.evaluate import Evaluation
-from esmpi.population import FAILED
+from esmpi.population import FAILED, idle_seconds
 from esmpi.scoring import FAILURES
 from esmpi.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
@@ -36,12 +36,15 @@ class Recorder:
         How many the run is to have, for the expected time left.
     sinks : sequence of str
         Names of `esmpi.sinks.SINKS`.
+    num_ranks : int
+        Of this start, for their idle time.
     """
 
-    def __init__(self, run: RunFile | None, num_generations: int, sinks: Sequence[str] = ()):
+    def __init__(self, run: RunFile | None, num_generations: int, sinks: Sequence[str] = (), num_ranks: int = 1):
         self._run = run
         self._sinks = Sinks(sinks, run.path.parent, run.attributes, run.num_generations) if run else None
         self._num_generations = num_generations
+        self._num_ranks = num_ranks
         self._generation_seconds: list[float] = []
 
     def commit(self, generation: int, records: np.ndarray, factors: np.ndarray, digest: int, watch: Stopwatch) -> None:
@@ -57,8 +60,9 @@ class Recorder:
         figures = {
             name: float(row[name]) for name in row.dtype.names or () if name not in ("generation", "theta_digest")
         }
-        self._sinks.write("generation", generation, figures)
-        self._log_generation(row, watch.total())
+        idle = float(idle_seconds(records["rank"], records["seconds"], self._num_ranks).mean())
+        self._sinks.write("generation", generation, figures | {"seconds_idle": idle})
+        self._log_generation(row, watch.total(), idle)
 
     def add_evaluation(self, suite: str, generation: int, result: Evaluation, samples: list[dict[str, Any]]) -> None:
         """Write an evaluation's samples as JSON lines, then its result."""
@@ -75,20 +79,22 @@ class Recorder:
         if self._sinks is not None:
             self._sinks.close()
 
-    def _log_generation(self, row: np.void, seconds: float) -> None:
+    def _log_generation(self, row: np.void, seconds: float, idle: float) -> None:
         self._generation_seconds.append(seconds)
         recent = self._generation_seconds[-10:]
         done = int(row["generation"]) + 1
         left = sum(recent) / len(recent) * (self._num_generations - done)
+        waited = f"  idle {100 * idle / seconds:.0f} %" if self._num_ranks > 1 else ""
         failed = f"  {row['num_failed']} members failed" if row["num_failed"] else ""
         log.info(
-            "generation %d/%d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s  left %s%s",
+            "generation %d/%d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s%s  left %s%s",
             done,
             self._num_generations,
             row["fitness_mean"],
             row["fitness_max"],
             seconds,
             row["tokens"] / seconds,
+            waited,
             _clock(left),
             failed,
         )

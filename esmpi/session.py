@@ -21,6 +21,7 @@ from esmpi.comm import Comm, Place
 from esmpi.config import Config
 from esmpi.config_reader import changed_keys
 from esmpi.data import Problems, load_problems, with_shots
+from esmpi.dispatch import DISPATCHES, Dispatch
 from esmpi.engines import Engine, load_engine
 from esmpi.errors import SharedError, UserError
 from esmpi.launch.environment import installed_versions
@@ -74,6 +75,7 @@ class Session(Setup):
     """What the loop works with. All ranks have the same, but only rank 0 has the run file."""
 
     recorder: Recorder
+    dispatch: Dispatch
     stop: StopFlag
     time_limit: TimeLimit | None = None
     """On rank 0 only, if there is a limit to watch."""
@@ -190,13 +192,14 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
             run = open_run(config, setup.engine, data_digest)
             run.attributes["provenance"].append(_provenance(comm))
             run.write()
-        recorder = Recorder(run, config.es.generations, config.log.sinks)
+        recorder = Recorder(run, config.es.generations, config.log.sinks, comm.size)
     stack.callback(recorder.close)
+    dispatch = stack.enter_context(DISPATCHES[config.es.dispatch](comm))
     snapshots = None
     if run is not None:
         snapshots = Snapshots(run, config.snapshot.keep)
         stack.callback(snapshots.close)
-    session = Session(**vars(setup), recorder=recorder, stop=stop, run=run, snapshots=snapshots)
+    session = Session(**vars(setup), recorder=recorder, dispatch=dispatch, stop=stop, run=run, snapshots=snapshots)
     session.digest = session.agreed_digest()
     log.info("base model: theta %016x", session.digest)
     started = time.perf_counter()

@@ -10,7 +10,7 @@ import numpy as np
 from esmpi.data import batch
 from esmpi.engines import Sampling
 from esmpi.evaluate import evaluate
-from esmpi.population import FAILED, OK, RECORD_DTYPE, check, pad, plan, shard
+from esmpi.population import FAILED, OK, RECORD_DTYPE, check, pad, plan
 from esmpi.scoring import Scored
 from esmpi.session import Session
 from esmpi.shaping import coefficients
@@ -49,6 +49,7 @@ def run_generation(session: Session) -> bool:
     with watch.phase("exchange"):
         gathered = comm.allgather_array(records)
     results = check(gathered, members)
+    session.dispatch.learn(results["seconds"])
     failed = results["status"] == FAILED
     factors = coefficients(results["fitness"], failed, results["sign"], config.es.shaping, config.es.step_size)
     with watch.phase("update"):
@@ -61,7 +62,7 @@ def run_generation(session: Session) -> bool:
 
 
 def evaluate_members(session: Session, members: np.ndarray, examples: list[Example], watch: Stopwatch) -> np.ndarray:
-    """Perturb, generate and score for each member of this rank's shard; return the records to exchange."""
+    """Collective. Perturb, generate and score this rank's members; return the records to exchange."""
     config, comm, engine = session.config, session.comm, session.engine
     prompts = [session.prompt(example) for example in examples]
     size = config.data.mini_batch_size or len(prompts)
@@ -83,27 +84,31 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
     # what this rank says even if it has no member: which theta it has
     blank = np.zeros(1, RECORD_DTYPE)
     blank["digest"], blank["rank"] = session.digest, comm.rank
-    mine = members[list(shard(len(members), comm.rank, comm.size))]
-    records = np.repeat(blank, len(mine))
+    records = [blank[:0]]
     pending: list[Future[Scored]] = []
-    for record, (member, seed, sign) in zip(records, mine.tolist(), strict=True):
-        started = time.perf_counter()
-        with watch.phase("perturb"):
-            engine.perturb(seed, sign * config.es.sigma)
-        with watch.phase("generate"):
-            completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
-        record["member"], record["seed"], record["sign"] = member, seed, sign
-        record["tokens"] = sum(completion.num_tokens for completion in completions)
-        record["seconds"] = time.perf_counter() - started
-        pending.append(session.scorer.submit(completions, examples))
-    for record, future in zip(records, pending, strict=True):
-        scored = future.result()
-        watch.add("score", scored.seconds)
-        record["fitness"] = scored.fitness
-        record["status"] = FAILED if math.isnan(scored.fitness) else OK
-        for kind, count in scored.failures.items():
-            record[f"score_{kind}"] = count
-    padded = pad(records, len(members), comm.size, blank)
+    with session.dispatch.members(len(members)) as mine:
+        for member, seed, sign in (members[index].tolist() for index in mine):
+            started = time.perf_counter()
+            with watch.phase("perturb"):
+                engine.perturb(seed, sign * config.es.sigma)
+            with watch.phase("generate"):
+                completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
+            record = blank.copy()
+            record["member"], record["seed"], record["sign"] = member, seed, sign
+            record["tokens"] = sum(completion.num_tokens for completion in completions)
+            record["seconds"] = time.perf_counter() - started
+            records.append(record)
+            pending.append(session.scorer.submit(completions, examples))
+        for record, future in zip(records[1:], pending, strict=True):
+            scored = future.result()
+            watch.add("score", scored.seconds)
+            record["fitness"] = scored.fitness
+            record["status"] = FAILED if math.isnan(scored.fitness) else OK
+            for kind, count in scored.failures.items():
+                record[f"score_{kind}"] = count
+    with watch.phase("exchange"):
+        length = session.dispatch.most_members(len(members), len(pending))
+    padded = pad(np.concatenate(records), length, blank)
     padded["stop"] = session.wants_stop()
     return padded
 

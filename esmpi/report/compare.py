@@ -10,6 +10,7 @@ from esmpi.store.run_file import RunFile, run_file_path
 _NO_DIFFERENCE = (
     "run.name",
     "es.generations",
+    "es.dispatch",
     "run.output_dir",
     "run.stop_before_limit",
     "log.",

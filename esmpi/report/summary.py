@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.errors import UserError
+from esmpi.population import idle_seconds
 from esmpi.store.run_file import RunFile, samples_path
 
 NUM_SAMPLES = 3
 _MAX_CHARACTERS = 300
+
+_MAX_RANKS = 8
 
 _ROWS = (
     # title, evaluation's column, factor, format
@@ -33,10 +36,36 @@ def summarize(run: RunFile) -> str:
         seconds = sum(float(row["seconds_total"]) for row in run.generations)
         tokens = sum(int(row["tokens"]) for row in run.generations)
         lines.append(f"{seconds:.1f} s of training, {tokens:,} tokens generated")
+        lines += _idle(run)
     for suite, rows in run.evaluations.items():
         ordered = sorted(rows, key=lambda row: row["generation"])
         lines += ["", *_table(suite, ordered[0], ordered[-1]), *_samples(run, suite, ordered[0], ordered[-1])]
     return "\n".join(lines)
+
+
+def _idle(run: RunFile) -> list[str]:
+    """Tell for how much of the time ranks waited for the busiest one; nothing of a run that had but one."""
+    idle: dict[int, float] = {}
+    there: dict[int, float] = {}
+    for row, members in zip(run.generations, run.members, strict=True):
+        waited = idle_seconds(members["rank"], members["seconds"], _num_ranks(run, float(row["unix_time"])))
+        for rank, seconds in enumerate(waited.tolist()):
+            idle[rank] = idle.get(rank, 0.0) + seconds
+            there[rank] = there.get(rank, 0.0) + float(row["seconds_total"])
+    if len(idle) < 2:
+        return []
+    share = {rank: 100 * idle[rank] / max(there[rank], 1e-9) for rank in idle}
+    shown = sorted(share, key=lambda rank: -share[rank])[:_MAX_RANKS]
+    each = ", ".join(f"rank {rank} {share[rank]:.1f} %" for rank in sorted(shown))
+    more = f"; of {len(share)} ranks the most idle" if len(share) > len(shown) else ""
+    mean = 100 * sum(idle.values()) / max(sum(there.values()), 1e-9)
+    return [f"{mean:.1f} % of the ranks' time idle, waiting for the busiest{more}: {each}"]
+
+
+def _num_ranks(run: RunFile, unix_time: float) -> int:
+    """Return how many ranks made a generation: those of the last start before it was committed."""
+    starts = [start for start in run.attributes["provenance"] if start["unix_time"] <= unix_time]
+    return int(starts[-1]["ranks"]) if starts else 1
 
 
 def _table(suite: str, first: dict[str, Any], last: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from support import TINY_RUN, Columns, Run, assert_same_run, read, require, samples, train
 
+from esmpi.report.summary import summarize
 from esmpi.run import STOPPED
+from esmpi.store.run_file import RunFile
 
 FAULTY = Path(__file__).parent / "faulty.py"
 
@@ -27,12 +30,33 @@ def serial(serial_output: Path) -> Columns:
     return read(serial_output)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_any_number_of_ranks_gives_the_same_bits(launch: Run, serial_output: Path, tmp_path: Path, ranks: int) -> None:
-    run = train(launch, tmp_path, ranks)
+@pytest.mark.parametrize(
+    ("ranks", "dispatch"), [(1, "dynamic"), (2, "static"), (2, "dynamic"), (3, "dynamic"), (5, "static")]
+)
+def test_any_layout_gives_the_same_bits(
+    launch: Run, serial_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, dispatch: str
+) -> None:
+    if ranks == 3:
+        monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")  # MPICH: as if each rank were on a node of its own
+    run = train(launch, tmp_path, ranks, f"es.dispatch={dispatch}")
     assert_same_run(tmp_path / "tiny", serial_output)
     assert set(run["members/rank"].ravel()) == set(range(ranks))
+    if dispatch == "static":
+        assert (np.diff(run["members/rank"]) >= 0).all(), "neighbours"
+    if ranks == 2:
+        _check_idle(tmp_path / "tiny", run)
     assert list(samples(serial_output)) == ["g000000.held_out.jsonl", "g000003.held_out.jsonl"]
+
+
+def _check_idle(directory: Path, run: Columns) -> None:
+    """The report says what the members' columns say."""
+    busy = [np.where(run["members/rank"] == rank, run["members/seconds"], 0).sum(axis=1) for rank in (0, 1)]
+    idle = [(np.maximum(*busy) - one).sum() / run["generations/seconds_total"].sum() for one in busy]
+    [line] = [line for line in summarize(RunFile.open(directory / "run.h5")).splitlines() if "idle" in line]
+    assert [float(share) for share in re.findall(r"rank \d (\S+) %", line)] == pytest.approx(
+        [100 * share for share in idle], abs=0.06
+    )
+    assert float(line.split()[0]) == pytest.approx(100 * np.mean(idle), abs=0.06)
 
 
 def test_the_fitness_is_not_all_the_same(serial: Columns) -> None:
@@ -43,7 +67,7 @@ def test_the_fitness_is_not_all_the_same(serial: Columns) -> None:
 
 def test_more_ranks_than_members(launch: Run, tmp_path: Path) -> None:
     alone = train(launch, tmp_path / "alone", 0, "es.population_size=2", "es.generations=2")
-    crowd = train(launch, tmp_path / "crowd", 3, "es.population_size=2", "es.generations=2")
+    crowd = train(launch, tmp_path / "crowd", 3, "es.population_size=2", "es.generations=2", "es.dispatch=dynamic")
     np.testing.assert_array_equal(crowd["generations/theta_digest"], alone["generations/theta_digest"])
 
 
@@ -54,15 +78,20 @@ def test_a_killed_rank_ends_the_job_and_loses_nothing(launch: Run, serial: Colum
     assert done.returncode != 0
     run = read(tmp_path / "tiny")
     np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"][:1])
-    # the same command goes on, on any number of ranks
-    run = train(launch, tmp_path, 3)
+    # the same command goes on, on any number of ranks, which may share the members out otherwise
+    run = train(launch, tmp_path, 3, "es.dispatch=dynamic")
     np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"])
 
 
-@pytest.mark.parametrize(("fault", "rank"), [("raise", 1), ("raise", 0), ("exit", 1)])
-def test_a_rank_that_fails_ends_the_job_with_its_error(launch: Run, tmp_path: Path, fault: str, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("fault", "rank", "dispatch"), [("raise", 1, "dynamic"), ("raise", 0, "dynamic"), ("exit", 1, "static")]
+)
+def test_a_rank_that_fails_ends_the_job_with_its_error(
+    launch: Run, tmp_path: Path, fault: str, rank: int, dispatch: str
+) -> None:
     stamp = tmp_path / "stamp"
-    done = launch([FAULTY, fault, str(rank), stamp, TINY_RUN, f"run.output_dir={tmp_path}"], 2)
+    mine = (f"run.output_dir={tmp_path}", f"es.dispatch={dispatch}")
+    done = launch([FAULTY, fault, str(rank), stamp, TINY_RUN, *mine], 2)
     assert time.time() - float(stamp.read_text()) < 10
     assert done.returncode != 0
     assert f"[rank {rank} of 2" in done.stderr
@@ -172,6 +201,39 @@ def test_waiting_does_not_burn_a_core(launch: Run, tmp_path: Path) -> None:
     used, wall = map(float, done.stdout.split())
     assert wall > 2
     assert used < 0.2 * wall
+
+
+@pytest.mark.parametrize("nodes", ["one", "many"])
+def test_a_busy_rank_0_keeps_nobody_waiting_for_a_member(
+    launch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: str
+) -> None:
+    if nodes == "many":
+        monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")
+    script = tmp_path / "busy.py"
+    script.write_text(
+        "import time\n"
+        "from esmpi.comm import Comm\n"
+        "from esmpi.dispatch import Dynamic\n"
+        "comm = Comm()\n"
+        "with Dynamic(comm) as dispatch:\n"
+        "    for generation in range(2):\n"
+        "        with dispatch.members(30) as mine:\n"
+        "            begin, used, count = time.perf_counter(), time.process_time(), 0\n"
+        "            for member in mine:\n"
+        "                count += 1\n"
+        "                time.sleep(0.01 if comm.rank else 1.5)\n"
+        "        said = [count, time.perf_counter() - begin, time.process_time() - used]\n"
+        "        said = comm.allgather_object(said)\n"
+        "        print(said) if comm.is_root else None\n"
+    )
+    done = launch([script], 3, timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        counts, seconds, used = zip(*json.loads(line), strict=True)
+        assert sum(counts) == 30
+        assert counts[0] == 1
+        assert max(seconds[1:]) < 1.2
+        assert max(used) < 0.3
 
 
 def test_the_exported_model_is_theta_and_the_log_leads_to_it(launch: Run, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esmpi.comm import Comm
+from esmpi.dispatch import Dynamic
 from esmpi.noise import member_seed
-from esmpi.population import RECORD_DTYPE, ExchangeError, check, pad, plan, shard
+from esmpi.population import RECORD_DTYPE, ExchangeError, check, idle_seconds, pad, plan, shard
 
 DIGEST = 0xFEDCBA9876543210
 
@@ -22,7 +24,7 @@ def exchange(members: np.ndarray, size: int) -> np.ndarray:
         for name in ("member", "seed", "sign"):
             records[name] = mine[name]
         records["fitness"] = mine["member"] / 8
-        rows.append(pad(records, len(members), size, blank))
+        rows.append(pad(records, -(-len(members) // size), blank))
     return np.stack(rows)
 
 
@@ -117,3 +119,17 @@ def test_another_seed_or_sign_is_named_with_its_rank(field: str, value: int) -> 
     gathered[field][2, 1] = value
     with pytest.raises(ExchangeError, match=rf"rank 2 evaluated member 5 with {field} {value}"):
         check(gathered, members)
+
+
+def test_ranks_are_idle_for_as_long_as_the_busiest_one_is_at_it() -> None:
+    ranks, seconds = np.array([2, 0, 2, 0, 3], np.int32), np.array([1, 2, 4, 0.5, 1])
+    assert idle_seconds(ranks, seconds, 5).tolist() == [2.5, 5, 0, 4, 5]
+
+
+def test_the_longest_members_come_first_and_each_once() -> None:
+    dispatch = Dynamic(Comm())
+    assert dispatch.most_members(4, 3) == 3
+    for seconds, order in (([1, 5, 3, 5], [0, 1, 2, 3]), ([9, 1, 1, 2], [1, 3, 2, 0]), ([0, 0, 0, 0], [0, 3, 1, 2])):
+        with dispatch.members(4) as mine:
+            assert list(mine) == order
+        dispatch.learn(np.array(seconds, float))

@@ -1,0 +1,98 @@
+"""Who evaluates which member: a share fixed beforehand, or the next member for whichever rank is free.
+
+It changes no result: every rank knows all members, and the update goes over them in order, whoever evaluated what.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+
+import numpy as np
+
+from esmpi.comm import Comm
+from esmpi.population import shard
+
+
+class Dispatch(ABC):
+    """Shares out the members of a generation over the ranks. A context manager, which ends what it holds of MPI."""
+
+    def __init__(self, comm: Comm):
+        self._comm = comm
+
+    @abstractmethod
+    def members(self, population_size: int) -> AbstractContextManager[Iterator[int]]:
+        """Give an iterator over the members that this rank evaluates, which is to be gone through to its end."""
+
+    @abstractmethod
+    def most_members(self, population_size: int, mine: int) -> int:
+        """Collective. Return the most members that a rank had; `mine` are this one's."""
+
+    def learn(self, seconds: np.ndarray) -> None:  # noqa: B027  # not every way of sharing out has a use for it
+        """Take note of how long each member of this generation took, (N,), the same on all ranks."""
+
+    def __enter__(self) -> "Dispatch":
+        return self
+
+    def __exit__(  # noqa: B027  # nor has every one something to end
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Collective, unless an error ends the run."""
+
+
+class Static(Dispatch):
+    """Neighbours for each rank, as many as for any other or one fewer."""
+
+    @contextmanager
+    def members(self, population_size: int) -> Iterator[Iterator[int]]:
+        """Give the members of this rank's shard."""
+        yield iter(shard(population_size, self._comm.rank, self._comm.size))
+
+    def most_members(self, population_size: int, mine: int) -> int:
+        """Return what all ranks know without asking."""
+        return -(-population_size // self._comm.size)
+
+
+class Dynamic(Dispatch):
+    """Whoever is free takes the next number from a counter on rank 0; the number is the member's place in the order.
+
+    The members that took longest in the generation before come first, so that no long one is begun when the others
+    are done. Where times have to do with the noise alone, which is new in each generation, that is an order like any.
+    """
+
+    def __init__(self, comm: Comm):
+        super().__init__(comm)
+        self._counter = comm.counter()
+        self._first = 0  # number of this generation's first member: the counter is never set back, nobody waits for it
+        self._order: np.ndarray | None = None  # a run that goes on begins without: only rank 0 has its times
+
+    @contextmanager
+    def members(self, population_size: int) -> Iterator[Iterator[int]]:
+        """Give members for as long as there are any, however busy rank 0 is."""
+        with self._counter.answered():
+            yield self._draw(population_size)
+
+    def _draw(self, population_size: int) -> Iterator[int]:
+        order = range(population_size) if self._order is None else self._order
+        while (place := self._counter.take() - self._first) < population_size:
+            yield int(order[place])
+        self._first += population_size + self._comm.size  # every rank took one number too many, and so learned the end
+
+    def most_members(self, population_size: int, mine: int) -> int:
+        """Collective. Ask all ranks."""
+        return int(self._comm.allgather_array(np.array([mine])).max())
+
+    def learn(self, seconds: np.ndarray) -> None:
+        """Put the longest first."""
+        self._order = np.argsort(-seconds, kind="stable")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Collective, unless an error ends the run: then the others are not here to give the counter up."""
+        if kind is None:
+            self._counter.close()
+
+
+DISPATCHES: dict[str, type[Static] | type[Dynamic]] = {"static": Static, "dynamic": Dynamic}
+"""By the value of `es.dispatch`."""
