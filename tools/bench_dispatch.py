@@ -7,9 +7,10 @@ the record says and answers with what follows from the member's seed. So ranks m
 dynamic take turns, generation by generation, with the same times, and must end with the same theta.
 
 The record is the new tokens of the members of a real run, tools/dispatch_tokens.json, which says by which command; or
-those of a run of your own (--times RUN_DIRECTORY). A member takes its tokens times --seconds-per-token: as it is where
-one completion is made after the other. Beside what was measured stands what a list scheduler without any overhead
-would take, for several orders: so one sees what the order from the last generation's times is worth.
+those of a run of your own (--times RUN_DIRECTORY). From it members are drawn by --seed; each takes its tokens times
+--seconds-per-token, as it is where one completion is made after the other. Beside what was measured stands what a
+list scheduler without any overhead would take, for several orders, if all ranks were alike: so one sees what the
+order from the last generation's times is worth.
 """
 
 import argparse
@@ -65,12 +66,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=Path, default=ROOT / "tools" / "dispatch_tokens.json", help="record or run")
     parser.add_argument("--seconds-per-token", type=float, default=5e-3, help="default: %(default)s")
+    parser.add_argument("--members", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--generations", type=int, default=10, help="default: %(default)s, after a warm-up")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--slow", type=float, default=1.0, help="times as slow is the last rank (default: %(default)s)")
     parser.add_argument("--plot", type=Path, help="draw who was busy when into a PNG file, from the last generation")
     arguments = parser.parse_args()
-    tokens = read_tokens(arguments.times)
+    record = read_tokens(arguments.times)
     # the first generation is the warm-up, in which the times before are not known yet
-    times = tokens * arguments.seconds_per_token
+    shape = (1 + arguments.generations, arguments.members)
+    times = arguments.seconds_per_token * np.random.default_rng(arguments.seed).choice(record.ravel(), shape)
     comm = Comm()
     with ExitStack() as stack:
         sessions = {way: open_session_of(way, len(times), times.shape[1], comm, stack) for way in WAYS}
@@ -86,7 +91,7 @@ def main() -> None:
             runs = {way: session.run for way, session in sessions.items()}
             if arguments.plot is not None:
                 plot(runs, times, comm.size, arguments.plot)
-            report(runs, walls, times, comm.size, arguments.slow)
+            report(runs, walls, times, record, arguments.slow)
 
 
 def read_tokens(path: Path) -> np.ndarray:
@@ -104,6 +109,7 @@ def open_session_of(way: str, generations: int, population_size: int, comm: Comm
 
     start_logging("warning", comm)
     output = stack.enter_context(tempfile.TemporaryDirectory())
+    output = comm.allgather_object(output)[0]
     overrides = (
         *(f"run.output_dir={output}", f"es.dispatch={way}", "run.export_dtype=none", "engine.num_threads=1"),
         *(f"es.generations={generations}", f"es.population_size={population_size}", "data.batch_size=8"),
@@ -140,9 +146,11 @@ def list_schedule(times: np.ndarray, order: Sequence[int] | np.ndarray, num_rank
     return max(free)
 
 
-def report(runs: dict[str, Any], walls: dict[str, list[float]], times: np.ndarray, num_ranks: int, slow: float) -> None:
+def report(
+    runs: dict[str, Any], walls: dict[str, list[float]], times: np.ndarray, record: np.ndarray, slow: float
+) -> None:
     """Print what came out."""
-    size = times.shape[1]
+    size, num_ranks = times.shape[1], int(runs["static"].attributes["provenance"][-1]["ranks"])
     result: dict[str, Any] = {"ranks": num_ranks, "members": size, "generations": len(times) - 1, "slow": slow}
     digests = {way: [int(row["theta_digest"]) for row in run.generations] for way, run in runs.items()}
     fitness = np.array([row["fitness"] for row in runs["static"].members])
@@ -163,7 +171,10 @@ def report(runs: dict[str, Any], walls: dict[str, list[float]], times: np.ndarra
         "dynamic, by true": [list_schedule(now, np.argsort(-now, kind="stable"), num_ranks) for _, now in pairs],
     }
     result["seconds_ideal"] = {name: round(statistics.mean(one), 4) for name, one in without_overhead.items()}
-    result["correlation_with_last"] = round(float(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])), 3)
+    # whether a member's time says something about the one with its number in the next generation
+    result["correlation_in_record"] = round(
+        float(np.mean([np.corrcoef(*pair)[0, 1] for pair in itertools.pairwise(record)])), 3
+    )
     for name, value in result.items():
         print(f"{name:22s} {value}")
     print(json.dumps(result))
