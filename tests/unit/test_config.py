@@ -94,6 +94,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("model.dtype=float16", r"model\.dtype: must be one of float32, bfloat16; got 'float16'"),
         ("model.dtype=[float32]", r"model\.dtype: must be one of float32, bfloat16; got \['float32'\]"),
         ("es.shaping=zscores", r"es\.shaping: must be one of zscore, centered_rank; got 'zscores'"),
+        ("es.dispatch=dynamc", r"es\.dispatch: must be one of static, dynamic; got 'dynamc'"),
         ("data.order=epoch", r"data\.order: must be one of fixed, random, epochs; got 'epoch'"),
         ("engine.device=tpu", r"engine\.device: must be one of auto, cpu, cuda; got 'tpu'"),
         ("log.level=loud", r"log\.level: must be one of debug, info, warning, error; got 'loud'"),
