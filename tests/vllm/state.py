@@ -29,8 +29,13 @@ SEEDS = np.array([member_seed(7, 0, member) for member in range(5)], np.uint64)
 COEFFICIENTS = np.array([1e-3, -2e-3, 0, 5e-4, 3e-3], np.float32)
 
 
-def main() -> None:
-    asked = json.loads(sys.argv[1])
+def answer(asked: dict[str, Any], file: str) -> None:
+    """Write what is found into a file, as JSON."""
+    Path(file).write_text(json.dumps(find(asked)))
+
+
+def find(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the engine that is asked for, or `refused`: what it says against it."""
     config = parse_config(
         {
             "run": {"name": "state"},
@@ -41,15 +46,17 @@ def main() -> None:
         }
     )
     try:
-        print(json.dumps(state(config, asked)))
+        return state(config, asked)
     except UserError as error:
-        print(json.dumps({"refused": str(error)}))
+        return {"refused": str(error)}
 
 
 def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     checkpoint = Checkpoint(fetch_model(config.model.path))
     if asked["fault"] == "miss a kind":
         break_perturb()
+    if asked["fault"] == "keep packing":
+        os.environ["ESMPI_KEEP_PACKING"] = "1"
     engine = load_engine(config, checkpoint, Comm().place())
     if asked["fault"] == "no reset":
         engine._llm.reset_prefix_cache = lambda: True  # type: ignore[attr-defined]
@@ -149,4 +156,4 @@ def break_perturb() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(find(json.loads(sys.argv[1]))))

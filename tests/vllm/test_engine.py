@@ -1,13 +1,15 @@
 """Engine vllm against engine hf: the same weights, bit for bit, whatever the layout; and what is refused."""
 
 import json
-import os
+import multiprocessing
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import state
 from support import VLLM_SMALL
 
 from esmpi.tasks.countdown import PROMPT
@@ -23,6 +25,11 @@ PROMPTS = [
 State = dict[str, Any]
 
 
+# Importing vLLM takes longer than what is done with it here: one process does it, and each engine gets a fork of that.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "transformers", "state"])
+
+
 def run_state(
     kind: str,
     path: str = TINY,
@@ -30,20 +37,24 @@ def run_state(
     prompts: list[str] = PROMPTS,
     fault: str | None = None,
     launcher: tuple[str, ...] = (),
-    environment: dict[str, str] | None = None,
     **engine: Any,
 ) -> State:
+    """Return what state.py says of an engine in a process of its own."""
     engine = ({} if kind == "hf" else VLLM_SMALL) | {"num_threads": 1} | engine
     asked = {"kind": kind, "path": path, "dtype": dtype, "engine": engine, "prompts": prompts, "fault": fault}
-    done = subprocess.run(
-        [*launcher, sys.executable, str(STATE), json.dumps(asked | {"max_tokens": 30})],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, **(environment or {})},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    asked["max_tokens"] = 30
+    if launcher:
+        command = [*launcher, sys.executable, str(STATE), json.dumps(asked)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said.json"
+        process = FORKS.Process(target=state.answer, args=(asked, str(said)))
+        process.start()
+        process.join(600)
+        assert process.exitcode == 0
+        return dict(json.loads(said.read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +73,12 @@ WEIGHTS = ("num_weights", "perturbed", "restored", "digest", "updated_digest", "
 def same_weights(one: State, other: State) -> None:
     for key in WEIGHTS:
         assert one[key] == other[key], key
-    for state in (one, other):
-        assert state["loaded"] == [state["digest"], state["updated_digest"]]
+    for each in (one, other):
+        assert each["loaded"] == [each["digest"], each["updated_digest"]]
         # the base model shown beside theta, and theta's live weights back, bit for bit
-        assert state["shown"] == state["restored"] != state["updated"]
-        assert state["unshown"] == state["updated"]
-        assert state["logprobs_again"] == state["logprobs"]
+        assert each["shown"] == each["restored"] != each["updated"]
+        assert each["unshown"] == each["updated"]
+        assert each["logprobs_again"] == each["logprobs"]
     assert one["distance"] == pytest.approx(other["distance"], rel=1e-9)
     assert one["perturbed"] != one["restored"]
     assert one["digest"] != one["updated_digest"]
@@ -130,7 +141,7 @@ def test_a_stale_prefix_cache_is_reset() -> None:
 
 
 def test_packed_weights_are_refused_by_name() -> None:
-    refused = run_state("vllm", environment={"ESMPI_KEEP_PACKING": "1"})["refused"]
+    refused = run_state("vllm", fault="keep packing")["refused"]
     assert "is empty" in refused
     assert "_proj" in refused
 
