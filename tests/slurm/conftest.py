@@ -16,6 +16,9 @@ from slurm.cluster import Cluster, missing_programs
 
 GENERATIONS = 6
 
+PATIENCE_S = 400
+"""For what takes some ten seconds on two cores that have nothing else to do."""
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
@@ -70,10 +73,14 @@ class Job:
     def text(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
-    def wait_for(self, pattern: str, timeout_s: float = 120) -> None:
-        """Wait until the output has a pattern."""
+    def generations(self) -> list[int]:
+        """Return the generations that the output tells of, in its order."""
+        return [int(number) for number in re.findall(r"^generation (\d+)/", self.text(), re.MULTILINE)]
+
+    def wait_for(self, pattern: str, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until the output has a pattern, in which a dot may be the end of a line, too."""
         deadline = time.monotonic() + timeout_s
-        while not re.search(pattern, self.text()):
+        while not re.search(pattern, self.text(), re.DOTALL):
             assert time.monotonic() < deadline, f"no {pattern!r} in {timeout_s} s:\n{self.text()}"
             assert self.state(), f"the job ended without {pattern!r}:\n{self.text()}"
             time.sleep(0.1)
@@ -83,7 +90,7 @@ class Job:
         text = self.cluster.call("squeue", "--noheader", "--format=%T", "--jobs", self.number, "--states=all").strip()
         return "" if text in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else text
 
-    def wait(self, timeout_s: float = 180) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the job's end and return its exit code."""
         deadline = time.monotonic() + timeout_s
         while self.state():
@@ -96,14 +103,14 @@ class Job:
 
 @pytest.fixture
 def submit(cluster: Cluster, tmp_path: Path) -> Callable[[str, list[str], list[str]], Job]:
-    """Submit one of the job scripts with the tiny config: submit("es_countdown.sh", ["--nodes=2"], [overrides])."""
+    """Submit one of the job scripts with the tiny config: submit("es_countdown.sh", ["--nodes=2"], [arguments])."""
 
-    def call(script: str, options: list[str], overrides: list[str]) -> Job:
-        output = tmp_path / "job.out"
+    def call(script: str, options: list[str], arguments: list[str]) -> Job:
+        output = tmp_path / f"{script}.out"
         answer = cluster.call(
             *("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={output}", "--ntasks-per-node=1"),
             *("--cpus-per-task=1", *options, ROOT / "slurm" / script),
-            *(f"run.output_dir={tmp_path}", "data.num_eval=2", *overrides),
+            *(*arguments, f"run.output_dir={tmp_path}", "data.num_eval=2"),
         )
         return Job(cluster, answer.strip(), output)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import h5py
 import pytest
-from support import ROOT, TINY_RUN
+from support import ROOT, TINY_RUN, require
 
+from esmpi.checkpoint import find_model
 from slurm.cluster import Cluster
-from slurm.conftest import GENERATIONS, Job, read_digests
+from slurm.conftest import GENERATIONS, PATIENCE_S, Job, read_digests
 
 Submit = Callable[[str, list[str], list[str]], Job]
 ALL = f"es.generations={GENERATIONS}"
@@ -35,12 +38,34 @@ def test_the_batch_script_gives_the_bits_of_a_serial_run(
     copies = sorted(tmp_path.glob("node*/tiny_countdown-*/model.safetensors"))
     assert len(copies) == nodes
     assert re.search(r"ready in [\d.]+ s \(model [\d.]+ s, engine [\d.]+ s\)", job.text())
+    if nodes == 2:
+        job = submit("es_eval.sh", ["--nodes=1"], [str(tmp_path / "tiny"), "--generation", "3"])
+        assert job.wait() == 0, job.text()
+        with h5py.File(tmp_path / "tiny" / "run.h5") as file:
+            assert sorted(file["evaluations/held_out/generation"][()]) == [0, 3, GENERATIONS]
+
+
+def test_an_open_mpi_of_the_site_forms_one_world_by_pmix(cluster: Cluster, digests: list[int], tmp_path: Path) -> None:
+    libraries = {name: sorted(Path("/usr/lib").glob(f"*/{name}")) for name in ("libmpi.so.40", "pmix2/lib/libpmix.so")}
+    missing = [name for name, found in libraries.items() if not found]
+    require("openmpi", not missing, f"no {', '.join(missing)}: apt-get install openmpi-bin libpmix-dev")
+    command = ["srun", "--mpi=pmix", "-N4", "-n4", "env", f"MPI4PY_LIBMPI={libraries['libmpi.so.40'][0]}"]
+    said = cluster.call(
+        *(*command, sys.executable, "-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}"),
+        *("es.generations=2", "data.num_eval=2"),
+        timeout_s=PATIENCE_S,
+    )
+    assert "4 ranks x 1 threads" in said
+    assert read_digests(tmp_path / "tiny") == digests[:2]
+    # several ranks of a node, and what the run file does not say
+    said = cluster.call(*command[:2], "-N2", "-n5", *command[4:], sys.executable, "-m", "esmpi", "doctor")
+    assert said.count("Open MPI") == 5
 
 
 def test_a_launcher_that_does_not_fit_is_refused_with_the_cure(cluster: Cluster, tmp_path: Path) -> None:
     command = ["srun", "--mpi=none", "-N2", "-n2", sys.executable, "-m", "esmpi.run", TINY_RUN]
     done = subprocess.run(
-        [*command, f"run.output_dir={tmp_path}"], capture_output=True, text=True, timeout=100, cwd=ROOT
+        [*command, f"run.output_dir={tmp_path}"], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT
     )
     assert done.returncode == 2
     assert done.stderr.count("esmpi: srun started 2 ranks, but MPI sees a world of 1") == 1
@@ -55,21 +80,43 @@ def test_ranks_tell_each_other_little_where_they_meet(cluster: Cluster) -> None:
     assert said.splitlines() == ["3 ofi"] * 3
 
 
-def test_doctor_has_a_line_for_each_rank_and_names_what_differs(cluster: Cluster, tmp_path: Path) -> None:
-    command = ["srun", "-N2", "-n3", sys.executable, "-m", "esmpi", "doctor", TINY_RUN, f"run.output_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+def test_doctor_has_a_line_for_each_rank(cluster: Cluster, tmp_path: Path) -> None:
+    said = cluster.call(
+        *("srun", "-N2", "-n3", sys.executable, "-m", "esmpi", "doctor", TINY_RUN, f"run.output_dir={tmp_path}"),
+        timeout_s=PATIENCE_S,
+    )
+    lines = said.splitlines()
     assert [line.split()[:3] for line in lines[1:4]] == [[str(rank), "of", "3"] for rank in range(3)]
     assert "node1" in lines[1]
     assert "node2" in lines[3]
     assert "822,656 weights" in lines[2]
+    assert lines[-1] == "all is well"
     assert list(tmp_path.iterdir()) == []
-    done = subprocess.run(
-        [*command, "model.path=$NO_SUCH_FOLDER/x/y"], capture_output=True, text=True, timeout=100, cwd=ROOT
+
+
+def test_doctor_names_what_differs_between_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    # node2 has another h5py, the model was copied to node1 only, and the runs are on a disk of each node
+    shutil.copytree(find_model("esmpi:tiny_countdown", None), tmp_path / "node1" / "model")
+    other = tmp_path / "other" / "h5py-1.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: h5py\nVersion: 1.0\n")
+    program = (
+        f"[ $SLURMD_NODENAME = node1 ] || export PYTHONPATH={other.parent}:$PYTHONPATH; "
+        f'exec "$@" run.output_dir={tmp_path}/$SLURMD_NODENAME model.path={tmp_path}/$SLURMD_NODENAME/model'
     )
-    assert done.returncode == 2
-    assert "- model.path: no folder" in done.stdout
+    doctor = [sys.executable, "-m", "esmpi", "doctor", TINY_RUN]
+    done = subprocess.run(
+        ["srun", "-N2", "-n2", "bash", "-c", program, "bash", *doctor],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(r"- version of h5py differs: [\d.]+ on ranks \[0\]; 1.0 on ranks \[1\]", done.stdout)
+    assert f"- ranks [1]: model.path: no folder {tmp_path}/node2/model" in done.stdout
+    assert f"- ranks [1]: run.output_dir: {tmp_path}/node2/tiny is not here what it is for rank 0" in done.stdout
+    assert done.stdout.count("\n- ") == 4  # and nothing else, but that the weights differ
 
 
 def end_by_requeue(job: Job) -> None:
@@ -104,16 +151,14 @@ def unused_shared_memory() -> set[str]:
     return names
 
 
-def end_by_killed_ranks(job: Job) -> None:
-    before = unused_shared_memory()
-    ranks = processes_of(job)
-    assert len(ranks) == 2
+def kill_ranks(job: Job) -> None:
+    """Kill both ranks of a job as soon as they are there."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(ranks := processes_of(job)) < 2:
+        assert time.monotonic() < deadline, job.text()
+        time.sleep(0.1)
     for rank in ranks:
         os.kill(rank, signal.SIGKILL)
-    assert job.wait() != 0
-    # mostly, but not always, what is left keeps the next start from starting: so look for it itself
-    assert unused_shared_memory() <= before
-    job.cluster.call("scontrol", "requeue", job.number)
 
 
 def end_by_signal_to_steps(job: Job) -> None:
@@ -124,60 +169,76 @@ def end_by_signal_to_script(job: Job) -> None:
     job.cluster.call("scancel", "--batch", "--signal=TERM", job.number)
 
 
-ENDS = (end_by_requeue, end_by_node_failure, end_by_killed_ranks, end_by_signal_to_steps, end_by_signal_to_script)
-
-
-@pytest.mark.parametrize("end", ENDS)
-def test_what_ends_a_job_does_not_change_the_run(
-    submit: Submit, digests: list[int], tmp_path: Path, end: Callable[[Job], None]
-) -> None:
-    # killed on one node: there ranks share memory, which nobody cleans up
-    where = ["--nodes=1", "--ntasks-per-node=2"] if end is end_by_killed_ranks else ["--nodes=2"]
-    job = submit("es_countdown.sh", where, [ALL])
-    job.wait_for("generation 2/")
-    end(job)
-    assert job.wait() == 0, job.text()
-    went_on = re.findall(r"going on from generation (\d+)", job.text())
-    assert len(went_on) == 1
-    assert int(went_on[0]) >= 2
-    made = re.findall(r"^generation (\d+)/", job.text(), re.MULTILINE)
-    # none was made twice, unless it was in the making as the job was ended
-    assert made == [str(i) for i in range(1, GENERATIONS + 1)]
-    assert read_digests(tmp_path / "tiny") == digests
-
-
-def test_a_cancelled_job_stays_cancelled(submit: Submit, digests: list[int], tmp_path: Path) -> None:
-    job = submit("es_countdown.sh", ["--nodes=2"], [ALL])
-    job.wait_for("generation 1/")
+def test_what_ends_a_job_does_not_change_the_run(submit: Submit, digests: list[int], tmp_path: Path) -> None:
+    # more generations than it can make before it is cancelled, however late what ends it comes
+    job = submit("es_countdown.sh", ["--nodes=2"], ["es.generations=1000"])
+    ends = (end_by_requeue, end_by_node_failure, end_by_signal_to_steps, end_by_signal_to_script)
+    for start, end in enumerate(ends, 1):
+        job.wait_for(rf"start {start},.*\ngeneration \d+/")
+        end(job)
+    job.wait_for(rf"start {len(ends) + 1},.*going on from generation \d+.*\ngeneration \d+/")
+    while max(job.generations()) < GENERATIONS:
+        time.sleep(0.1)
     job.cluster.call("scancel", job.number)
     job.wait()
-    assert "back into the queue" not in job.text()
     assert "JobState=CANCELLED" in job.cluster.call("scontrol", "show", "job", job.number)
+    assert job.text().count("going on from generation") == len(ends)
+    assert job.text().count("back into the queue") == 2  # after the signals; Slurm itself did it before
+    # none was made twice, unless it was in the making as the job was ended; none was lost
+    assert job.generations() == sorted(set(job.generations()))
     made = read_digests(tmp_path / "tiny")
+    assert len(made) >= max(job.generations())
+    assert made[:GENERATIONS] == digests
+
+
+def test_killed_ranks_go_on_if_they_got_on(
+    submit: Submit, digests: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUEUE", "always")
+    before = unused_shared_memory()
+    # on one node: there ranks share memory, which nobody cleans up
+    job = submit("es_conciseness.sh", ["--nodes=1", "--ntasks-per-node=2"], ["es.generations=1000"])
+    kill_ranks(job)  # before their first generation: requeued, such a job might never end
+    assert job.wait() == 128 + signal.SIGKILL, job.text()
+    assert "not put back into the queue" in job.text()
+    job.cluster.call("scontrol", "requeue", job.number)
+    job.wait_for(r"start 2,.*\ngeneration 2/")
+    kill_ranks(job)
+    job.wait_for(r"but not before a new generation: back into the queue.*start 3,.*going on from generation \d+")
+    job.wait_for(r"start 3,.*\ngeneration \d+/")
+    job.cluster.call("scancel", job.number)
+    job.wait()
+    # mostly, but not always, what is left keeps the next start from starting: so look for it itself
+    assert unused_shared_memory() <= before
+    made = read_digests(tmp_path / "tiny")[:GENERATIONS]
+    assert len(made) > 2
     assert made == digests[: len(made)]
 
 
 def test_a_run_stops_when_the_time_left_is_too_short(submit: Submit, digests: list[int], tmp_path: Path) -> None:
-    # an hour is wanted, half an hour is there: each start makes one generation, and a third one the evaluation
-    options = ["--nodes=2", "--time=30"]
-    job = submit("es_countdown.sh", options, ["es.generations=2", "run.stop_before_limit=3600"])
-    assert job.wait() == 0, job.text()
-    assert re.search(r"with 1[67]\d\d s of the job's time left: generation 1 is committed", job.text())
-    assert "generation 2 is committed" in job.text()
-    assert job.text().count("back into the queue") == 2
-    assert "held-out at generation 2" in job.text()
+    # an hour is wanted, half an hour is there: each start makes one generation
+    options = ["--nodes=2", "--time=30", "--partition=debug"]
+    job = submit("template.sh", options, [str(TINY_RUN), "es.generations=1000", "run.stop_before_limit=3600"])
+    job.wait_for("generation 2 is committed.*back into the queue")
+    job.cluster.call("scancel", job.number)
+    job.wait()
+    assert re.search(r"with 1[5-7]\d\d s of the job's time left: generation 1 is committed", job.text())
+    assert job.generations() == [1, 2]
     assert read_digests(tmp_path / "tiny") == digests[:2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--time=1", "--signal=B:USR1@30"], ["--time=2", "--signal=USR1@30"]])
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("es_math.sh", ["--time=1", "--signal=B:USR1@30"]), ("es_countdown.sh", ["--time=2", "--signal=USR1@30"])],
+)
 def test_a_signal_before_the_limit_requeues(
-    submit: Submit, digests: list[int], tmp_path: Path, options: list[str]
+    submit: Submit, digests: list[int], tmp_path: Path, script: str, options: list[str]
 ) -> None:
     # Slurm may send it half a minute early, so perhaps before there is a step to get it: then the limit is longer
     overrides = ["es.generations=1000", "run.stop_before_limit=null"]
-    job = submit("es_countdown.sh", ["--nodes=2", *options], overrides)
-    job.wait_for("going on from generation", 240)
+    job = submit(script, ["--nodes=2", *options], overrides)
+    job.wait_for("going on from generation")
     job.cluster.call("scancel", job.number)
     job.wait()
     assert "asked to stop by SIGUSR1" in job.text()
@@ -191,22 +252,21 @@ def test_a_sweep_is_an_array_of_runs_and_one_table(
 ) -> None:
     monkeypatch.setenv("SIGMAS", "2e-3 3e-3")
     monkeypatch.setenv("ALPHAS", "3e-3 6e-3")
-    submit_env = ["--nodes=1", "--array=0-3"]
-    job = submit("sweep.sh", submit_env, ["es.generations=2", "data.num_eval=20"])
-    deadline = time.monotonic() + 200
+    job = submit("sweep.sh", ["--nodes=1", "--array=0-3"], ["es.generations=1"])
+    deadline = time.monotonic() + PATIENCE_S
     while job.cluster.call("squeue", "--noheader"):
         assert time.monotonic() < deadline, job.text()
         time.sleep(0.5)
     names = [f"sweep_sigma={sigma}_alpha={alpha}" for sigma in ("2e-3", "3e-3") for alpha in ("3e-3", "6e-3")]
     assert sorted(path.name for path in tmp_path.glob("sweep_*")) == sorted(names)
     command = [sys.executable, "-m", "esmpi", "report", *(tmp_path / name for name in names), tmp_path / "sweep_none"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split()[:4] == ["run", "alpha", "sigma", "generations"]
     table = {Path(line.split()[0]).name: line.split()[1:4] for line in lines[1:5]}
     assert table == {
-        f"sweep_sigma={float(sigma) * 1e3:g}e-3_alpha={float(alpha) * 1e3:g}e-3": [alpha, sigma, "2/2"]
+        f"sweep_sigma={float(sigma) * 1e3:g}e-3_alpha={float(alpha) * 1e3:g}e-3": [alpha, sigma, "1/1"]
         for sigma in ("0.002", "0.003")
         for alpha in ("0.003", "0.006")
     }

@@ -11,7 +11,7 @@ from support import ROOT, TINY_RUN, require
 
 from esmpi.launch.submit import SRUN, submit
 from slurm.cluster import Cluster
-from slurm.conftest import GENERATIONS, read_digests
+from slurm.conftest import GENERATIONS, PATIENCE_S, read_digests
 
 FAULTY = ROOT / "tests" / "mpi" / "faulty.py"
 
@@ -22,13 +22,13 @@ def here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_a_preempted_job_is_requeued_and_returns_its_result(digests: list[int], tmp_path: Path) -> None:
+def test_a_preempted_job_of_an_array_is_requeued_and_returns_its_result(digests: list[int], tmp_path: Path) -> None:
     overrides = [f"run.output_dir={tmp_path}", f"es.generations={GENERATIONS}", "data.num_eval=2"]
-    (job,) = submit(TINY_RUN, overrides, nodes=2, time_limit="30:00")
-    deadline = time.monotonic() + 120
-    while "generation 2/" not in (job.stdout() or ""):
+    job, other = submit(TINY_RUN, overrides, array={"sigma": ["3e-3", "2e-3"]}, nodes=2, time_limit="30:00")
+    deadline = time.monotonic() + PATIENCE_S
+    while "generation 1/" not in (job.stdout() or ""):
         assert time.monotonic() < deadline, f"{job.stdout()}{job.stderr()}"
-        time.sleep(0.1)
+        time.sleep(0.05)
     subprocess.run(["scancel", "--batch", "--signal=USR2", job.job_id], check=True)  # as `--signal` has Slurm do
     result = job.result()
     assert "Requeued job" in job.stdout()
@@ -37,6 +37,8 @@ def test_a_preempted_job_is_requeued_and_returns_its_result(digests: list[int], 
     assert result["generations"] == GENERATIONS
     assert result["evaluations"]["held_out"]["generation"] == GENERATIONS
     assert read_digests(Path(result["directory"])) == digests
+    assert "Requeued job" not in other.stdout()
+    assert Path(other.result()["directory"]).name == "tiny_sigma=2e-3"
 
 
 def test_an_error_of_any_rank_reaches_the_caller(tmp_path: Path) -> None:
