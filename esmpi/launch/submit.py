@@ -53,6 +53,16 @@ class Run:
 
     def __call__(self) -> dict[str, Any]:
         """Run all ranks and return a summary of the run; RuntimeError with their last words if they fail."""
+        try:
+            return self._run()
+        except subprocess.CalledProcessError as error:
+            if error.returncode >= 0:
+                raise
+            # Slurm ends all processes of a job that it requeues, and submitit's own `scontrol requeue` may be one of
+            # them. An error would become the job's result, though the job goes on.
+            sys.exit(128 - error.returncode)
+
+    def _run(self) -> dict[str, Any]:
         from submitit import JobEnvironment
 
         paths = JobEnvironment().paths
@@ -134,7 +144,8 @@ def submit(
     """Submit a run, or one for each combination of values, and return submitit's jobs.
 
     `job.result()` waits and returns the run's `summary`, or raises with the last words of the ranks. A job that is
-    preempted, or whose time is nearly over, ends its generation and is requeued until the run has come to its end.
+    preempted, or whose time is nearly over, ends its generation and is requeued until the run has come to its end;
+    one with a rank that failed is not.
     Logs and submitit's files lie in `<output_dir>/submitit`.
 
     Parameters
