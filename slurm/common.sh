@@ -46,13 +46,15 @@ evaluate() {
 }
 
 train() {
-  local plan directory before launcher code=0 stop=
+  local plan directory before=0 launcher code=0 stop=
   trap 'stop=yes' USR1 TERM
   announce
   plan=$("${WRAP[@]}" python -m esmpi run "$1" --dry-run --ranks "${SLURM_NTASKS:-1}" "${@:2}")
   echo "$plan"
   directory=$(sed -n 's/^# run directory *//p' <<<"$plan")
-  before=$(committed "$directory")
+  if [ "${REQUEUE:-yes}" = always ]; then
+    before=$(committed "$directory")
+  fi
   # In the background, because bash runs traps between commands only. A signal to this script (sbatch
   # --signal=B:USR1@600) is passed on to the ranks. Without `B:` Slurm itself sends it to them, if they are there yet.
   "${LAUNCH[@]}" "${WRAP[@]}" python -m esmpi.run "$@" &
