@@ -82,7 +82,8 @@ def test_ranks_tell_each_other_little_where_they_meet(cluster: Cluster) -> None:
 
 def test_doctor_has_a_line_for_each_rank(cluster: Cluster, tmp_path: Path) -> None:
     said = cluster.call(
-        *("srun", "-N2", "-n3", sys.executable, "-m", "esmpi", "doctor", TINY_RUN, f"run.output_dir={tmp_path}"),
+        *("srun", "--nodelist=node[1-2]", "-n3", sys.executable, "-m", "esmpi", "doctor", TINY_RUN),
+        f"run.output_dir={tmp_path}",
         timeout_s=PATIENCE_S,
     )
     lines = said.splitlines()
@@ -106,7 +107,7 @@ def test_doctor_names_what_differs_between_nodes(cluster: Cluster, tmp_path: Pat
     )
     doctor = [sys.executable, "-m", "esmpi", "doctor", TINY_RUN]
     done = subprocess.run(
-        ["srun", "-N2", "-n2", "bash", "-c", program, "bash", *doctor],
+        ["srun", "--nodelist=node[1-2]", "-n2", "bash", "-c", program, "bash", *doctor],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
