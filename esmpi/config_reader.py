@@ -91,6 +91,8 @@ def _task(keys: dict[str, Any]) -> type[Task]:
     task = find_task(name) if isinstance(name, str) else None
     if task is None:
         what = "missing key" if name is None else f"unknown task {name!r}"
+        if str(name).endswith(".py"):
+            raise ConfigError(f"task.name: {name}: which function of it? Write {name}:FUNCTION")
         raise ConfigError(f"task.name: {what}{nearest(str(name), [*TASKS, 'gym:<name>', 'file.py:function'])}")
     return task
 

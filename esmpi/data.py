@@ -10,6 +10,8 @@ from esmpi.errors import UserError, nearest
 from esmpi.streams import stream
 from esmpi.tasks import Example, Part, Prompt, Task
 
+_LONGEST_HINT = 300
+"""Characters; a table of more columns is not helped by their names."""
 _MAX_REPEATS = 1000
 """Draws in a row that bring no new problem before a generator counts as exhausted."""
 
@@ -134,10 +136,14 @@ class _Reader:
             try:
                 examples.append(self._example(row))
             except ValueError as error:
-                raise UserError(f"{what}: {place}: {error}") from None
+                raise UserError(f"{what}: {place}: {error}{self._hint(row)}") from None
         if not examples or (count is not None and len(examples) < count):
             raise UserError(f"data.num_{part}: {count or 1} problems wanted, {source} has {len(examples)}")
         return examples
+
+    def _hint(self, row: dict[str, Any]) -> str:
+        columns = f" (columns: {', '.join(row)}; data.columns renames them)"
+        return columns if not self.config.columns and len(columns) < _LONGEST_HINT else ""
 
     def _example(self, row: dict[str, Any]) -> Example:
         missing = sorted(set(self.config.columns.values()) - row.keys())

@@ -1,8 +1,11 @@
 """Read problems from files, folders and the Hugging Face hub: whatever it is, a list of JSON-like objects comes out."""
 
+import csv
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from datetime import date, time
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,52 +44,116 @@ def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tup
         If it cannot be read, or a row is not an object.
     """
     path = Path(source).expanduser()
-    if path.suffix == ".jsonl":
-        return _json_lines(what, path, limit)
-    rows: Iterable[Any]
-    if path.suffix == ".json":
+    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}
+    if path.suffix in readers:
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            # as spreadsheets write it: with a mark at the beginning, or without
+            text = path.read_bytes().decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{what}: cannot read {source}: {error}") from None
-        if not isinstance(rows, list):
-            raise UserError(f"{what}: {source} must hold a list of objects")
-    else:
-        rows = _data_set(what, source, path, split)
-    found = []
-    for number, row in enumerate(islice(rows, limit), start=1):
-        place = f"{source} row {number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{what}: {place}: not an object")
-        # a cell of a table is text, a list in it is written as JSON
-        cell = _cell if path.suffix == ".csv" else _plain
         try:
-            found.append((place, {key: cell(value) for key, value in row.items()}))
+            rows = readers[path.suffix](str(path), text)
+            return list(islice(((place, _checked(place, row)) for place, row in rows), limit))
+        except ValueError as error:
+            raise UserError(f"{what}: {error}") from None
+    found = []
+    for number, row in enumerate(islice(_data_set(what, source, path, split), limit), start=1):
+        place = f"{source} row {number}"
+        try:
+            found.append((place, {key: _plain(value, key) for key, value in row.items()}))
         except TypeError as error:
             raise UserError(f"{what}: {place}: {error}") from None
     return found
 
 
-def _json_lines(what: str, path: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        # not splitlines(): a JSON string may hold U+2028 and other characters at which that cuts
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what}: cannot read {path}: {error}") from error
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(lines, start=1):
-        if len(rows) == limit:
-            break
+def _json_lines(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    # not splitlines(): a JSON string may hold U+2028 and other characters at which that cuts
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path} line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{what}: {place}: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{what}: {place}: not a JSON object")
-            rows.append((place, row))
-    return rows
+            yield place, _loaded(place, line)
+
+
+def _json(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = _loaded(f"cannot read {path}", text)
+    except ValueError as error:
+        hint = "; with an object on each line it is a .jsonl file" if "Extra data" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a list of objects")
+    return ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _csv(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    """Read a table whose first line has names. A cell is text; a list or object in JSON is read, an empty one is None.
+
+    A column in which each cell is a number just as JSON writes it has numbers: 7 and 0.5, but not 007, 1e3 or 0.50,
+    which as numbers could not be told from 7, 1000 and 0.5.
+    """
+    csv.field_size_limit(2**31 - 1)
+    try:
+        rows = [row for row in csv.reader(StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    names = rows[0] if rows else []
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if not rows or twice:
+        raise ValueError(f"cannot read {path}: " + (f"two columns are called {twice[0]!r}" if rows else "it is empty"))
+    for number, row in enumerate(rows[1:], start=1):
+        if len(row) != len(names):
+            raise ValueError(f"{path} row {number}: {len(row)} cells for {len(names)} columns ({', '.join(names)})")
+    columns = [_column(list(cells)) for cells in zip(*rows[1:], strict=True)]
+    cells = zip(*columns, strict=True)
+    return ((f"{path} row {i}", dict(zip(names, row, strict=True))) for i, row in enumerate(cells, start=1))
+
+
+def _column(cells: list[str]) -> list[Any]:
+    numbers = [_number(cell) for cell in cells]
+    if all(number is not None or not cell for number, cell in zip(numbers, cells, strict=True)):
+        return numbers
+    return [_cell(cell) for cell in cells]
+
+
+def _number(cell: str) -> int | float | None:
+    """Return the number that a cell is, None if it would be written otherwise, or is none."""
+    for kind in (int, float):
+        try:
+            if str(number := kind(cell)) == cell and abs(number) < math.inf:
+                return number
+        except ValueError:  # also of more digits than Python reads
+            continue
+    return None
+
+
+def _cell(cell: str) -> Any:
+    if cell[:1] in ("[", "{"):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell or None
+
+
+def _loaded(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{place}: brackets too deep inside one another") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def _checked(place: str, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: not an object")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{place}: half a character (a lone surrogate, \\ud800 to \\udfff), which is no text"
+        ) from None
+    return row
 
 
 def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
@@ -98,16 +165,17 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
     datasets.disable_progress_bars()
     try:
         if path.is_file():
-            # an answer may be the word None, or NA: in a table only an empty cell is nothing
-            more: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if path.suffix == ".csv" else {}
-            return datasets.load_dataset(path.suffix[1:], data_files=str(path), split="train", **more)
+            return datasets.load_dataset(path.suffix[1:], data_files=str(path), split="train")
         if path.is_dir():
             found = datasets.load_from_disk(str(path))
         else:
             name, _, subset = source.partition(":")
             found = datasets.load_dataset(name, subset or None)
     except Exception as error:  # of many libraries: no network, no such data set, a damaged file
-        raise UserError(f"{what}: cannot read {source}: {said(error)}") from error
+        advice = ""
+        if not path.exists():
+            advice = "; without internet: load it where there is, save_to_disk(FOLDER), and name the folder here"
+        raise UserError(f"{what}: cannot read {source}: {said(error).rstrip('.')}{advice}") from error
     if isinstance(found, dict):
         if split not in found:
             raise UserError(f"{what}: {source} has no split {split!r}{nearest(split, list(found))}")
@@ -120,23 +188,17 @@ def _can_be_hub_id(source: str) -> bool:
     return name.count("/") == 1 and not source.startswith((".", "/", "~")) and Path(name).suffix not in SUFFIXES
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, key: str) -> Any:
     """Return a value of a table as JSON has it: problems go into files and between ranks."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {inner: _plain(one, f"{key}.{inner}") for inner, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(one, key) for one in value]
     if isinstance(value, date | time):
         return value.isoformat()
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(f"a value of type {type(value).__name__}: only text, numbers, dates, lists and objects are read")
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return _plain(value)
+    raise TypeError(
+        f"a value of type {type(value).__name__}: only text, numbers, dates, lists and objects are read "
+        f"(column {key!r})"
+    )

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from esmpi.engines import Completion, Engine, Sampling
@@ -52,6 +52,9 @@ class Evaluation:
         """Return all numbers by name."""
         row = asdict(self)
         return row.pop("figures") | row
+
+
+_COLUMNS = {one.name for one in fields(Evaluation)}
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ def _means(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
     for each in figures:
         for name, value in each.items():
             # a slash would make a group of the run file's column
-            columns[re.sub(r"[^\w.@-]", "_", f"{name}_mean")].append(value)
+            column = re.sub(r"[^\w.@-]", "_", f"{name}_mean")
+            columns[f"task_{column}" if column in _COLUMNS else column].append(value)
     # samples come in one order whatever the layout; unlike `sum`, `fsum` raises for infinities
     return {name: sum(column) / len(column) for name, column in columns.items()}
 

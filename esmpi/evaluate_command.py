@@ -18,6 +18,7 @@ from esmpi.run import on_all_ranks
 if TYPE_CHECKING:
     from esmpi.comm import Comm
     from esmpi.config import Config
+    from esmpi.resume import Digests
     from esmpi.store.run_file import RunFile
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
     from esmpi.evaluate import evaluate
     from esmpi.recorder import log_evaluation, write_samples
     from esmpi.resume import take_theta
-    from esmpi.session import open_setup, start_logging
+    from esmpi.session import agreed_digests, open_setup, start_logging
     from esmpi.store.files import write_whole
     from esmpi.store.run_file import RUN_FILE, samples_path
     from esmpi.store.snapshots import good_snapshots
@@ -73,6 +74,14 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
         start_logging(config.log.level, comm)
         setup = open_setup(config, comm, stack)
         run = None if target is None else target.run
+        digests = agreed_digests(setup)
+        kept = run is not None and arguments.out is None
+        names = {name: digest for name, digest in digests.suites.items() if arguments.suite is None or name == HELD_OUT}
+        if arguments.suite not in (None, HELD_OUT):
+            names = {arguments.suite: _digest_of_kind(config, digests)}
+        with comm.together():
+            if run is not None and kept:
+                _check_same_problems(run, names, digests)
         digest = take_theta(setup, run, generation, good_snapshots(run, generation) if run else iter(()))
         for suite in setup.problems.suites:
             if arguments.suite is not None and suite != HELD_OUT:
@@ -84,7 +93,8 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
                 continue
             write_samples(target.directory / RUN_FILE, name, generation, samples)
             row = {"generation": generation} | result.to_row()
-            if run is not None and arguments.out is None:
+            if run is not None and kept:
+                run.attributes["suite_digests"] = run.attributes["suite_digests"] | {name: names[name]}
                 run.add_evaluation(name, row)
             else:
                 about = {"suite": name, "model": config.model.path, "theta_digest": f"{digest:016x}"} | row
@@ -114,9 +124,16 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     if not path.is_file() or path.suffix != ".h5":
         if arguments.generation is not None or arguments.best:
             raise UserError(f"--generation and --best are for a run; {arguments.target} is none")
+        if (Path(arguments.target) / "config.json").is_file():
+            raise UserError(
+                f"{arguments.target} is a model, and does not say what it is to do: give a config, "
+                f"and with it model.path={arguments.target} --out DIR"
+            )
         config = load_config(arguments.target, arguments.overrides)
         _check_suite_is_free(arguments.suite, config.to_dict())
         directory = arguments.out or config.directory
+        if arguments.out is None and (directory / RUN_FILE).exists():
+            raise UserError(f"--out DIR is needed: {directory} holds a run, and this is not one of its generations")
         stack.enter_context(locked(directory))
         return _Target(run=None, generation=0, config=config, directory=directory)
     run, directory = RunFile.open(path), arguments.out or path.parent
@@ -136,6 +153,28 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
 def _check_suite_is_free(suite: str | None, config: dict[str, Any]) -> None:
     if suite in config["eval"].get("suites", {}):
         raise UserError(f"--suite: {suite} is the name of other problems (eval.suites): choose another name")
+
+
+def _digest_of_kind(config: "Config", digests: "Digests") -> str:
+    """Return a digest of all that the figures of a suite of the user's naming depend on, besides theta."""
+    from esmpi.session import digest_of
+
+    tree = config.to_dict()
+    settings = {name: tree[name] for name in ("task", "sampling")} | {"run": {"seed": config.run.seed}}
+    settings["eval"] = {name: tree["eval"][name] for name in ("num_samples", "temperature")}
+    settings["scoring"] = {"failure_reward": config.scoring.failure_reward}
+    return digest_of([digests.suites[HELD_OUT], digests.task, tree["data"]["few_shot"], settings])
+
+
+def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digests") -> None:
+    """Raise UserError if the run has results of other problems, or of another kind, under one of these names."""
+    own = run.attributes["config"]["eval"].get("suites", {}).keys() | {HELD_OUT}
+    if names.keys() & own and run.attributes["task_digest"] not in ("", digests.task):
+        raise UserError("--suite NAME is needed, a new one: the task file is not the one that the run was begun with")
+    for name, digest in names.items():
+        if name in run.evaluations and run.attributes["suite_digests"].get(name, digest) != digest:
+            kind = "problems" if name in own else "problems, or of another task, sampling, seed or number of samples"
+            raise UserError(f"--suite NAME is needed, a new one: {name} has results of other {kind}")
 
 
 def _check_unchanged(run: "RunFile", config: "Config") -> None:

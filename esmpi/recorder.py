@@ -85,7 +85,9 @@ class Recorder:
         done = int(row["generation"]) + 1
         left = sum(recent) / len(recent) * (self._num_generations - done)
         waited = f"  idle {100 * idle / seconds:.0f} %" if self._num_ranks > 1 else ""
-        failed = f"  {row['num_failed']} members failed" if row["num_failed"] else ""
+        num_rewards = sum(int(row[f"num_score_{kind}"]) for kind in FAILURES)
+        failed = f"  {num_rewards} rewards failed" if num_rewards else ""
+        failed += f"  {row['num_failed']} members failed" if row["num_failed"] else ""
         log.info(
             "generation %d/%d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s%s  left %s%s",
             done,
@@ -110,7 +112,7 @@ def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
     """Say in a line what came out."""
     further = "".join(f", {name} {value:.4g}" for name, value in result.figures.items() if name in _SHOWN)
     log.info(
-        "%s at generation %d: accuracy %.1f %%, mean reward %.3f%s (%d problems, %d cut off, %.1f s)",
+        "%s at generation %d: accuracy %.1f %%, mean reward %.3f%s (%d problems, %d cut off%s, %.1f s)",
         suite.replace("_", "-"),
         generation,
         100 * result.accuracy,
@@ -118,12 +120,15 @@ def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
         further,
         result.num_problems,
         result.num_truncated,
+        f", {result.num_failed} rewards failed" if result.num_failed else "",
         result.seconds,
     )
 
 
 def _generation_row(generation: int, records: np.ndarray, digest: int, watch: Stopwatch) -> np.void:
     fitness = records["fitness"][records["status"] != FAILED].tolist()
+    if not fitness:
+        fitness = [math.nan]
     mean = math.fsum(fitness) / len(fitness)
     row = np.zeros(1, GENERATION_DTYPE)[0]
     row["generation"] = generation

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,19 @@ MAY_CHANGE = (
 """Sections and keys that the next start of a run may have otherwise."""
 
 
-def open_run(config: Config, engine: Engine, data_digest: str) -> RunFile:
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """Of what a start of a run has read, besides the model."""
+
+    data: str
+    """Of what training and choosing the best depend on: training and held-out problems, few-shot examples."""
+    suites: dict[str, str]
+    """Of each suite's problems."""
+    task: str
+    """Of the user's own file that computes the rewards; empty without one."""
+
+
+def open_run(config: Config, engine: Engine, digests: Digests) -> RunFile:
     """Read the run file that is there, or begin one; nothing is written yet.
 
     Raises
@@ -42,11 +55,14 @@ def open_run(config: Config, engine: Engine, data_digest: str) -> RunFile:
     path = config.directory / RUN_FILE
     if path.exists():
         run = RunFile.open(path)
-        _check_same(run, config, engine.digest(), data_digest)
+        _check_same(run, config, engine.digest(), digests)
         run.attributes["config"] = _resumed(run, config)
+        run.attributes["task_digest"] = digests.task
+        run.attributes["suite_digests"] = run.attributes["suite_digests"] | digests.suites
         return run
     names = [name for name, _ in engine.tensors()]
-    run = RunFile.create(path, config.to_dict(), engine.digest(), data_digest, names, engine.aliases())
+    run = RunFile.create(path, config.to_dict(), engine.digest(), digests.data, names, engine.aliases())
+    run.attributes |= {"task_digest": digests.task, "suite_digests": digests.suites}
     if config.run.fork is not None:
         _fork(run, *config.run.fork, config)
     return run
@@ -60,7 +76,7 @@ def _resumed(run: RunFile, config: Config) -> dict[str, Any]:
     return resumed
 
 
-def _check_same(run: RunFile, config: Config, model_digest: int, data_digest: str) -> None:
+def _check_same(run: RunFile, config: Config, model_digest: int, digests: Digests) -> None:
     here = run.path.parent
     changed = changed_keys(run.attributes["config"], _resumed(run, config))
     may_change = MAY_CHANGE if config.sampling.temperature > 0 else (*MAY_CHANGE, "data.mini_batch_size")
@@ -76,7 +92,14 @@ def _check_same(run: RunFile, config: Config, model_digest: int, data_digest: st
             f"{here} holds a run of another base model: digest {run.attributes['model_digest']:016x}, "
             f"{config.model.path} has {model_digest:016x}; choose another run.name"
         )
-    if run.attributes["data_digest"] != data_digest:
+    begun = run.num_generations > 0 or run.evaluations
+    # a run of an esmpi that kept no such digest has none
+    if begun and run.attributes["task_digest"] not in ("", digests.task):
+        raise UserError(
+            f"task.name: {config.task.name} is not the file that {here} was begun with, and may give other rewards: "
+            f"take back what was changed, choose another run.name, or, {advice}"
+        )
+    if run.attributes["data_digest"] != digests.data:
         hint = ""
         if config.data.train == GENERATED and config.eval.suites != run.attributes["config"]["eval"].get("suites", {}):
             hint = " (a suite that shares problems with the generated training problems changes these)"
@@ -84,6 +107,12 @@ def _check_same(run: RunFile, config: Config, model_digest: int, data_digest: st
             f"data.train, data.eval: {here} holds a run on other problems, or on the same in another order{hint}; "
             f"{advice}"
         )
+    for suite in sorted(run.evaluations.keys() & digests.suites.keys()):
+        if run.attributes["suite_digests"].get(suite, digests.suites[suite]) != digests.suites[suite]:
+            raise UserError(
+                f"eval.suites: {suite}: {here} has evaluations of other problems under this name: give the suite "
+                f"a new one"
+            )
     if run.num_generations > config.es.generations:
         raise UserError(
             f"es.generations: {here} already has {run.num_generations} generations, more than {config.es.generations}"

@@ -13,8 +13,10 @@ import resource
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -31,6 +33,8 @@ _LARGEST_REWARD = 1e100
 """A reward from here on is a mistake; sums of smaller ones cannot overflow."""
 _CHUNK = 32
 """Completions that a process gets at once: enough to hide the pipe, few enough to share out evenly."""
+_LONGEST_TEXT = 500
+"""Characters of an error that are shown."""
 _START_LIMIT_S = 300.0
 _KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -208,7 +212,10 @@ class _Process:
         return answer
 
     def end(self) -> None:
-        """Kill the process."""
+        """Kill the process, and what a reward has started."""
+        assert self._process.pid is not None
+        with suppress(ProcessLookupError, PermissionError):  # killed before it had a group of its own
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -222,16 +229,21 @@ def _serve(pipe: Connection, make_task: Callable[[], Task], memory: int, parent:
         ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:
             return
+    os.setsid()
     resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     task = make_task()
     pipe.send(("ready", ""))
+    this = os.getpid()
     while True:
         try:
             items = pipe.recv()
         except EOFError:
             return
         for completion, example in items:
-            pipe.send(_score(task, completion, example))
+            answer = _score(task, completion, example)
+            if os.getpid() != this:
+                os._exit(0)  # a process that the reward forked off came back: the answer is its parent's to give
+            pipe.send(answer)
 
 
 def _score(task: Task, completion: str, example: Example) -> tuple[str, Score | str]:
@@ -240,5 +252,13 @@ def _score(task: Task, completion: str, example: Example) -> tuple[str, Score | 
         if not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
             raise ValueError(f"reward is {score.reward}")
     except BaseException as error:  # a reward may raise anything, SystemExit as well: it costs one completion
-        return "raised", f"{type(error).__name__}: {error}"
+        return "raised", _described(error)
     return "ok", score
+
+
+def _described(error: BaseException) -> str:
+    """Return an error that a reward raised in one line of bounded length, with the place."""
+    words = " ".join(traceback.format_exception_only(error)[-1].split())  # which survives a __str__ that raises
+    places = traceback.extract_tb(error.__traceback__)
+    place = f" ({os.path.basename(places[-1].filename)}, line {places[-1].lineno})" if places else ""
+    return f"{words[:_LONGEST_TEXT]}{place}"

@@ -9,7 +9,7 @@ import reprlib
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from esmpi.launch.signals import StopFlag
 from esmpi.launch.time_limit import TimeLimit, job_end
 from esmpi.population import ExchangeError, describe_digests
 from esmpi.recorder import Recorder
-from esmpi.resume import catch_up, open_run
+from esmpi.resume import Digests, catch_up, open_run
 from esmpi.scoring import Scorer
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.card import card_files
@@ -140,12 +140,14 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
     """
     watch = Stopwatch()
     place = comm.place()
-    scorer = Scorer(partial(make_task, config.task), config.scoring)
+    with comm.together():
+        task = make_task(config.task)
+    # by the source that was read just now: a process that is started in a week does not read another one
+    scorer = Scorer(partial(make_task, config.task, task.source), config.scoring)
     stack.callback(scorer.close)
     with watch.phase("model"):
         model = _model_folder(config, comm, place)
     with comm.together():
-        task = make_task(config.task)
         problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
         checkpoint = Checkpoint(model)
         with watch.phase("engine"):
@@ -185,11 +187,11 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
             stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))
             clean_up(config.directory)
     setup = open_setup(config, comm, stack)
-    data_digest = _agreed_data_digest(comm, setup.problems)
+    digests = agreed_digests(setup)
     run = None
     with comm.together():
         if comm.is_root:
-            run = open_run(config, setup.engine, data_digest)
+            run = open_run(config, setup.engine, digests)
             run.attributes["provenance"].append(_provenance(comm))
             run.write()
         recorder = Recorder(run, config.es.generations, config.log.sinks, comm.size)
@@ -240,24 +242,34 @@ def _agree_on_config(config: Config, comm: Comm) -> None:
             raise RuntimeError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
 
 
-def _agreed_data_digest(comm: Comm, problems: Problems) -> str:
-    """Collective. Return a digest of what training and choosing the best depend on.
+def agreed_digests(setup: Setup) -> Digests:
+    """Collective. Return digests of problems and task.
 
     Raises
     ------
     SharedError
-        If ranks read different problems, those of further suites among them, which a run may change.
+        If ranks read different problems, or another task file.
     """
+    problems = setup.problems
     decisive = [problems.train, problems.held_out, *([problems.shots] if problems.shots else [])]
-    digests = [
-        hashlib.blake2b(json.dumps(part, sort_keys=True).encode(), digest_size=16).hexdigest()
-        for part in (decisive, problems.suites)
-    ]
-    gathered = comm.allgather_object(digests)
+    mine = Digests(
+        data=digest_of(decisive),
+        suites={suite: digest_of(examples) for suite, examples in problems.suites.items()},
+        task=hashlib.blake2b(setup.task.source, digest_size=16).hexdigest() if setup.task.source else "",
+    )
+    gathered = setup.comm.allgather_object(asdict(mine))
     for rank, other in enumerate(gathered):
+        if other["task"] != gathered[0]["task"]:
+            name = setup.config.task.name
+            raise SharedError(f"task.name: rank {rank} reads another {name} than rank 0: is it the same on its node?")
         if other != gathered[0]:
             raise SharedError(f"data: rank {rank} reads other problems than rank 0: is the file the same on its node?")
-    return digests[0]
+    return mine
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a value that JSON has."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _check_prompts(setup: Setup) -> None:

@@ -52,16 +52,10 @@ def coefficients(fitness: np.ndarray, failed: np.ndarray, signs: np.ndarray, sha
     Returns
     -------
     (N,) float32
-        Computed in float64, rounded once.
-
-    Raises
-    ------
-    ValueError
-        If all members failed.
+        Computed in float64, rounded once. All 0 if all members failed: theta then stays as it is.
     """
     good = np.flatnonzero(~failed)
-    if not good.size:
-        raise ValueError("no member of this generation has a fitness")
     shaped = np.zeros(len(fitness), np.float64)
-    shaped[good] = SHAPINGS[shaping](fitness[good].tolist())
+    if good.size:
+        shaped[good] = SHAPINGS[shaping](fitness[good].tolist())
     return (alpha / len(fitness) * shaped * signs).astype(np.float32)

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 _KINDS = {
     **{"config": dict, "provenance": list, "tensors": list, "aliases": dict, "model_digest": int, "forks": list},
-    **{"log_only": bool, "run_uuid": str, "creator": str, "data_digest": str},
+    **{"log_only": bool, "run_uuid": str, "creator": str, "data_digest": str, "task_digest": str},
+    "suite_digests": dict,
 }
 _FORK_KINDS = {"run_uuid": str, "generation": int, "path": str, "config": dict}
 _NAMED = (("run", "name"), ("es", "generations"), ("model", "path"), ("task", "name"))

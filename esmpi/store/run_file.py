@@ -64,7 +64,7 @@ GENERATION_DTYPE = np.dtype(
     ]
 )
 
-_JSON = ("config", "provenance", "tensors", "aliases", "forks", "segments")
+_JSON = ("config", "provenance", "tensors", "aliases", "forks", "segments", "suite_digests")
 _EVALUATION_UNITS = {"seconds": "s", "tokens_mean": "tokens"}
 
 
@@ -118,6 +118,8 @@ class RunFile:
                 "config": config,
                 "model_digest": model_digest,
                 "data_digest": data_digest,
+                "task_digest": "",
+                "suite_digests": {},
                 "tensors": list(tensors),
                 "aliases": aliases,
                 "provenance": [],
@@ -362,6 +364,7 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
         name: json.loads(value) if name in _JSON else value.item() if isinstance(value, np.generic) else value
         for name, value in stored.items()
     }
+    attributes = {"task_digest": "", "suite_digests": {}} | attributes  # an esmpi of before had none
     if attributes["format_version"] == 1:
         attributes |= {"forks": [], "segments": [], "log_only": False}
     return attributes | {"format_version": FORMAT_VERSION}

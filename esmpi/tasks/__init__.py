@@ -8,7 +8,7 @@ from esmpi.tasks.gsm8k import Gsm8k
 from esmpi.tasks.gym import PREFIX, Gym
 from esmpi.tasks.math import Math
 from esmpi.tasks.multiplication import Multiplication
-from esmpi.tasks.python import find_python_task
+from esmpi.tasks.python import PythonTask, find_python_task
 from esmpi.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
@@ -21,11 +21,15 @@ def find_task(name: str) -> type[Task] | None:
     return Gym if name.startswith(PREFIX) else TASKS.get(name) or find_python_task(name)
 
 
-def make_task(config: TaskConfig) -> Task:
-    """Return the task of a checked config."""
+def make_task(config: TaskConfig, source: bytes = b"") -> Task:
+    """Return the task of a checked config.
+
+    `source` is `Task.source` of the same task in another process: where it is, a file that has changed meanwhile is not
+    read anew.
+    """
     task = find_task(config.name)
     assert task is not None  # the config was checked with it
-    return task(config)
+    return PythonTask(config, source) if task is PythonTask else task(config)  # type: ignore[arg-type]
 
 
 __all__ = ["TASKS", "Example", "Part", "Prompt", "Score", "Task", "TaskConfig", "find_task", "make_task"]

@@ -52,6 +52,8 @@ class Task(ABC):
     config_type: ClassVar[type[TaskConfig]]
     default_sampling: ClassVar[dict[str, Any]] = {"max_tokens": 1024, "temperature": 0.0}
     """Keys of the config's section `sampling` for what the config leaves open."""
+    source: bytes = b""
+    """The program, of the user's own, that computes the rewards; empty for a task of an installed package."""
 
     @abstractmethod
     def __init__(self, config: Any):
@@ -81,7 +83,7 @@ class Task(ABC):
         ValueError
             If the task has none.
         """
-        raise ValueError(f"task {self.name} comes with no problems of its own: give a .jsonl file as data.{part}")
+        raise ValueError(f"task {self.name} comes with no problems of its own: name a file as data.{part}")
 
     def generator(self, rng: np.random.Generator) -> Callable[[], Example]:
         """Return a function that draws one example each time it is called.
@@ -91,7 +93,10 @@ class Task(ABC):
         ValueError
             If the task has no generator; its problems then come from files.
         """
-        raise ValueError(f"task {self.name} cannot generate problems: give a .jsonl file as data.train and data.eval")
+        raise ValueError(
+            f"task {self.name} cannot generate problems: name files as data.train and data.eval, or `builtin` for what "
+            f"comes with the task"
+        )
 
 
 def load_extra(module: str, extra: str) -> ModuleType:

@@ -43,7 +43,7 @@ class ConcisenessConfig(ChatTaskConfig):
 
 
 class Conciseness(Task):
-    """Examples have `question` and `answer`, the shortest right one (both text)."""
+    """Examples have `question` and `answer`, the shortest right one (text or a number)."""
 
     name: ClassVar[str] = "conciseness"
     config_type: ClassVar[type[ConcisenessConfig]] = ConcisenessConfig
@@ -56,20 +56,22 @@ class Conciseness(Task):
         return chat(self.config.chat_format, example["question"])
 
     def score(self, completion: str, example: Example) -> Score:
-        reward = -abs(len(completion) - len(example["answer"]))
-        word = rf"(?<!\w){re.escape(example['answer'])}(?!\w)"
+        answer = str(example["answer"])
+        reward = -abs(len(completion) - len(answer))
+        word = rf"(?<!\w){re.escape(answer)}(?!\w)"
         return Score(
             reward=float(reward),
             correct=re.search(word, completion, re.IGNORECASE) is not None,
             parsed=bool(completion.strip()),
-            figures={"scaled_reward": 1 + reward / _WORST, "characters": float(len(completion))},
+            figures={"scaled_reward": 1 + reward / _WORST},
         )
 
     def check(self, example: Example) -> None:
-        for name in ("question", "answer"):
-            text = example.get(name)
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"`{name}` must be text, got {reprlib.repr(text)}")
+        question, answer = example.get("question"), example.get("answer")
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"`question` must be text, got {reprlib.repr(question)}")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+            raise ValueError(f"`answer` must be text or a number, got {reprlib.repr(answer)}")
 
     def key(self, example: Example) -> Hashable:
         return " ".join(example["question"].split())

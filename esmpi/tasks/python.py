@@ -4,18 +4,27 @@ Rewards of three shapes are understood, told apart by the names of their paramet
 
 - `reward(completion, example) -> float | dict`, esmpi's own; a dict has `reward`, and perhaps `correct`, `parsed` and
   further numbers, which are logged;
-- `reward(output, target) -> (label, float)`, as in ES-at-Scale: `target` is the example's column of that name;
+- `reward(output, target) -> (label, float)`, as in ES-at-Scale: `target` is the example's column of that name, and the
+  parameter may also be called `gt_answer`, `answer`, ...; of a label that is a dict the numbers are logged;
 - `reward(prompts, completions, **columns) -> list[float]`, as in TRL, called with lists of one.
 
-The file may also have `prompt(example)` (or `template`, the same by another name), which returns the text or chat
-messages that the model gets, and `train` and `evaluation`: problems, or functions that return them, for `data.train:
-builtin` and `data.eval: builtin`. Problems are objects, or batches (prompts, targets) as a DataLoader gives them.
+Where several rewards are added up, one that returns None does not apply to the example, and counts for nothing.
+
+The file may also have `prompt(example)`, which returns the text or chat messages that the model gets, or, as in
+ES-at-Scale, `template(text)`, which makes it of the example's `prompt`; and `train` and `evaluation`: problems, or
+functions that return them, for `data.train: builtin` and `data.eval: builtin`. Problems are objects, or batches
+(prompts, targets) as a DataLoader gives them.
 """
 
+import asyncio
+import copy
 import importlib.util
 import inspect
 import json
+import math
+import re
 import reprlib
+import string
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +40,7 @@ from esmpi.tasks.chat import ChatTaskConfig, chat
 ENTRY_POINTS = "esmpi.tasks"
 """Group of the entry points by which installed packages offer tasks."""
 
+_WHOLE_PROMPT = "{prompt}"
 _DATA: dict[Part, str] = {"train": "train", "eval": "evaluation"}
 
 
@@ -38,14 +48,20 @@ _DATA: dict[Part, str] = {"train": "train", "eval": "evaluation"}
 class PythonTaskConfig(ChatTaskConfig):
     """Keys of a task in a Python file."""
 
-    template: str = "{prompt}"
-    """Text of a prompt with columns of the example in braces, if the file has no `prompt(example)`."""
+    template: str = _WHOLE_PROMPT
+    """Text of a prompt with columns of the example in braces, if the file has no `prompt(example)`; braces that are
+    text are doubled. A column alone, in braces, may hold chat messages."""
     system: str = ""
     """System text, for a chat format."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Several reward functions of the file with their weights; the reward is the weighted sum. Each is logged."""
     correct_from: float = 1.0
     """A completion counts as right, for accuracy, from this reward on, unless the reward function says itself."""
+
+    def __post_init__(self) -> None:
+        for name, weight in self.rewards.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"rewards: {name}: {weight} is no weight")
 
 
 class PythonTask(Task):
@@ -60,37 +76,60 @@ class PythonTask(Task):
     name: ClassVar[str] = "file.py:function"
     config_type: ClassVar[type[PythonTaskConfig]] = PythonTaskConfig
 
-    def __init__(self, config: PythonTaskConfig):
+    def __init__(self, config: PythonTaskConfig, source: bytes = b""):
+        """Run the file, or in its place `source`, which another process has read from it."""
         self.config = config
         path, _, function = config.name.rpartition(":")
-        self._module = _load_module(path)
+        self._module, self.source = _load_module(path, source)
         weights = config.rewards or {function: 1.0}
         if function not in weights:
             raise UserError(f"task.rewards: lacks {function!r}, which task.name asks for: give it a weight, too")
         self._rewards = [(name, weight, _as_reward(_function(self._module, name))) for name, weight in weights.items()]
-        made = getattr(self._module, "prompt", None) or getattr(self._module, "template", None)
-        if made is not None and not callable(made):
+        self._prompt = self._find_prompt()
+
+    def _find_prompt(self) -> Callable[[Example], Any]:
+        prompt: Any = getattr(self._module, "prompt", None)
+        template: Any = getattr(self._module, "template", None) if prompt is None else None
+        if prompt is template is None:
+            return self._fill
+        if not callable(prompt or template):
             raise UserError(
-                f"task.name: `prompt` or `template` in {path} must be a function of an example; text is task.template"
+                f"task.name: `prompt` or `template` in {self._module.__file__} must be a function; text is for "
+                f"task.template"
             )
-        self._prompt: Callable[[Example], Any] = made or self._fill
+        if self.config.template != _WHOLE_PROMPT:
+            raise UserError(
+                f"task.template: {self._module.__file__} has a function that makes the prompt: leave one of them out"
+            )
+        return prompt or (lambda example: template(example["prompt"]))
 
     def prompt(self, example: Example) -> Prompt:
-        made = self._prompt(example)
-        return chat(self.config.chat_format, made, self.config.system) if isinstance(made, str) else made
+        made, config = self._prompt(example), self.config
+        if isinstance(made, str):
+            return chat(config.chat_format, made, config.system)
+        return [*([{"role": "system", "content": config.system}] if config.system else []), *made]
 
     def score(self, completion: str, example: Example) -> Score:
         prompt = self.prompt(example)
-        parts = {name: reward.compute(prompt, completion, example) for name, _, reward in self._rewards}
-        total = float(sum(weight * parts[name]["reward"] for name, weight, _ in self._rewards))
-        figures = {key: float(value) for part in parts.values() for key, value in part.items() if key not in _OWN}
+        # a copy: what a reward does to its example must not reach the next completion's
+        parts = {name: one.compute(prompt, completion, copy.deepcopy(example)) for name, _, one in self._rewards}
+        rewards = {name: _reward_of(name, part) for name, part in parts.items()}
+        if len(rewards) == 1 or not any(reward is not None for reward in rewards.values()):
+            rewards = {name: _number(f"the reward of {name}", reward) for name, reward in rewards.items()}
+        total = float(sum(weight * (rewards[name] or 0.0) for name, weight, _ in self._rewards))
+        figures = {
+            str(key): _number(f"`{key}` of {name}", value)
+            for name, part in parts.items()
+            for key, value in part.items()
+            if key not in _OWN
+        }
         if len(parts) > 1:
-            figures |= {name: float(part["reward"]) for name, part in parts.items()}
-        verdicts = [bool(part["correct"]) for part in parts.values() if "correct" in part]
+            figures |= {name: reward for name, reward in rewards.items() if reward is not None}
+        verdicts = [_verdict(f"`correct` of {name}", p["correct"]) for name, p in parts.items() if "correct" in p]
         return Score(
             reward=total,
             correct=all(verdicts) if verdicts else total >= self.config.correct_from,
-            parsed=all(part.get("parsed", True) for part in parts.values()),
+            parsed=all(_verdict(f"`parsed` of {name}", part.get("parsed", True)) for name, part in parts.items()),
             figures=figures,
         )
 
@@ -100,14 +139,21 @@ class PythonTask(Task):
         except Exception as error:  # the user's own function: whatever it raises is about this example
             raise ValueError(f"no prompt can be made of {reprlib.repr(example)}: {said(error)}") from None
         messages = isinstance(made, list) and all(
-            isinstance(one, dict) and {"role", "content"} <= one.keys() for one in made
+            isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("role", "content")) for one in made
         )
         if not made or not (isinstance(made, str) or messages):
             raise ValueError(f"the prompt of {reprlib.repr(example)} is {reprlib.repr(made)}, not text or messages")
+        if messages and self.config.chat_format not in ("none", "model"):
+            raise ValueError(
+                f"the prompt is messages, which go through the model's own chat template: task.chat_format "
+                f"{self.config.chat_format} is for text; choose model"
+            )
+        if messages and self.config.system and made[0]["role"] == "system":
+            raise ValueError("the prompt has a system turn of its own: leave task.system out")
         for name, _, reward in self._rewards:
-            missing = sorted(reward.columns - example.keys())
-            if missing:
-                raise ValueError(f"{name} wants a column {missing[0]!r}{nearest(missing[0], example)}")
+            for columns in reward.needs:
+                if not any(column in example for column in columns):
+                    raise ValueError(f"{name} wants a column {columns[0]!r}{nearest(columns[0], example)}")
 
     def key(self, example: Example) -> Hashable:
         return json.dumps(example, sort_keys=True, default=str)
@@ -123,16 +169,31 @@ class PythonTask(Task):
             raise ValueError(f"`{_DATA[part]}` of {self._module.__file__}: {said(error)}") from error
         return examples
 
-    def _fill(self, example: Example) -> str:
+    def _fill(self, example: Example) -> Any:
+        template = self.config.template
+        alone = re.fullmatch(r"\{(\w+)\}", template)
+        if alone and isinstance(example.get(alone[1]), list):
+            return example[alone[1]]  # chat messages
+        braces = "braces that are text are doubled: {{ and }}"
         try:
-            return self.config.template.format_map(example)
+            columns = [re.split(r"[.\[]", name)[0] for _, name, _, _ in string.Formatter().parse(template) if name]
+            empty = [column for column in columns if column in example and example[column] is None]
+            text = template.format_map(example)
         except KeyError as error:
             raise ValueError(
                 f"task.template wants a column {error}{nearest(str(error.args[0]), list(example))}"
+                + (f"; {braces}" if template != _WHOLE_PROMPT else "")
             ) from None
+        except (ValueError, LookupError, AttributeError) as error:
+            raise ValueError(f"task.template: {error}; {braces}") from None
+        if empty:
+            raise ValueError(f"column {empty[0]!r} is empty")
+        return text
 
 
 _OWN = ("reward", "correct", "parsed")
+_TARGETS = ("target", "gt_answer", "gt", "answer", "ground_truth", "solution", "label", "reference")
+"""By what second parameter a reward in the shape of ES-at-Scale is known."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +202,8 @@ class _Reward:
 
     compute: Callable[[Prompt, str, Example], Mapping[str, Any]]
     """Returns numbers by name, from prompt, completion and example."""
-    columns: frozenset[str] = frozenset()
-    """What it wants of an example."""
+    needs: tuple[tuple[str, ...], ...] = ()
+    """Columns that it wants of an example: of each of these, one."""
 
 
 def find_python_task(name: str) -> type[Task] | None:
@@ -164,7 +225,7 @@ def find_python_task(name: str) -> type[Task] | None:
     return None
 
 
-def _load_module(path: str) -> ModuleType:
+def _load_module(path: str, source: bytes) -> tuple[ModuleType, bytes]:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         names = [str(entry) for entry in Path(path).parent.glob("*.py")]
@@ -178,10 +239,11 @@ def _load_module(path: str) -> ModuleType:
         sys.path.append(str(file.parent))
     sys.modules[spec.name] = module  # as for any module: dataclasses and pickle look it up there
     try:
-        spec.loader.exec_module(module)
+        source = source or file.read_bytes()
+        exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"task.name: {path} cannot be run: {said(error)}") from error
-    return module
+    return module, source
 
 
 def _function(module: ModuleType, name: str) -> Callable[..., Any]:
@@ -193,9 +255,13 @@ def _function(module: ModuleType, name: str) -> Callable[..., Any]:
 
 
 def _as_reward(function: Callable[..., Any]) -> _Reward:
-    parameters = inspect.signature(function).parameters
-    names = [name for name, one in parameters.items() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
-    wanted = [name for name in names if parameters[name].default is inspect.Parameter.empty]
+    name = getattr(function, "__name__", repr(function))
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # of some that are written in C
+        raise UserError(f"task.name: {name} does not say what its parameters are: put a function around it") from None
+    names = [one.name for one in parameters.values() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    wanted = [one for one in names if parameters[one].default is inspect.Parameter.empty]
     takes_all = any(one.kind == one.VAR_KEYWORD for one in parameters.values())
 
     def of_trl(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
@@ -203,26 +269,67 @@ def _as_reward(function: Callable[..., Any]) -> _Reward:
         columns = {key: [value] for key, value in example.items() if key != "prompt"}
         columns |= {"prompts": [prompt], "completions": [answer]}
         rewards = function(**{key: value for key, value in columns.items() if takes_all or key in names})
-        if len(rewards) != 1:
-            raise ValueError(f"{len(rewards)} rewards for 1 completion")
-        return {"reward": rewards[0]}
-
-    def of_es_at_scale(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
-        _, reward = function(completion, example["target"])
+        if inspect.iscoroutine(rewards):
+            rewards = asyncio.run(rewards)
+        try:
+            [reward] = rewards
+        except (TypeError, ValueError):
+            said = reprlib.repr(rewards)
+            raise TypeError(f"{name} must return a list with a reward for each completion, not {said}") from None
         return {"reward": reward}
 
+    def of_es_at_scale(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
+        return _by_name(function(completion, example[names[1] if names[1] in example else "target"]))
+
     def of_esmpi(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
-        result = function(completion, example)
-        return result if isinstance(result, Mapping) else {"reward": result}
+        return _by_name(function(completion, example))
 
     if "completions" in names:
-        return _Reward(of_trl, frozenset(wanted) - {"prompts", "completions"})
-    if len(wanted) <= 2 <= len(names):
-        return _Reward(of_es_at_scale, frozenset({"target"})) if names[1] == "target" else _Reward(of_esmpi)
+        return _Reward(of_trl, tuple((one,) for one in wanted if one not in ("prompts", "completions")))
+    by_position = [one for one in names if parameters[one].kind != inspect.Parameter.KEYWORD_ONLY]
+    if len(wanted) <= 2 <= len(by_position) and not inspect.isclass(function):
+        if names[1] not in _TARGETS:
+            return _Reward(of_esmpi)
+        return _Reward(of_es_at_scale, (tuple(dict.fromkeys(("target", names[1]))),))
+    what = "a class, not a function" if inspect.isclass(function) else "no reward"
     raise UserError(
-        f"task.name: {getattr(function, '__name__', function)}({', '.join(parameters)}) is no reward: it must be "
+        f"task.name: {name}({', '.join(parameters)}) is {what}: it must be "
         f"(completion, example), (output, target), or (prompts, completions, **columns)"
     )
+
+
+def _by_name(result: Any) -> Mapping[str, Any]:
+    """Return what a reward function returned as numbers by name: it may be a number, a dict, or (label, number)."""
+    if isinstance(result, Mapping):
+        return result
+    if not (isinstance(result, tuple) and len(result) == 2):
+        return {"reward": result}
+    label, reward = result
+    if not isinstance(label, Mapping):
+        return {"reward": reward}
+    numbers = {key: value for key, value in label.items() if isinstance(value, int | float)}
+    return {"parsed": bool(label.get("formatted", True))} | numbers | {"reward": reward}
+
+
+def _reward_of(name: str, part: Mapping[str, Any]) -> float | None:
+    if "reward" not in part:
+        raise TypeError(f"{name} returned {reprlib.repr(dict(part))}, which has no `reward`")
+    return None if part["reward"] is None else _number(f"the reward of {name}", part["reward"])
+
+
+def _number(what: str, value: Any) -> float:
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{what} is {reprlib.repr(value)}, not a number") from None
+
+
+def _verdict(what: str, value: Any) -> bool:
+    if isinstance(value, str | bytes):  # of which "no" would be true
+        raise TypeError(f"{what} is {reprlib.repr(value)}, not true or false")
+    return bool(value)
 
 
 def _examples(found: Iterable[Any]) -> Iterable[Example]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from support import TINY_RUN, Columns, Run, read, samples, train
+from support import ROOT, TINY_RUN, Columns, Run, read, samples, train
 
 from esmpi.checkpoint import find_model
 from esmpi.config_reader import load_config
@@ -123,6 +124,48 @@ def test_a_reward_that_hangs_and_crashes_costs_its_completions(
     for sample in evaluated(tmp_path / "tiny"):
         bad = zlib.crc32(sample["completion"].encode()) % 10 in BAD
         assert (sample["reward"] == -3) == bad
+
+
+def test_a_run_goes_on_without_a_reward_but_not_with_other_ones(launch: Run, tmp_path: Path) -> None:
+    suites = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
+    for i, path in enumerate(suites):
+        path.write_text(json.dumps(PROBLEMS[i]) + "\n")
+    broken = "def reward(completion, example):\n    raise LookupError('gone')\n"
+    run, printed = run_own(launch, tmp_path, broken, "es.generations=1", f"eval.suites={{more: {suites[0]}}}")
+    assert "LookupError: gone (mine.py, line 6)" in printed
+    assert "8 rewards failed, " in printed
+    assert "32 rewards failed  4 members failed" in printed
+    assert np.isnan(run["generations/fitness_mean"]).all()
+    assert not run["members/coefficient"].any()
+    again = ["-m", "esmpi.run", tmp_path / "mine.yaml"]
+    done = launch([*again, f"eval.suites={{more: {suites[1]}}}"], 0)
+    assert done.returncode == 2
+    assert "eval.suites: more: " in done.stderr
+    assert "evaluations of other problems under this name" in done.stderr
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("# mended\n")
+    done = launch(again, 0)
+    assert done.returncode == 2
+    assert "is not the file that" in done.stderr
+    assert "run.fork_from=" in done.stderr
+    assert len(read(tmp_path / "tiny")["generations/theta_digest"]) == 1
+
+
+def test_the_example_of_the_readme_runs(launch: Run, tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```(?:python|yaml)\n# (short\.(?:py|yaml))\n(.*?)```", text, re.DOTALL)
+    assert [name for name, _ in blocks] == ["short.py", "short.yaml"]
+    assert sum(block.count("\n") for _, block in blocks) <= 20
+    for name, block in blocks:
+        (tmp_path / name).write_text(block)
+    overrides = ("model.path=esmpi:tiny_countdown", "model.dtype=float32", "engine.kind=hf", "es.generations=1")
+    overrides += (f"task.name={tmp_path}/short.py:reward", f"run.output_dir={tmp_path}")  # tests run elsewhere
+    done = launch(["-m", "esmpi.run", tmp_path / "short.yaml", *overrides, "es.population_size=2"], 0)
+    assert done.returncode == 0, done.stderr
+    assert "rewards failed" not in done.stdout
+    run = read(tmp_path / "short")
+    said = [len(sample["completion"]) for sample in evaluated(tmp_path / "short")]
+    assert run["evaluations/held_out/length_mean"].tolist() == [np.mean(said[:2]), np.mean(said[2:])]
 
 
 SUITE = [{"numbers": [i, 3, 5], "target": i + 8} for i in range(1, 12)]

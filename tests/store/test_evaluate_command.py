@@ -10,6 +10,7 @@ from support import TINY_RUN, Run, samples
 
 import esmpi.session  # noqa: F401 (before a test puts another `locked` where it imports it from)
 from esmpi.__main__ import main
+from esmpi.checkpoint import find_model
 from esmpi.errors import UserError
 from esmpi.store import files
 from esmpi.store.run_file import RunFile, samples_path
@@ -124,3 +125,21 @@ def test_further_suites_keep_their_problems(run: Path, tmp_path: Path, capsys: p
     assert main(["eval", str(run), "--suite", "hot", "run.seed=77"]) == 0
     assert {name for name in contents(run) if name not in before} == {"eval/g000002.hot.jsonl"}
     assert contents(run)["eval/g000002.extra.jsonl"] == before["eval/g000002.extra.jsonl"]
+    # nor may two kinds, or the same file with other problems, share a name
+    after = contents(run)
+    assert main(["eval", str(run), "--suite", "hot", "--generation", "1"]) == 2
+    assert "hot has results of other problems, or of another task" in capsys.readouterr().err
+    (tmp_path / "one.jsonl").write_text('{"numbers": [1, 2, 4], "target": 7}\n')
+    assert main(["eval", str(run), "--generation", "1"]) == 2
+    assert "extra has results of other problems" in capsys.readouterr().err
+    assert contents(run) == after
+
+
+def test_a_model_gets_a_place_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run)
+    assert main(["eval", str(TINY_RUN), f"run.output_dir={run.parent}"]) == 2
+    assert "--out DIR is needed" in capsys.readouterr().err
+    model = find_model("esmpi:tiny_countdown")
+    assert main(["eval", str(model)]) == 2
+    assert f"model.path={model} --out DIR" in capsys.readouterr().err
+    assert contents(run) == before

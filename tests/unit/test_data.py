@@ -60,8 +60,8 @@ def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path: Path, character: st
     [
         ("{", "Expecting property name"),
         ('{"numbers": [1], "target": 1} x', "Extra data"),
-        ("[1, 2]", "not a JSON object"),
-        ("3", "not a JSON object"),
+        ("[1, 2]", "not an object"),
+        ("3", "not an object"),
         ('{"target": 3}', "`numbers` must be a list of integers, got None"),
         ('{"numbers": [1, 2]}', "`target` must be a number"),
         ('{"numbers": [1, "2"], "target": 3}', "`numbers` must be integers from 0 on, got '2'"),

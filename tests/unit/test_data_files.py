@@ -225,6 +225,59 @@ def test_words_in_a_table_are_words(datasets: Any, tmp_path: Path) -> None:
     assert found == [*words[:-1], None]
 
 
+def test_digits_of_a_table_survive(tmp_path: Path) -> None:
+    """A column is numbers only if each of them is written as it would be written again."""
+    path = tmp_path / "train.csv"
+    columns = {
+        "number": (["6", "-70", ""], [6, -70, None]),
+        "share": (["0.5", "6", "1e-05"], [0.5, 6, 1e-05]),
+        "phone": (["007", "8", "9"], ["007", "8", "9"]),
+        "size": (["1e3", "8", "9"], ["1e3", "8", "9"]),
+        "price": (["1.50", "2", "3"], ["1.50", "2", "3"]),
+        "long": (["9" * 20, "1", "2"], [int("9" * 20), 1, 2]),
+        "too_long": (["9" * 5000, "1", "2"], ["9" * 5000, "1", "2"]),
+        "word": (["inf", "nan", "1_000"], ["inf", "nan", "1_000"]),
+        "truth": (["True", "False", ""], ["True", "False", None]),
+        "mixed": (["[1]", "2", "[0, 1)"], [[1], "2", "[0, 1)"]),
+    }
+    rows = [{"numbers": [1, 2], "target": 3} | {k: cells[i] for k, (cells, _) in columns.items()} for i in range(3)]
+    write_csv(path, rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as spreadsheets begin it
+    found = load(train=str(path)).train
+    for name, (_, values) in columns.items():
+        assert [example[name] for example in found] == values
+        assert [type(example[name]) for example in found] == [type(value) for value in values], name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "it is empty"),
+        ("numbers,target\n", "1 problems wanted"),
+        ("numbers,numbers\n1,2\n", "two columns are called 'numbers'"),
+        ("numbers,target\n[1],2\n[1],2,3\n", "row 2: 3 cells for 2 columns (numbers, target)"),
+        ("numbers,target\n[1]\n", "row 1: 1 cells for 2 columns"),
+        ('numbers,target\n"[1],2\n', "unexpected end of data"),
+        ("nums,target\n[1],2\n", "(columns: nums, target; data.columns renames them)"),
+    ],
+)
+def test_tables_of_another_shape_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "train.csv").write_text(text)
+    assert expected in complaint(train=str(tmp_path / "train.csv"))
+
+
+def test_json_that_is_no_problem_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"numbers": ' + "[" * 100_000)
+    assert complaint(train=str(path)).endswith("line 1: brackets too deep inside one another")
+    path.write_text('{"numbers": [1], "target": 1, "note": "\\ud800"}\n')
+    assert "half a character" in complaint(train=str(path))
+    path.write_bytes(b'\xef\xbb\xbf{"numbers": [1], "target": 1}\r\n')
+    assert load(train=str(path)).train == [{"numbers": [1], "target": 1}]
+    write_jsonl(tmp_path / "train.json", EXAMPLES)
+    assert complaint(train=str(tmp_path / "train.json")).endswith("with an object on each line it is a .jsonl file")
+
+
 def test_a_file_that_changed_is_read_anew(datasets: Any, tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     write_csv(path, EXAMPLES)
@@ -253,12 +306,13 @@ def test_a_hub_id_without_the_hub_is_one_line(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("data.train: cannot read nobody/none-such:main: ")
+    assert lines[0].endswith("save_to_disk(FOLDER), and name the folder here")
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # Python's way to say: not installed
-    (tmp_path / "train.csv").write_text("numbers,target\n")
-    assert complaint(train=str(tmp_path / "train.csv")).endswith("pip install 'esmpi[data]'")
+    (tmp_path / "train.parquet").write_text("")
+    assert complaint(train=str(tmp_path / "train.parquet")).endswith("pip install 'esmpi[data]'")
 
 
 def test_few_shot_examples_cannot_stand_in_a_chat_written_as_text() -> None:

@@ -143,3 +143,11 @@ def test_figures_of_any_name_and_value_come_back_from_the_run_file(tmp_path: Pat
     # a column that an evaluation lacks is NaN there
     assert math.isnan(found[0]["a_b_mean"])
     assert read(tmp_path)["evaluations/held_out/generation"].tolist() == [0, 1]
+
+
+def test_a_figure_of_the_task_does_not_hide_one_of_the_evaluation() -> None:
+    assert _means([{"reward": 1, "a/b": 2, "tokens": 3}, {"reward": 3, "a/b": 4}]) == {
+        "task_reward_mean": 2,
+        "a_b_mean": 3,
+        "task_tokens_mean": 3,
+    }

@@ -137,7 +137,6 @@ def test_conciseness(completion: str, reward: float, scaled: float, correct: boo
     assert score.reward == reward
     assert score.correct == correct
     assert score.figures["scaled_reward"] == pytest.approx(scaled)
-    assert score.figures["characters"] == len(completion)
     assert score.parsed == bool(completion)
 
 

@@ -1,7 +1,9 @@
 """A user's own task: a Python file with a reward of any shape, or an entry point."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from esmpi.scoring import Scorer
 from esmpi.tasks import Task, TaskConfig, make_task
 
 EXAMPLE = {"prompt": "Say four.", "target": "4", "length": 3}
+MESSAGES = [{"role": "user", "content": "Hi."}]
 
 Write = Callable[..., str]
 
@@ -140,11 +143,22 @@ PROMPTS = {
     "the default": ("", {}, "Say four."),
     "a template": ("", {"template": "{length} words: {prompt}\n"}, "3 words: Say four.\n"),
     "a function": ("def prompt(example):\n    return example['prompt'].upper()\n", {}, "SAY FOUR."),
-    "a function by its other name": ("def template(example):\n    return 'x' + example['target']\n", {}, "x4"),
+    "a function of ES-at-Scale": ("def template(question):\n    return 'Q: ' + question\n", {}, "Q: Say four."),
+    "a function that uses a text": (
+        "template = 'x{}'\ndef prompt(example):\n    return template.format(example['target'])\n",
+        {},
+        "x4",
+    ),
+    "braces": ("", {"template": "{{{prompt}}} in \\boxed{{}}"}, "{Say four.} in \\boxed{}"),
     "a function and a form": (
         "def prompt(example):\n    return 'hi'\n",
         {"chat_format": "chatml", "system": "S"},
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "messages of a column": (
+        "",
+        {"template": "{messages}", "system": "S"},
+        [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi."}],
     ),
     "messages": (
         "def prompt(example):\n    return [{'role': 'user', 'content': example['prompt']}]\n",
@@ -158,8 +172,101 @@ PROMPTS = {
 def test_prompts(write: Write, kind: str) -> None:
     text, keys, expected = PROMPTS[kind]
     task = make(write(text + SHAPES["esmpi"]), **keys)
+    example = EXAMPLE | {"messages": MESSAGES}
+    task.check(example)
+    assert task.prompt(example) == expected
+
+
+@pytest.mark.parametrize(
+    ("example", "keys", "expected"),
+    [
+        ({"prompt": None}, {}, "column 'prompt' is empty"),
+        ({"prompt": "a"}, {"template": "{prompt} \\boxed{}"}, "braces that are text are doubled: {{ and }}"),
+        ({"prompt": "a"}, {"template": "{json: {prompt}"}, "braces that are text are doubled: {{ and }}"),
+        ({"prompt": MESSAGES}, {"chat_format": "chatml"}, "task.chat_format chatml is for text; choose model"),
+        ({"prompt": [{"role": "system", "content": "A"}]}, {"system": "S"}, "a system turn of its own"),
+        ({"prompt": [{"role": "user", "content": None}]}, {}, "not text or messages"),
+    ],
+)
+def test_prompts_that_cannot_be_made(write: Write, example: Any, keys: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        make(write(SHAPES["esmpi"]), **keys).check(example)
+
+
+def test_a_template_beside_a_function_is_not_ignored(write: Write) -> None:
+    text = complaint(write("def prompt(example):\n    return 'x'\n" + SHAPES["esmpi"]), template="{target}")
+    assert "has a function that makes the prompt: leave one of them out" in text
+
+
+GRADER = (
+    "def reward(model_response, gt_answer, fast=False):\n"
+    "    info = {'formatted': bool(model_response), 'answer_reward': float(model_response == gt_answer), 'why': 'x'}\n"
+    "    return info, info['answer_reward'] - 0.5\n"
+)
+
+
+def test_a_grader_of_es_at_scale_as_it_is(write: Write) -> None:
+    task = make(write(GRADER), correct_from=0.5)
     task.check(EXAMPLE)
-    assert task.prompt(EXAMPLE) == expected
+    score = task.score("4", EXAMPLE)
+    assert (score.reward, score.correct, score.parsed) == (0.5, True, True)
+    assert score.figures == {"formatted": 1, "answer_reward": 1}
+    assert not task.score("", EXAMPLE).parsed
+    other = {"prompt": "p", "gt_answer": "5", "target": "4"}
+    task.check(other)
+    assert task.score("5", other).reward == 0.5, "its own column comes first"
+    with pytest.raises(ValueError, match="reward wants a column 'target'"):
+        task.check({"prompt": "p"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def reward(completion, example):\n    return 'text'", "the reward of reward is 'text', not a number"),
+        ("def reward(completion, example):\n    return None", "the reward of reward is None, not a number"),
+        ("def reward(completion, example):\n    return 10**400", "not a number"),
+        ("def reward(completion, example):\n    return {'score': 1}", "{'score': 1}, which has no `reward`"),
+        ("def reward(completion, example):\n    return {'reward': 1, 'a': None}", "`a` of reward is None"),
+        ("def reward(completion, example):\n    return {'reward': 1, 'correct': 'no'}", "`correct` of reward is 'no'"),
+        ("def reward(output, target):\n    return 'a', 1, 2", "is ('a', 1, 2), not a number"),
+        ("def reward(completions, **kwargs):\n    return 1.0", "must return a list with a reward for each completion"),
+        ("def reward(completions, **kwargs):\n    return []", "must return a list with a reward for each completion"),
+    ],
+)
+def test_what_is_no_reward_is_said(write: Write, text: str, expected: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(expected)):
+        make(write(text)).score("x", EXAMPLE)
+
+
+def test_a_reward_that_does_not_apply_counts_for_nothing(write: Write) -> None:
+    text = (
+        "def reward(completions, **kwargs):\n    return [None]\n"
+        "async def later(completions, **kwargs):\n    return [2.0 if completions[0] else None]\n"
+    )
+    task = make(write(text), rewards={"reward": 1, "later": 0.5})
+    score = task.score("x", EXAMPLE)
+    assert (score.reward, score.figures) == (1, {"later": 2})
+    with pytest.raises(TypeError, match="the reward of reward is None"):
+        task.score("", EXAMPLE)
+    assert "task.rewards: later: nan is no weight" in complaint(write(text), rewards={"reward": 1, "later": math.nan})
+
+
+def test_what_a_reward_does_to_its_example_stays_there(write: Write) -> None:
+    task, example = (
+        make(write("def reward(completion, example):\n    return example['more'].pop()\n")),
+        {"more": [1, 2]},
+    )
+    example["prompt"] = "p"  # type: ignore[assignment]
+    assert [task.score("x", example).reward for _ in range(2)] == [2, 2]
+
+
+def test_a_file_that_has_changed_is_not_read_by_other_processes(write: Write) -> None:
+    name = write("def reward(completion, example):\n    return 1\n")
+    task = make(name)
+    write("def reward(completion, example):\n    return 2\n")
+    assert make(name).score("x", EXAMPLE).reward == 2
+    assert make_task(section(name), task.source).score("x", EXAMPLE).reward == 1
+    assert make(name).source != task.source
 
 
 def load(name: str, **keys: Any) -> Problems:
@@ -244,6 +351,9 @@ def test_problems_of_a_file_are_checked_alike(write: Write, tmp_path: Path) -> N
         ("reward = 3", "has no function 'reward'"),
         ("def reward(): ...", "reward() is no reward: it must be (completion, example), (output, target), or"),
         ("def reward(a, b, c): ...", "reward(a, b, c) is no reward"),
+        ("def reward(a, *, b): ...", "reward(a, b) is no reward"),
+        ("class reward:\n    def __init__(self, a, b): ...", "reward(a, b) is a class, not a function"),
+        ("reward = max", "max does not say what its parameters are"),
         ("def reward(a, b): ...\nprompt = 'text'", "`prompt` or `template` in"),
     ],
 )

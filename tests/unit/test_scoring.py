@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,13 @@ from esmpi.config import ScoringConfig
 from esmpi.engines.base import Completion
 from esmpi.scoring import Scored, Scorer
 from esmpi.tasks import Example, Score, Task, TaskConfig
+
+
+class MuteError(Exception):
+    """Cannot be shown."""
+
+    def __str__(self) -> str:
+        raise ValueError
 
 
 class Fragile(Task):
@@ -48,6 +57,14 @@ class Fragile(Task):
             os.kill(os.getpid(), 11)
         if completion == "exit":
             sys.exit("I give up")
+        if completion == "fork" and (child := os.fork()):
+            os.waitpid(child, 0)  # and the child goes on here, as the parent does
+        if completion == "mute":
+            raise MuteError
+        if completion.startswith("/"):
+            with open(completion, "w") as file:
+                file.write(str(subprocess.Popen(["sleep", "1000"]).pid))
+            time.sleep(1000)
         if completion == "eat":
             bytearray(2**31)
         if completion == "nothing":
@@ -89,7 +106,10 @@ def test_each_completion_meets_its_own_example(scorer: Scorer) -> None:
 @pytest.mark.parametrize(
     ("bad", "kind"),
     [
-        *((text, "raised") for text in ("raise", "recurse", "nothing", "nan", "inf", "-inf", "no number", "exit")),
+        *(
+            (text, "raised")
+            for text in ("raise", "recurse", "nothing", "nan", "inf", "-inf", "no number", "exit", "mute")
+        ),
         *(("eat", "raised"), ("hang", "timed_out"), ("die", "died"), ("crash", "died")),
     ],
 )
@@ -99,6 +119,23 @@ def test_one_bad_completion_costs_itself_only(scorer: Scorer, bad: str, kind: st
     assert not scored.scores[1].correct
     assert scored.failures == {"raised": 0, "timed_out": 0, "died": 0} | {kind: 1}
     assert scored.fitness == 1.0
+
+
+def test_a_child_that_comes_back_does_not_answer_for_its_parent(scorer: Scorer) -> None:
+    """Its answers would be taken for those of the completions that follow."""
+    scored = score(scorer, ["fork", "1", "2", "3"])
+    assert [s.reward for s in scored.scores] == [-1, 1, 2, 3]  # "fork" is no number
+    assert scored.num_failed == 1
+
+
+def test_what_a_reward_has_started_ends_with_it(scorer: Scorer, tmp_path: Path) -> None:
+    scored = score(scorer, ["1", str(tmp_path / "pid"), "3"])
+    assert [s.reward for s in scored.scores] == [1, -1, 3]
+    process = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    deadline = time.monotonic() + 20
+    while process.exists() and process.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "a process of a reward that hung is still there"
+        time.sleep(0.05)
 
 
 def test_all_bad_completions_leave_no_fitness(scorer: Scorer) -> None:
@@ -127,7 +164,7 @@ def test_failures_are_logged_once_a_kind(caplog: pytest.LogCaptureFixture) -> No
         score(scorer, ["raise", "nan", "raise", "inf", "1", "die", "die"])
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 3
-    assert "ZeroDivisionError: out of reach, for the completion 'raise'" in messages[0]
+    assert "ZeroDivisionError: out of reach (test_scoring.py, line " in messages[0]
     assert "ValueError: reward is nan" in messages[1]
     assert "ended with 7" in messages[2]
     scorer.close()
