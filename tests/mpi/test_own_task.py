@@ -132,7 +132,7 @@ def test_a_run_goes_on_without_a_reward_but_not_with_other_ones(launch: Run, tmp
         path.write_text(json.dumps(PROBLEMS[i]) + "\n")
     broken = "def reward(completion, example):\n    raise LookupError('gone')\n"
     run, printed = run_own(launch, tmp_path, broken, "es.generations=1", f"eval.suites={{more: {suites[0]}}}")
-    assert "LookupError: gone (mine.py, line 6)" in printed
+    assert "LookupError: gone (mine.py, line 7)" in printed
     assert "8 rewards failed, " in printed
     assert "32 rewards failed  4 members failed" in printed
     assert np.isnan(run["generations/fitness_mean"]).all()
