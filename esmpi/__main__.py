@@ -147,7 +147,7 @@ def _pairs(option: str, words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from esmpi.report.plot import plot
+    from esmpi.report.plot import plot, plot_profile
     from esmpi.report.summary import summarize
     from esmpi.store.run_file import RunFile, run_file_path
 
@@ -162,6 +162,10 @@ def _report(arguments: argparse.Namespace) -> int:
         picture = file.path.parent / "report.png"
         plot(file, picture)
         print(f"\nplot: {picture}")
+        if file.profile is not None:
+            picture = file.path.parent / "profile.png"
+            plot_profile(file, picture)
+            print(f"profile of generation {file.profile['generation'][0] + 1}: {picture}")
     return 0
 
 

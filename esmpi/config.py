@@ -36,6 +36,9 @@ class RunConfig:
     stop_before_limit: float | None = 60.0
     """In a Slurm job: stop between generations when less than so many seconds, beside the longest recent generation,
     are left of its time. null: do not look."""
+    profile: bool = False
+    """Add to the run file when each rank did what in one generation, the second after the start; `esmpi report` draws
+    it. The ranks wait for one another before it begins."""
 
     def __post_init__(self) -> None:
         _require(

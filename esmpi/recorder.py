@@ -74,6 +74,14 @@ class Recorder:
         self._sinks.write(suite, generation, result.to_row())
         log_evaluation(suite, generation, result)
 
+    def add_profile(self, intervals: np.ndarray) -> None:
+        """Keep the profile of a generation, (n,) of PROFILE_DTYPE, in place of an older one."""
+        if self._run is None:
+            return
+        self._run.profile = intervals
+        self._run.write()
+        log.info("profile of generation %d: esmpi report draws it", intervals["generation"][0] + 1)
+
     def close(self) -> None:
         """Close the sinks."""
         if self._sinks is not None:
@@ -138,6 +146,7 @@ def _generation_row(generation: int, records: np.ndarray, digest: int, watch: St
     row["theta_digest"] = digest
     for phase in ("generate", "score", "perturb", "update", "exchange"):
         row[f"seconds_{phase}"] = watch.seconds.get(phase, 0.0)
+    row["seconds_update"] += watch.seconds.get("digest", 0.0)
     row["seconds_total"] = watch.total()
     row["tokens"] = records["tokens"].sum()
     row["num_failed"] = (records["status"] == FAILED).sum()

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (
     *("engine.", "snapshot.", "log.", "es.generations", "run.export_dtype", "run.stop_before_limit"),
     "es.dispatch",  # theta is the same, whoever evaluated what
+    "run.profile",
     # the directory may have been renamed: run_uuid tells which run it is
     *("run.name", "run.output_dir"),
     *("eval.every", "eval.suites", "eval.divergence"),

@@ -46,8 +46,8 @@ class Scored:
     scores: list[Score]
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
     """How many completions have the failure reward, by kind."""
-    seconds: float = 0.0
-    """Time that processes spent on it, all together."""
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    """When a process began and ended with a part of it, by `time.perf_counter`."""
 
     @property
     def num_failed(self) -> int:
@@ -158,7 +158,7 @@ class Scorer:
                 else:
                     scored.failures[kind] += 1
                     self._log_once(kind, what, chunk.items[number][0])
-            scored.seconds += time.perf_counter() - started
+            scored.spans.append((started, time.perf_counter()))
             chunk.batch.left -= len(results)
             if chunk.batch.left == 0:
                 chunk.batch.future.set_result(scored)

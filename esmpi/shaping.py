@@ -4,33 +4,32 @@ Sums are `math.fsum`, which is exact before its one rounding, so no order of sum
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 
-def zscore(fitness: Sequence[float]) -> list[float]:
-    """Return (R - mean R) / (std R + 1e-8), std with ddof 0 (arXiv 2509.24372)."""
-    if min(fitness) == max(fitness):
-        return [0.0] * len(fitness)  # their mean may round to another number, which would then count as a signal
-    mean = math.fsum(fitness) / len(fitness)
-    centered = [value - mean for value in fitness]
-    std = math.sqrt(math.fsum(value * value for value in centered) / len(fitness))
-    return [value / (std + 1e-8) for value in centered]
+def zscore(fitness: np.ndarray) -> np.ndarray:
+    """Return (R - mean R) / (std R + 1e-8), std with ddof 0 (arXiv 2509.24372); (N,) float64 both."""
+    if fitness.min() == fitness.max():
+        return np.zeros_like(fitness)  # their mean may round to another number, which would then count as a signal
+    mean = math.fsum(fitness.tolist()) / len(fitness)
+    centered = fitness - mean
+    std = math.sqrt(math.fsum((centered * centered).tolist()) / len(fitness))
+    return np.asarray(centered / (std + 1e-8))
 
 
-def centered_rank(fitness: Sequence[float]) -> list[float]:
+def centered_rank(fitness: np.ndarray) -> np.ndarray:
     """Return ranks scaled to -0.5 ... 0.5; equal values share the mean of their ranks (arXiv 1703.03864)."""
     if len(fitness) == 1:
-        return [0.0]
-    values = np.asarray(fitness, np.float64)
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return np.zeros_like(fitness)
+    _, inverse, counts = np.unique(fitness, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     mean_rank = (2 * last - counts - 1) / 2
-    return [float(rank) / (len(fitness) - 1) - 0.5 for rank in mean_rank[inverse]]
+    return np.asarray(mean_rank[inverse] / (len(fitness) - 1) - 0.5)
 
 
-SHAPINGS: dict[str, Callable[[Sequence[float]], list[float]]] = {
+SHAPINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "zscore": zscore,
     "centered_rank": centered_rank,
 }
@@ -57,5 +56,5 @@ def coefficients(fitness: np.ndarray, failed: np.ndarray, signs: np.ndarray, sha
     good = np.flatnonzero(~failed)
     shaped = np.zeros(len(fitness), np.float64)
     if good.size:
-        shaped[good] = SHAPINGS[shaping](fitness[good].tolist())
+        shaped[good] = SHAPINGS[shaping](fitness[good])
     return (alpha / len(fitness) * shaped * signs).astype(np.float32)

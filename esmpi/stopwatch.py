@@ -1,30 +1,47 @@
 """Where the time of a generation goes."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds by phase, from its making on."""
+    """Adds up seconds by phase, from its making on.
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
+    Parameters
+    ----------
+    profiled : bool
+        Whether to keep when each phase began and ended, too, in `intervals`.
+    """
+
+    def __init__(self, profiled: bool = False) -> None:
+        self.started = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self.intervals: list[tuple[str, float, float]] | None = [] if profiled else None
+        """Phase, begin and end, by `time.perf_counter`; None unless profiled."""
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time to a phase."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - started)
+    def phase(self, name: str) -> "_Phase":
+        """Count a `with` block's time to a phase."""
+        return _Phase(self, name)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+    def add(self, name: str, started: float, ended: float) -> None:
+        """Count a time that was measured elsewhere, by `time.perf_counter`."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + ended - started
+        if self.intervals is not None:
+            self.intervals.append((name, started, ended))
 
     def total(self) -> float:
         """Return the seconds since the stopwatch was made."""
-        return time.perf_counter() - self._started
+        return time.perf_counter() - self.started
+
+
+class _Phase:
+    # a class: contextlib's generators take several times as long, and there are two of these a member
+    __slots__ = ("_name", "_started", "_watch")
+
+    def __init__(self, watch: Stopwatch, name: str):
+        self._watch, self._name = watch, name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.add(self._name, self._started, time.perf_counter())

@@ -1,7 +1,6 @@
 """The training loop: one generation after another, the same on every rank."""
 
 import logging
-import math
 import time
 from concurrent.futures import Future
 
@@ -10,8 +9,9 @@ import numpy as np
 from esmpi.data import batch
 from esmpi.engines import Sampling
 from esmpi.evaluate import evaluate
-from esmpi.population import FAILED, OK, RECORD_DTYPE, check, pad, plan
-from esmpi.scoring import Scored
+from esmpi.population import FAILED, OK, PLAN_DTYPE, RECORD_DTYPE, check, pad, plan
+from esmpi.profile import gather_profile
+from esmpi.scoring import FAILURES, Scored
 from esmpi.session import Session
 from esmpi.shaping import coefficients
 from esmpi.stopwatch import Stopwatch
@@ -28,9 +28,14 @@ def train(session: Session) -> None:
     """
     stop = evaluate_if_due(session, session.generation)
     snapshot_if_due(session, stop)
-    while not stop and session.generation < session.config.es.generations:
-        stop = run_generation(session) or evaluate_if_due(session, session.generation)
-        snapshot_if_due(session, stop)
+    last = session.config.es.generations
+    profiled = min(session.generation + 1, last - 1) if session.config.run.profile else None  # the first one warms up
+    while not stop and session.generation < last:
+        if session.generation == profiled:
+            stop = profile_generation(session)
+        else:
+            stop = run_generation(session, Stopwatch()) or evaluate_if_due(session, session.generation)
+            snapshot_if_due(session, stop)
     if not session.finished:
         log.info(
             "%s: generation %d is committed, the same command goes on from it",
@@ -39,24 +44,41 @@ def train(session: Session) -> None:
         )
 
 
-def run_generation(session: Session) -> bool:
+def profile_generation(session: Session) -> bool:
+    """Collective. Do what is done for a generation, and add to the run file when each rank did what."""
+    generation = session.generation
+    session.comm.barrier()  # all clocks begin here
+    watch = Stopwatch(profiled=True)
+    stop = run_generation(session, watch)
+    with watch.phase("evaluate"):
+        stop = stop or evaluate_if_due(session, session.generation)
+    with watch.phase("snapshot"):
+        snapshot_if_due(session, stop)
+    session.recorder.add_profile(gather_profile(session.comm, generation, watch))
+    return stop
+
+
+def run_generation(session: Session, watch: Stopwatch) -> bool:
     """Collective. Take theta one generation on and commit it; return whether any rank wants to stop."""
     config, comm, engine, generation = session.config, session.comm, session.engine, session.generation
-    watch = Stopwatch()
-    members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
-    examples = batch(config.data, session.problems.train, config.run.seed, generation)
+    with watch.phase("plan"):
+        members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
+        examples = batch(config.data, session.problems.train, config.run.seed, generation)
     records = evaluate_members(session, members, examples, watch)
     with watch.phase("exchange"):
         gathered = comm.allgather_array(records)
-    results = check(gathered, members)
-    session.dispatch.learn(results["seconds"])
-    failed = results["status"] == FAILED
-    factors = coefficients(results["fitness"], failed, results["sign"], config.es.shaping, config.es.step_size)
+    with watch.phase("shape"):
+        results = check(gathered, members)
+        session.dispatch.learn(results["seconds"])
+        failed = results["status"] == FAILED
+        factors = coefficients(results["fitness"], failed, results["sign"], config.es.shaping, config.es.step_size)
     with watch.phase("update"):
         engine.update(members["seed"], factors)
+    with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
-    session.recorder.commit(generation, results, factors, session.digest, watch)
+    with watch.phase("commit"):
+        session.recorder.commit(generation, results, factors, session.digest, watch)
     session.generation += 1
     return bool(gathered["stop"].any())
 
@@ -84,31 +106,38 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
     # what this rank says even if it has no member: which theta it has
     blank = np.zeros(1, RECORD_DTYPE)
     blank["digest"], blank["rank"] = session.digest, comm.rank
-    records = [blank[:0]]
+    mine: list[int] = []
+    generated: list[tuple[int, float]] = []
     pending: list[Future[Scored]] = []
-    with session.dispatch.members(len(members)) as mine:
-        for member, seed, sign in (members[index].tolist() for index in mine):
+    with session.dispatch.members(len(members)) as dealt:
+        for index in dealt:
+            _, seed, sign = members[index].tolist()
             started = time.perf_counter()
             with watch.phase("perturb"):
                 engine.perturb(seed, sign * config.es.sigma)
             with watch.phase("generate"):
                 completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
-            record = blank.copy()
-            record["member"], record["seed"], record["sign"] = member, seed, sign
-            record["tokens"] = sum(completion.num_tokens for completion in completions)
-            record["seconds"] = time.perf_counter() - started
-            records.append(record)
+            tokens = sum(completion.num_tokens for completion in completions)
+            mine.append(index)
+            generated.append((tokens, time.perf_counter() - started))
             pending.append(session.scorer.submit(completions, examples))
-        for record, future in zip(records[1:], pending, strict=True):
-            scored = future.result()
-            watch.add("score", scored.seconds)
-            record["fitness"] = scored.fitness
-            record["status"] = FAILED if math.isnan(scored.fitness) else OK
-            for kind, count in scored.failures.items():
-                record[f"score_{kind}"] = count
+        with watch.phase("wait"):
+            scores = [future.result() for future in pending]
+    for scored in scores:
+        for span in scored.spans:
+            watch.add("score", *span)
+    # a column at a time: a field of a record takes a microsecond
+    records = np.repeat(blank, len(mine))
+    for name in PLAN_DTYPE.names or ():
+        records[name] = members[name][np.array(mine, np.int64)]
+    records["tokens"], records["seconds"] = np.array(generated, np.float64).reshape(-1, 2).T
+    records["fitness"] = [scored.fitness for scored in scores]
+    records["status"] = np.where(np.isnan(records["fitness"]), FAILED, OK)
+    for kind in FAILURES:
+        records[f"score_{kind}"] = [scored.failures[kind] for scored in scores]
     with watch.phase("exchange"):
         length = session.dispatch.most_members(len(members), len(pending))
-    padded = pad(np.concatenate(records), length, blank)
+    padded = pad(records, length, blank)
     padded["stop"] = session.wants_stop()
     return padded
 

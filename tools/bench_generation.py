@@ -82,6 +82,7 @@ def main() -> None:
         from esmpi.data import batch
         from esmpi.engines import Sampling
         from esmpi.session import open_session, start_logging
+        from esmpi.stopwatch import Stopwatch
         from esmpi.train import run_generation
 
         start_logging("warning", comm)
@@ -99,7 +100,7 @@ def main() -> None:
             session.engine = alternating  # type: ignore[assignment]  # it stands for the engine in all but type
             comm.barrier()
             begin = Clock.now()
-            run_generation(session)
+            run_generation(session, Stopwatch())
             rounds.append((alternating, Clock.now() - begin - alternating.extra))
         if session.run is not None:
             report(session.run.generations, rounds, comm.size)

@@ -13,6 +13,7 @@ _NO_DIFFERENCE = (
     "es.dispatch",
     "run.output_dir",
     "run.stop_before_limit",
+    "run.profile",
     "log.",
     "engine.",
     "model.path",

@@ -13,6 +13,7 @@ _KINDS = {
     "suite_digests": dict,
 }
 _FORK_KINDS = {"run_uuid": str, "generation": int, "path": str, "config": dict}
+_MOST_RANKS = 10**6
 _NAMED = (("run", "name"), ("es", "generations"), ("model", "path"), ("task", "name"))
 """What of the config is said of any run; what else a command needs it checks as a config."""
 
@@ -22,6 +23,14 @@ def check_contents(run: "RunFile") -> None:
     _check_attributes(run.attributes)
     if len(run.members) != run.num_generations:
         raise ValueError(f"{len(run.members)} rows of members for {run.num_generations} generations")
+    if run.profile is not None:
+        generations = run.profile["generation"]
+        if not generations.size or not (0 <= generations.min() == generations.max() < run.num_generations):
+            raise ValueError("the profile is not of one generation")
+        if not (0 <= run.profile["rank"].min() and run.profile["rank"].max() < _MOST_RANKS):
+            raise ValueError("the profile has impossible ranks")
+        if not (run.profile["seconds_start"] <= run.profile["seconds_end"]).all():
+            raise ValueError("the profile has phases that end before they begin")
     for suite, rows in run.evaluations.items():
         if not is_suite_name(suite):
             raise ValueError(f"{suite!r} is no name for a suite")

@@ -18,7 +18,7 @@ import numpy as np
 from esmpi.errors import UserError
 from esmpi.population import ABSENT, plan
 from esmpi.store.files import write_whole
-from esmpi.store.seal import checksum, image_of, read_sealed
+from esmpi.store.seal import checksum, image_of, put, put_attribute, read_sealed
 
 SEGMENT_BYTES = 4 * 2**20
 """The members' rows in a run file are at most about so large. A smaller run, and that is most, has no segment."""
@@ -115,7 +115,7 @@ def write_members(
         if table.size:
             source = h5py.VirtualSource(".", f"tail/{name}", table.shape, dtype)
             layout[first : first + len(table), : table.shape[1]] = source
-        _describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)))
+        _describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)).id, name)
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -137,7 +137,7 @@ def rows_of(table: np.ndarray) -> list[np.ndarray]:
 def write_columns(group: h5py.Group, table: np.ndarray, columns: Sequence[str] | None = None) -> None:
     """Write a structured table as a data set for each of its columns, or for those named."""
     for name in columns or table.dtype.names or ():
-        _describe(group.create_dataset(name, data=np.ascontiguousarray(table[name])))
+        _describe(put(group, name, table[name]), name)
 
 
 def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | None = None, ndim: int = 2) -> np.ndarray:
@@ -178,9 +178,8 @@ def seeds_by_config(config: dict[str, Any], rows: Sequence[np.ndarray]) -> list[
     return [plan(run_seed, generation, len(row), antithetic)["seed"] for generation, row in enumerate(rows)]
 
 
-def _describe(dataset: h5py.Dataset) -> None:
-    name = dataset.name.split("/")[-1]
+def _describe(dataset: h5py.h5d.DatasetID, name: str) -> None:
     if name.startswith("seconds") or name == "unix_time":
-        dataset.attrs["unit"] = "s"
+        put_attribute(dataset, "unit", "s")
     elif name == "tokens":
-        dataset.attrs["unit"] = "tokens"
+        put_attribute(dataset, "unit", "tokens")

@@ -31,7 +31,7 @@ from esmpi.store import members as member_table
 from esmpi.store.contents import check_contents
 from esmpi.store.files import FullError, write_whole
 from esmpi.store.members import LOG_ONLY, MEMBER_DTYPE, Segment, read_columns, write_columns
-from esmpi.store.seal import image_of, read_sealed
+from esmpi.store.seal import image_of, put, put_attribute, read_sealed
 
 FORMAT_VERSION = 2
 """2 added segments, forks, log-only files and kinds of failed rewards to 1, which is still read, and becomes 2 at the
@@ -64,6 +64,16 @@ GENERATION_DTYPE = np.dtype(
     ]
 )
 
+PROFILE_DTYPE = np.dtype(
+    [
+        ("generation", np.int64),
+        ("rank", np.int32),
+        ("phase", "S16"),
+        ("seconds_start", np.float64),
+        ("seconds_end", np.float64),
+    ]
+)
+
 _JSON = ("config", "provenance", "tensors", "aliases", "forks", "segments", "suite_digests")
 _EVALUATION_UNITS = {"seconds": "s", "tokens_mean": "tokens"}
 
@@ -81,6 +91,8 @@ class RunFile:
         For each generation (N,) of MEMBER_DTYPE; after a fork N may differ between generations.
     evaluations : dict of list of dict
         By suite; a row has `generation` and the figures of `esmpi.evaluate.Evaluation`.
+    profile : ndarray or None
+        (n,) of PROFILE_DTYPE: when each rank did what in the generation that was profiled last.
     make_room : callable or None
         Called once when there is no room for the file, which is then tried once more.
     """
@@ -91,6 +103,7 @@ class RunFile:
         self.generations: list[np.void] = []
         self.members: list[np.ndarray] = []
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
+        self.profile: np.ndarray | None = None
         self.segments: list[Segment] = []
         self.make_room: Callable[[], None] | None = None
 
@@ -154,6 +167,8 @@ class RunFile:
                 run.generations = list(_read_generations(file, log_only))
                 for suite, group in file["evaluations"].items():
                     run.evaluations[suite] = _read_evaluations(group)
+                if "profile" in file:
+                    run.profile = read_columns(file["profile"], PROFILE_DTYPE, ndim=1)
                 check_contents(run)
                 return run
         except FileNotFoundError:
@@ -293,7 +308,7 @@ class RunFile:
         log_only = self.attributes["log_only"]
         written = self.attributes | {"segments": [asdict(segment) for segment in self.segments]}
         for name, value in written.items():
-            file.attrs[name] = json.dumps(value) if name in _JSON else _stored(value)
+            put_attribute(file.id, name, json.dumps(value) if name in _JSON else _stored(value))
         table = np.array(self.generations, GENERATION_DTYPE)
         write_columns(file.create_group("generations"), table, _LOG_COLUMNS if log_only else None)
         frozen = self.segments[-1].end if self.segments else 0
@@ -301,13 +316,15 @@ class RunFile:
         if log_only and self._seeds_follow_from_config():
             columns = ["coefficient"]
         member_table.write_members(file, self.segments, self.members[frozen:], columns)
+        if self.profile is not None and not log_only:
+            write_columns(file.create_group("profile"), self.profile)
         evaluations = file.create_group("evaluations")
         for suite, rows in self.evaluations.items():
             group = evaluations.create_group(suite)
             for name in dict.fromkeys(name for row in rows for name in row):
-                dataset = group.create_dataset(name, data=np.array([row.get(name, math.nan) for row in rows]))
+                dataset = put(group, name, np.array([row.get(name, math.nan) for row in rows]))
                 if name in _EVALUATION_UNITS:
-                    dataset.attrs["unit"] = _EVALUATION_UNITS[name]
+                    put_attribute(dataset, "unit", _EVALUATION_UNITS[name])
 
 
 _LOG_COLUMNS = ("generation", "theta_digest")

@@ -4,12 +4,15 @@ HDF5 lets a program keep bytes of its own before the data. There stands the chec
 may loop for ever or crash on a damaged file.
 """
 
+import functools
 import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 
 from esmpi.errors import UserError
 
@@ -27,6 +30,35 @@ def image_of(fill: Callable[[h5py.File], None]) -> bytes:
     with h5py.File(image, "w", libver=LIBVER, userblock_size=USERBLOCK) as file:
         fill(file)
     return sealed(image.getbuffer())
+
+
+def put(group: h5py.Group, name: str, values: np.ndarray) -> h5py.h5d.DatasetID:
+    """Add a data set, contiguous, and return it; as `create_dataset` does, without the half millisecond it takes."""
+    space = h5py.h5s.create_simple(values.shape)
+    dataset = h5py.h5d.create(group.id, name.encode(), _type_of(values.dtype), space, dcpl=_properties())
+    if values.size:
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values))
+    return dataset
+
+
+def put_attribute(where: Any, name: str, value: Any) -> None:
+    """Add an attribute, a text or a number, to a file's or data set's identifier; as `attrs[name] = value` does."""
+    text = h5py.string_dtype()
+    scalar = np.array(value, text) if isinstance(value, str) else np.asarray(value)
+    space = h5py.h5s.create(h5py.h5s.SCALAR)
+    h5py.h5a.create(where, name.encode(), _type_of(scalar.dtype), space).write(scalar)
+
+
+@functools.cache
+def _type_of(dtype: np.dtype) -> Any:
+    return h5py.h5t.py_create(dtype, logical=True)
+
+
+@functools.cache
+def _properties() -> Any:
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)  # the same contents are the same bytes
+    return properties
 
 
 def sealed(image: memoryview) -> bytes:

@@ -10,7 +10,7 @@ from support import ROOT, TINY_RUN, Run
 
 Table = dict[str, list[str]]
 
-SMALL = ("es.population_size=2", "es.generations=1", "data.num_eval=3", "data.batch_size=2", "snapshot.every=1")
+SMALL = ("es.population_size=2", "es.generations=1", "data.num_eval=3", "data.batch_size=2", "snapshot.every=1", "run.profile=true")
 ALL_FIGURES = ("eval.divergence=true", "eval.num_samples=2", "eval.temperature=0.7")
 
 
@@ -38,13 +38,13 @@ def table(heading: str) -> Table:
 def test_attributes(run: Path) -> None:
     with h5py.File(run / "run.h5") as file:
         assert set(file.attrs) == set(table("Attributes"))
-        assert set(file) == {"generations", "members", "evaluations"}
+        assert set(file) == {"generations", "members", "evaluations", "profile"}
     with h5py.File(run / "snapshots" / "g000001.h5") as file:
         assert set(file.attrs) == set(table("snapshots/*.h5"))
         assert set(file) == {"theta"}
 
 
-@pytest.mark.parametrize("group", ["generations", "members"])
+@pytest.mark.parametrize("group", ["generations", "members", "profile"])
 def test_columns(run: Path, group: str) -> None:
     described = table(f"/{group}/COLUMN")
     with h5py.File(run / "run.h5") as file:
@@ -53,6 +53,22 @@ def test_columns(run: Path, group: str) -> None:
             dtype, unit = described[name][:2]
             assert column.dtype == np.dtype(dtype), name
             assert column.attrs.get("unit", unit) == unit, name
+
+
+def test_phases(run: Path) -> None:
+    """All that a rank does is described, lies within the generation, and fills nearly all of it."""
+    text = (ROOT / "esmpi" / "store" / "FORMAT.md").read_text().split("| phase |")[1].split("###")[0]
+    with h5py.File(run / "run.h5") as file:
+        profile = {name: column[()] for name, column in file["profile"].items()}
+        total, members = file["generations/seconds_total"][0], file["members/seconds"][0]
+    assert set(profile["phase"].astype(str)) == set(re.findall(r"`(\w+)`", text)) - {"run"}
+    start, end = profile["seconds_start"], profile["seconds_end"]
+    assert (start >= 0).all()
+    assert (start <= end).all()
+    spent = {name: (end - start)[profile["phase"] == name.encode()].sum() for name in ("perturb", "generate")}
+    assert sum(spent.values()) == pytest.approx(members.sum(), rel=0.02)
+    loop = ~np.isin(profile["phase"], [b"score", b"commit", b"evaluate", b"snapshot"])
+    assert 0.9 * total < (end - start)[loop].sum() < total
 
 
 def test_evaluations(run: Path) -> None:

@@ -95,7 +95,8 @@ def test_scores_come_in_order_and_fitness_is_their_mean(scorer: Scorer) -> None:
     assert [s.correct for s in scored.scores] == [True, False, True]
     assert scored.num_failed == 0
     assert scored.fitness == 0.5
-    assert scored.seconds >= 0
+    assert all(started <= ended for started, ended in scored.spans)
+    assert len(scored.spans) == 1
 
 
 def test_each_completion_meets_its_own_example(scorer: Scorer) -> None:

@@ -158,9 +158,9 @@ def test_norm_of_an_update_is_alpha_root_p_over_n() -> None:
     num_weights = 1_000_000
     weights = whole_weights(model, torch.float32, 2)
     assert weights.num_weights == num_weights
-    shaped = zscore(np.random.default_rng(5).random(population_size).tolist())
+    shaped = zscore(np.random.default_rng(5).random(population_size))
     seeds = np.array([member_seed(9, 0, member) for member in range(population_size)], np.uint64)
-    weights.update(seeds, (alpha / population_size * np.array(shaped)).astype(np.float32))
+    weights.update(seeds, (alpha / population_size * shaped).astype(np.float32))
     norm = math.sqrt(sum(float((theta.double() ** 2).sum()) for _, theta in weights.theta()))
     assert norm == pytest.approx(alpha * math.sqrt(num_weights / population_size), rel=0.01)
 
@@ -181,7 +181,7 @@ def test_generations_of_updates_follow_the_formula_in_float64() -> None:
             weighted = shaped[:, np.newaxis] * np.stack(noise).astype(np.float64)
             exact[name] = theta + alpha / population_size * weighted.sum(axis=0)
         weights.update(
-            np.array(seeds, np.uint64), (alpha / population_size * np.array(zscore(rewards.tolist()))).astype("f4")
+            np.array(seeds, np.uint64), (alpha / population_size * zscore(rewards)).astype("f4")
         )
     weights.perturb(SEEDS.tolist()[0], sigma)
     for name, theta in theta_of(weights).items():
