@@ -15,8 +15,8 @@ measured, with `crowd` = max(1, ranks / cores):
 
 own: a member on the rank that evaluates it; all: a member on every rank (seeds, exchange, check, shaping); start and
 hop: what a generation and a doubling of the ranks cost at any N. commit(N) = c0 + c1 * N is fitted before, to the
-commits alone, which only rank 0 makes. A cluster has a network in place of shared memory, which this machine cannot measure: the
-forecast adds `--latency-us` for each doubling of the ranks and the records' bytes over `--bandwidth-gb`.
+commits alone, which only rank 0 makes. A cluster has a network in place of shared memory, which this machine cannot
+measure: the forecast adds `--latency-us` for each doubling of the ranks and the records' bytes over `--bandwidth-gb`.
 """
 
 import argparse
@@ -46,22 +46,23 @@ def main() -> None:
     parser.add_argument("--ranks", type=numbers, default=RANKS, help="default: 1,2,4,8,16,32,64")
     parser.add_argument("--population", type=numbers, default=POPULATIONS, help="default: 64,1000,10000,100000")
     parser.add_argument("--generations", type=int, default=7, help="that count (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("."), help="where rank 0 commits: the file system to measure")
+    parser.add_argument("--folder", type=Path, default=Path("."), help="where rank 0 commits; default: here")
     parser.add_argument("--plot", type=Path, help="PNG file to draw: measured, fitted, and the forecast")
     parser.add_argument("--nodes", type=int, default=1000, help="of the forecast (default: %(default)s)")
     parser.add_argument("--ranks-per-node", type=int, default=8, help="of the forecast (default: %(default)s)")
-    parser.add_argument("--latency-us", type=float, default=5.0, help="of the forecast's network (default: %(default)s)")
+    parser.add_argument("--latency-us", type=float, default=5.0, help="of its network (default: %(default)s)")
     parser.add_argument("--bandwidth-gb", type=float, default=10.0, help="GB/s of a node (default: %(default)s)")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        measure(arguments.one, arguments.population, arguments.generations)
-        return
+        from esmpi.run import on_all_ranks
+
+        sys.exit(on_all_ranks(lambda comm: measure(comm, arguments.one, arguments.population, arguments.generations)))
     rows = [row for ranks in arguments.ranks for row in launch(ranks, arguments)]
     cores = len(os.sched_getaffinity(0))
     constants = fit(rows, cores)
     forecast = forecasts(constants, arguments)
-    report(rows, constants, forecast, cores)
+    report(constants, forecast, cores)
     if arguments.plot is not None:
         draw(arguments.plot, rows, constants, forecast, cores)
     machine = {"cores": cores, "date": time.strftime("%Y-%m-%d"), "generations": arguments.generations}
@@ -94,7 +95,8 @@ def launch(ranks: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
             row = json.loads(line)
             print(
                 f"{row['ranks']:4d} ranks  N {row['population']:7d}  {1e3 * row['seconds']:9.2f} ms  "
-                f"of processors {1e3 * row['seconds_processor']:8.2f} ms  commit {1e3 * row['seconds_commit']:8.2f} ms  {row['bytes_sent']:9d} B sent  "
+                f"of processors {1e3 * row['seconds_processor']:8.2f} ms  "
+                f"commit {1e3 * row['seconds_commit']:8.2f} ms  {row['bytes_sent']:9d} B sent  "
                 f"{row['bytes_received']:11d} B received  peak {row['peak_mib']:6.1f} MiB  "
                 f"grown by {row['grown_mib']:5.1f} MiB",
                 flush=True,
@@ -102,23 +104,20 @@ def launch(ranks: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
             yield row
 
 
-def measure(folder: Path, populations: Sequence[int], generations: int) -> None:
+def measure(comm: Any, folder: Path, populations: Sequence[int], generations: int) -> int:
     """Collective. Be a rank: run generations of each population; rank 0 prints a line of JSON for each."""
-    from esmpi.comm import Comm
     from esmpi.stopwatch import Stopwatch
     from esmpi.train import run_generation
 
-    class CountingComm(Comm):
-        """Counts what a rank hands to MPI and gets from it."""
+    exchanged = np.zeros(2, np.int64)
+    gather = comm.allgather_array
 
-        sent = received = 0
+    def counting(array: np.ndarray) -> np.ndarray:
+        gathered: np.ndarray = gather(array)
+        exchanged[:] += array.nbytes, gathered.nbytes
+        return gathered
 
-        def allgather_array(self, array: np.ndarray) -> np.ndarray:
-            gathered = super().allgather_array(array)
-            self.sent, self.received = self.sent + array.nbytes, self.received + gathered.nbytes
-            return gathered
-
-    comm = CountingComm()
+    comm.allgather_array = counting
     for population in populations:
         session, commits = open_idle_session(comm, folder, population, generations + 1)
         before_mib = memory_mib("VmRSS")
@@ -126,14 +125,14 @@ def measure(folder: Path, populations: Sequence[int], generations: int) -> None:
         run_generation(session, Stopwatch())
         commits.clear()
         comm.barrier()
-        comm.sent = comm.received = 0
+        exchanged[:] = 0
         seconds, worked = [], time.process_time()
         for _ in range(generations):
             started = time.perf_counter()
             run_generation(session, Stopwatch())
             seconds.append(time.perf_counter() - started)
         worked = (time.process_time() - worked) / generations
-        sent, received = comm.sent // generations, comm.received // generations
+        sent, received = (exchanged // generations).tolist()
         peak_mib = memory_mib("VmHWM")
         told = comm.allgather_array(np.array([peak_mib, peak_mib - before_mib, worked]))
         if comm.is_root:
@@ -144,6 +143,7 @@ def measure(folder: Path, populations: Sequence[int], generations: int) -> None:
             row |= {"seconds_processor": told[:, 2].sum() / cores}
             row |= {"peak_mib": round(told[:, 0].max(), 1), "grown_mib": round(told[:, 1].max(), 1)}
             print(json.dumps(row), flush=True)
+    return 0
 
 
 def open_idle_session(comm: Any, folder: Path, population: int, generations: int) -> tuple[Any, list[float]]:
@@ -335,7 +335,9 @@ def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> lis
     return rows
 
 
-def report(rows: list[dict[str, Any]], constants: dict[str, float], forecast: list[dict[str, float]], cores: int) -> None:
+def report(
+    rows: list[dict[str, Any]], constants: dict[str, float], forecast: list[dict[str, float]], cores: int
+) -> None:
     """Print the fit and the forecast's end."""
     print(f"model, median error {100 * constants['median_error']:.0f} %, on {cores} cores:")
     print(f"  start {1e3 * constants['start']:.3f} ms, a doubling of the ranks {1e3 * constants['hop']:.3f} ms")

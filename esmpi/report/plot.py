@@ -86,7 +86,9 @@ def plot_profile(run: RunFile, path: Path) -> None:
     config = run.attributes["config"]
     number = int(profile["generation"][0]) + 1
     axes.set_title(
-        f"{config['run']['name']}, generation {number} of {config['es']['generations']}{omitted}", loc="left", fontsize=10
+        f"{config['run']['name']}, generation {number} of {config['es']['generations']}{omitted}",
+        loc="left",
+        fontsize=10,
     )
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

@@ -27,7 +27,7 @@ def check_contents(run: "RunFile") -> None:
         generations = run.profile["generation"]
         if not generations.size or not (0 <= generations.min() == generations.max() < run.num_generations):
             raise ValueError("the profile is not of one generation")
-        if not (0 <= run.profile["rank"].min() and run.profile["rank"].max() < _MOST_RANKS):
+        if not (run.profile["rank"].min() >= 0 and run.profile["rank"].max() < _MOST_RANKS):
             raise ValueError("the profile has impossible ranks")
         if not (run.profile["seconds_start"] <= run.profile["seconds_end"]).all():
             raise ValueError("the profile has phases that end before they begin")

@@ -10,7 +10,14 @@ from support import ROOT, TINY_RUN, Run
 
 Table = dict[str, list[str]]
 
-SMALL = ("es.population_size=2", "es.generations=1", "data.num_eval=3", "data.batch_size=2", "snapshot.every=1", "run.profile=true")
+SMALL = (
+    "es.population_size=2",
+    "es.generations=1",
+    "data.num_eval=3",
+    "data.batch_size=2",
+    "snapshot.every=1",
+    "run.profile=true",
+)
 ALL_FIGURES = ("eval.divergence=true", "eval.num_samples=2", "eval.temperature=0.7")
 
 

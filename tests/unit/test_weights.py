@@ -180,9 +180,7 @@ def test_generations_of_updates_follow_the_formula_in_float64() -> None:
             noise = [oracle.eps(seed, oracle.key_of(name), np.arange(theta.size)) for seed in seeds]
             weighted = shaped[:, np.newaxis] * np.stack(noise).astype(np.float64)
             exact[name] = theta + alpha / population_size * weighted.sum(axis=0)
-        weights.update(
-            np.array(seeds, np.uint64), (alpha / population_size * zscore(rewards)).astype("f4")
-        )
+        weights.update(np.array(seeds, np.uint64), (alpha / population_size * zscore(rewards)).astype("f4"))
     weights.perturb(SEEDS.tolist()[0], sigma)
     for name, theta in theta_of(weights).items():
         error = np.abs(theta.double().numpy().reshape(-1) - exact[name])
