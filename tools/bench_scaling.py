@@ -60,6 +60,9 @@ def main() -> None:
         sys.exit(on_all_ranks(lambda comm: measure(comm, arguments.one, arguments.population, arguments.generations)))
     rows = [row for ranks in arguments.ranks for row in launch(ranks, arguments)]
     cores = len(os.sched_getaffinity(0))
+    if len(rows) <= len(CONSTANTS):  # too few for a model
+        print(json.dumps({"cores": cores, "rows": rows}))
+        return
     constants = fit(rows, cores)
     forecast = forecasts(constants, arguments)
     report(constants, forecast, cores)
@@ -335,9 +338,7 @@ def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> lis
     return rows
 
 
-def report(
-    rows: list[dict[str, Any]], constants: dict[str, float], forecast: list[dict[str, float]], cores: int
-) -> None:
+def report(constants: dict[str, float], forecast: list[dict[str, float]], cores: int) -> None:
     """Print the fit and the forecast's end."""
     print(f"model, median error {100 * constants['median_error']:.0f} %, on {cores} cores:")
     print(f"  start {1e3 * constants['start']:.3f} ms, a doubling of the ranks {1e3 * constants['hop']:.3f} ms")
