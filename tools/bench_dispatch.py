@@ -122,6 +122,7 @@ def measure(
     sessions: dict[str, Any], seconds: dict[int, float], generations: int, comm: Comm
 ) -> dict[str, list[float]]:
     """Collective. Run all generations in both ways by turns; return the seconds of each but the first."""
+    from esmpi.stopwatch import Stopwatch
     from esmpi.train import run_generation
 
     walls: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -131,7 +132,7 @@ def measure(
         for way, session in sessions.items():
             comm.barrier()
             begin = time.perf_counter()
-            run_generation(session)
+            run_generation(session, Stopwatch())
             comm.barrier()
             if generation:
                 walls[way].append(time.perf_counter() - begin)

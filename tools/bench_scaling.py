@@ -156,6 +156,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     from esmpi.checkpoint import Checkpoint, fetch_model
     from esmpi.config_reader import load_config
     from esmpi.data import load_problems
+    from esmpi.dispatch import DISPATCHES
     from esmpi.engines import Completion, Engine, Sampling
     from esmpi.launch.signals import StopFlag
     from esmpi.recorder import Recorder
@@ -260,6 +261,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         problems=load_problems(config.data, task, config.run.seed, config.eval.suites),
         scorer=IdleScorer(),
         recorder=Recorder(run, generations),
+        dispatch=DISPATCHES[config.es.dispatch](comm),
         stop=StopFlag(),
         run=run,
         snapshots=None,
