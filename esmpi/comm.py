@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _LONGEST_NAP_S = 2e-3
 _ANSWER_EVERY_S = 5e-3
+_PIECE_BYTES = 2**18
+"""What is gathered at a time. MPI libraries pass larger amounts around a ring, in as many steps as there are ranks, and
+in each a rank that sleeps while it waits loses a nap; smaller amounts take a step for each doubling of the ranks."""
 _LAST_WORDS_S = 0.5
 
 
@@ -82,8 +85,15 @@ class Comm:
         if self._mpi is None:
             return array[np.newaxis].copy()
         send = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-        received = np.empty((self.size, send.size), np.uint8)
-        _wait(self._mpi.Iallgather(send, received))
+        step = max(1, _PIECE_BYTES // self.size)
+        requests, pieces = [], []
+        for start in range(0, max(1, send.size), step):
+            mine = send[start : start + step]
+            pieces.append(np.empty((self.size, mine.size), np.uint8))
+            requests.append(self._mpi.Iallgather(mine, pieces[-1]))
+        for request in requests:
+            _wait(request)
+        received = np.concatenate(pieces, axis=1)
         return received.view(array.dtype).reshape(self.size, *array.shape)
 
     def allgather_object(self, value: Any) -> list[Any]:
@@ -246,10 +256,10 @@ class Counter:
 
 def _wait(request: Any) -> None:
     # MPI's own waiting spins; a rank that waits for the slowest must leave its cores to others
-    nap = 20e-6
+    started = time.perf_counter()
     while not request.Test():
-        time.sleep(nap)
-        nap = min(2 * nap, _LONGEST_NAP_S)
+        # a nap in proportion: who has waited a second may oversleep by milliseconds, who waits for one may not
+        time.sleep(min(20e-6 + (time.perf_counter() - started) / 16, _LONGEST_NAP_S))
 
 
 def _start_mpi(started_by: Launcher) -> Any:

@@ -232,18 +232,15 @@ def _serve(pipe: Connection, make_task: Callable[[], Task], memory: int, parent:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     task = make_task()
-    pipe.send(("ready", ""))
     this = os.getpid()
-    while True:
-        try:
-            items = pipe.recv()
-        except EOFError:
-            return
-        for completion, example in items:
-            answer = _score(task, completion, example)
-            if os.getpid() != this:
-                os._exit(0)  # a process that the reward forked off came back: the answer is its parent's to give
-            pipe.send(answer)
+    with suppress(EOFError, ConnectionError):  # the run has closed its end, perhaps with something of ours unread
+        pipe.send(("ready", ""))
+        while True:
+            for completion, example in pipe.recv():
+                answer = _score(task, completion, example)
+                if os.getpid() != this:
+                    os._exit(0)  # a process that the reward forked off came back: the answer is its parent's to give
+                pipe.send(answer)
 
 
 def _score(task: Task, completion: str, example: Example) -> tuple[str, Score | str]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from esmpi.config import ScoringConfig
 from esmpi.engines.base import Completion
-from esmpi.scoring import Scored, Scorer
+from esmpi.scoring import Scored, Scorer, _serve
 from esmpi.tasks import Example, Score, Task, TaskConfig
 
 
@@ -197,3 +198,18 @@ def test_failure_in_one_member_leaves_the_scorer_usable(scorer: Scorer) -> None:
     assert [fitness[1], fitness[3]] == [3, 4]
     assert math.isnan(fitness[0])
     assert math.isnan(fitness[2])
+
+
+def test_a_process_whose_run_is_gone_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_serve, args=(theirs, partial(Fragile, TaskConfig(name="fragile")), 2**33, os.getpid())
+    )
+    process.start()
+    theirs.close()
+    assert ours.poll(60)
+    ours.close()  # with what it has said unread, as when the run is killed
+    process.join(60)
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
