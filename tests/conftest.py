@@ -13,7 +13,7 @@ if shutil.which("nvidia-smi") is None:
     # Triton's interpreter runs GPU kernels on a CPU; it looks at this when it is imported, by whoever is first.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from support import ROOT, Run, require
+from support import GENERATIONS, ROOT, TINY_RUN, Run, read_digests, require
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +34,14 @@ def launch(mpiexec: list[str]) -> Run:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def digests(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """Theta's digest after each generation of an unbroken run of one process."""
+    output = tmp_path_factory.mktemp("serial")
+    done = launch(
+        ["-m", "esmpi.run", TINY_RUN, f"run.output_dir={output}", f"es.generations={GENERATIONS}", "data.num_eval=2"], 0
+    )
+    assert done.returncode == 0, done.stderr
+    return read_digests(output / "tiny")

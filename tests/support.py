@@ -15,6 +15,9 @@ TINY_RUN = ROOT / "tests" / "tiny.yaml"
 VLLM_SMALL = {"max_model_len": 256, "max_num_seqs": 16, "enforce_eager": True}
 """Keys of the engine section with which vLLM starts fast and is large enough for the tests."""
 
+GENERATIONS = 6
+"""Of the run that others are compared with: see the fixture `digests`."""
+
 LEAST_CONFIG = {
     "run": {"name": "x"},
     "model": {"path": "m"},
@@ -72,3 +75,9 @@ def assert_same_run(directory: Path, other: Path) -> None:
 def samples(directory: Path) -> dict[str, str]:
     """Return the evaluated samples of a run, by file."""
     return {path.name: path.read_text() for path in sorted((directory / "eval").iterdir())}
+
+
+def read_digests(directory: Path) -> list[int]:
+    """Return theta's digest after each generation of the run in a directory."""
+    with h5py.File(directory / "run.h5", "r") as file:
+        return file["generations/theta_digest"][()].tolist()

@@ -1,4 +1,4 @@
-"""A real Slurm cluster for the tests here, and the run that theirs are compared with."""
+"""A real Slurm cluster for the tests here, and jobs on it."""
 
 import os
 import re
@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import pytest
-from support import ROOT, TINY_RUN, Run, require
+from support import ROOT, TINY_RUN, require
 
 from slurm.cluster import Cluster, missing_programs
-
-GENERATIONS = 6
 
 PATIENCE_S = 400
 """For what takes some ten seconds on two cores that have nothing else to do."""
@@ -44,22 +41,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             yield cluster
         finally:
             cluster.down()
-
-
-@pytest.fixture(scope="session")
-def digests(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
-    """Theta's digest after each generation of an unbroken run of one process."""
-    output = tmp_path_factory.mktemp("serial")
-    done = launch(
-        ["-m", "esmpi.run", TINY_RUN, f"run.output_dir={output}", f"es.generations={GENERATIONS}", "data.num_eval=2"], 0
-    )
-    assert done.returncode == 0, done.stderr
-    return read_digests(output / "tiny")
-
-
-def read_digests(directory: Path) -> list[int]:
-    with h5py.File(directory / "run.h5", "r") as file:
-        return file["generations/theta_digest"][()].tolist()
 
 
 @dataclass

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY_RUN, require
+from support import GENERATIONS, ROOT, TINY_RUN, read_digests, require
 
 from esmpi.launch.submit import SRUN, submit
 from slurm.cluster import Cluster
-from slurm.conftest import GENERATIONS, PATIENCE_S, read_digests
+from slurm.conftest import PATIENCE_S
 
 FAULTY = ROOT / "tests" / "mpi" / "faulty.py"
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from support import ROOT, TINY_RUN, require
-
-from slurm.conftest import GENERATIONS, read_digests
+from support import GENERATIONS, ROOT, TINY_RUN, read_digests, require
 
 HOSTS = {"left": "10.97.53.1", "right": "10.97.53.2"}
 SWITCH = "esmpi-switch"
