@@ -29,6 +29,7 @@ def make_task(config: TaskConfig, source: bytes = b"") -> Task:
     """
     task = find_task(config.name)
     assert task is not None  # the config was checked with it
+    # its config has the type that the task asks for
     return PythonTask(config, source) if task is PythonTask else task(config)  # type: ignore[arg-type]
 
 

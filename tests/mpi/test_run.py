@@ -185,6 +185,21 @@ def test_another_config_in_the_same_directory_is_refused(launch: Run, tmp_path: 
     assert (tmp_path / "tiny" / "run.h5").read_bytes() == before
 
 
+def test_gathers_in_several_pieces_are_whole(launch: Run) -> None:
+    program = (
+        "import numpy as np\n"
+        "from esmpi.comm import _PIECE_BYTES, Comm\n"
+        "comm = Comm()\n"
+        "mine = np.random.default_rng(comm.rank).integers(2**62, size=(17, _PIECE_BYTES // 40 + 1))\n"
+        "assert mine.nbytes * comm.size > 3 * _PIECE_BYTES\n"
+        "expected = [np.random.default_rng(rank).integers(2**62, size=mine.shape) for rank in range(comm.size)]\n"
+        "np.testing.assert_array_equal(comm.allgather_array(mine), expected)\n"
+        "np.testing.assert_array_equal(comm.allgather_array(mine[:, ::2]), np.array(expected)[:, :, ::2])\n"
+    )
+    done = launch(["-c", program], 3)
+    assert done.returncode == 0, done.stderr
+
+
 def test_waiting_does_not_burn_a_core(launch: Run, tmp_path: Path) -> None:
     script = tmp_path / "wait.py"
     script.write_text(

@@ -32,7 +32,7 @@ def remote(tmp_path: Path) -> Iterator[Path]:
     """Two namespaces on a switch; gives the program that runs a command on one of them."""
     clean()
     made = ip("link", "add", SWITCH, "type", "bridge")
-    # Containers seldom may: this is one more check of what MPI does over any network, so a skip is no loss.
+    # containers seldom may
     require("namespaces", made.returncode == 0, f"no network namespaces here: {made.stderr.strip()}")
     try:
         ip("link", "set", SWITCH, "up")

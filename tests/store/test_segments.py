@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support import LEAST_CONFIG
+from support import LEAST_CONFIG, require
 
 from esmpi.errors import UserError
 from esmpi.population import ABSENT
@@ -192,8 +192,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:  # the faults of test_faults.py need no right to mount
-        pytest.skip(f"cannot mount: {done.stderr}")
+    require("tmpfs", done.returncode == 0, f"cannot mount: {done.stderr}")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
