@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from esmpi.population import FAILED, idle_seconds
 from esmpi.scoring import FAILURES
 from esmpi.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
-from esmpi.store.files import write_whole
+from esmpi.store.files import FullError, write_whole
 from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile, samples_path
 
@@ -27,6 +28,10 @@ _SHOWN = ("kl_per_token", "theta_distance")
 
 class Recorder:
     """Commits generations and evaluations to the run file and prints a line for each.
+
+    A thread writes a generation, beside the next one: a file server may take its time. There is at most one on its
+    way, and all else that concerns the files comes after it. The file's bytes are made before, in the loop: Python does
+    one thing at a time, and hands over from one thread that computes to another only after 5 ms.
 
     Parameters
     ----------
@@ -46,48 +51,89 @@ class Recorder:
         self._num_generations = num_generations
         self._num_ranks = num_ranks
         self._generation_seconds: list[float] = []
+        self._thread = ThreadPoolExecutor(1, "esmpi-commit")
+        self._pending: Future[None] | None = None
 
     def commit(self, generation: int, records: np.ndarray, factors: np.ndarray, digest: int, watch: Stopwatch) -> None:
-        """Make a generation durable: `records` (N,) of RECORD_DTYPE, `factors` (N,) the coefficients."""
+        """Begin to make a generation durable, when the one before is: `wait` returns once it is.
+
+        Parameters
+        ----------
+        generation : int
+        records : (N,) of RECORD_DTYPE
+        factors : (N,) float32
+            The coefficients.
+        digest : int
+            Of theta after the update.
+        watch : Stopwatch
+
+        Raises
+        ------
+        FullError, OSError
+            If the one before could not be written.
+        """
         if self._run is None:
             return
-        row = _generation_row(generation, records, digest, watch)
-        members = np.zeros(len(records), MEMBER_DTYPE)
-        for name in MEMBER_DTYPE.names or ():
-            members[name] = factors if name == "coefficient" else records[name]
-        self._run.commit(row, members)
-        assert self._sinks is not None
+        with watch.phase("commit"):
+            self.wait()
+            row = _generation_row(generation, records, digest, watch)
+            members = np.zeros(len(records), MEMBER_DTYPE)
+            for name in MEMBER_DTYPE.names or ():
+                members[name] = factors if name == "coefficient" else records[name]
+            idle = float(idle_seconds(records["rank"], records["seconds"], self._num_ranks).mean())
+            write = self._run.begin_commit(row, members)
+        self._pending = self._thread.submit(self._finish_commit, write, row, idle, watch)
+
+    def _finish_commit(self, write: Callable[[], None], row: np.void, idle: float, watch: Stopwatch) -> None:
+        with watch.phase("commit"):
+            write()
+        self._log_generation(row, idle)
         figures = {
             name: float(row[name]) for name in row.dtype.names or () if name not in ("generation", "theta_digest")
         }
-        idle = float(idle_seconds(records["rank"], records["seconds"], self._num_ranks).mean())
-        self._sinks.write("generation", generation, figures | {"seconds_idle": idle})
-        self._log_generation(row, watch.total(), idle)
+        self._write_to_sinks("generation", int(row["generation"]), figures | {"seconds_idle": idle})
+
+    def wait(self) -> None:
+        """Return when all generations are durable; raises as `commit` does."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def add_evaluation(self, suite: str, generation: int, result: Evaluation, samples: list[dict[str, Any]]) -> None:
         """Write an evaluation's samples as JSON lines, then its result."""
         if self._run is None:
             return
+        self.wait()
         write_samples(self._run.path, suite, generation, samples)
         self._run.add_evaluation(suite, {"generation": generation} | result.to_row())
-        assert self._sinks is not None
-        self._sinks.write(suite, generation, result.to_row())
+        self._write_to_sinks(suite, generation, result.to_row())
         log_evaluation(suite, generation, result)
 
     def add_profile(self, intervals: np.ndarray) -> None:
         """Keep the profile of a generation, (n,) of PROFILE_DTYPE, in place of an older one."""
         if self._run is None:
             return
+        self.wait()
         self._run.profile = intervals
         self._run.write()
         log.info("profile of generation %d: esmpi report draws it", intervals["generation"][0] + 1)
 
     def close(self) -> None:
-        """Close the sinks."""
+        """Finish what is under way, and close the sinks."""
+        try:
+            self.wait()
+        except (FullError, OSError) as error:
+            log.error("the last generation is not committed: %s", error)  # whatever else ended the run says why it did
+        self._thread.shutdown()
         if self._sinks is not None:
             self._sinks.close()
 
-    def _log_generation(self, row: np.void, seconds: float, idle: float) -> None:
+    def _write_to_sinks(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
+        if self._sinks is not None:
+            self._sinks.write(group, generation, figures)
+
+    def _log_generation(self, row: np.void, idle: float) -> None:
+        seconds = float(row["seconds_total"])
         self._generation_seconds.append(seconds)
         recent = self._generation_seconds[-10:]
         done = int(row["generation"]) + 1

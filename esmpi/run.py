@@ -1,12 +1,14 @@
 """The main program: `python -m esmpi.run CONFIG [key=value ...]`, serial, under mpiexec or under srun."""
 
 import argparse
+import atexit
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from esmpi.config import Config
 from esmpi.config_reader import load_config
@@ -115,11 +117,7 @@ def _train(config: Config, comm: "Comm", stop: StopFlag) -> int:
         train(session)
         session.finish()
     stop.ignore()
-    if session.finished:
-        return 0
-    # srun may end all ranks when the first has an exit code: so nobody leaves before all have finished their files
-    comm.barrier()
-    return STOPPED
+    return 0 if session.finished else STOPPED
 
 
 def on_all_ranks(work: Callable[["Comm"], int]) -> int:
@@ -139,11 +137,11 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
             print(f"esmpi: {error}", file=sys.stderr)
         return 2
     try:
-        return work(comm)
+        code = work(comm)
     except SharedError as error:
         if comm.is_root:
             print(f"esmpi: {error}", file=sys.stderr)
-        return 2
+        code = 2
     except UserError as error:
         print(f"esmpi: {error}" if comm.size == 1 else f"esmpi: rank {comm.rank}: {error}", file=sys.stderr)
         comm.abort(2)
@@ -153,7 +151,25 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
         comm.report_failure()
         comm.abort(1)
         return 1
+    comm.close()
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process as sys.exit does, but leave what is in memory to the operating system.
+
+    To take torch apart object by object keeps a core busy for one to two seconds.
+    """
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.exit(code)  # which waits for them
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(code)  # which says so
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -36,6 +36,7 @@ def train(session: Session) -> None:
         else:
             stop = run_generation(session, Stopwatch()) or evaluate_if_due(session, session.generation)
             snapshot_if_due(session, stop)
+    session.recorder.wait()
     if not session.finished:
         log.info(
             "%s: generation %d is committed, the same command goes on from it",
@@ -54,6 +55,7 @@ def profile_generation(session: Session) -> bool:
         stop = stop or evaluate_if_due(session, session.generation)
     with watch.phase("snapshot"):
         snapshot_if_due(session, stop)
+    session.recorder.wait()  # the commit is a part of the profile
     session.recorder.add_profile(gather_profile(session.comm, generation, watch))
     return stop
 
@@ -77,8 +79,7 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
-    with watch.phase("commit"):
-        session.recorder.commit(generation, results, factors, session.digest, watch)
+    session.recorder.commit(generation, results, factors, session.digest, watch)
     session.generation += 1
     return bool(gathered["stop"].any())
 
@@ -166,11 +167,10 @@ def snapshot_if_due(session: Session, stop: bool) -> None:
     if session.snapshots is None or session.run is None:
         return
     config, generation = session.config.snapshot, session.generation
-    due = stop or generation == session.config.es.generations or (config.every and generation % config.every == 0)
+    end = stop or generation == session.config.es.generations
+    last = config.every is not None and generation > 0 and (end or generation % config.every == 0)
     best = session.run.best() if config.best else None
-    session.snapshots.save(
-        generation,
-        session.engine.tensors(),
-        last=config.every is not None and generation > 0 and bool(due),
-        best=best is not None and best["generation"] == generation > 0,
-    )
+    is_best = best is not None and best["generation"] == generation > 0
+    if last or is_best:
+        session.recorder.wait()  # theta of a generation that is not committed would be nobody's
+        session.snapshots.save(generation, session.engine.tensors(), last=last, best=is_best)

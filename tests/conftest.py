@@ -13,7 +13,7 @@ if shutil.which("nvidia-smi") is None:
     # Triton's interpreter runs GPU kernels on a CPU; it looks at this when it is imported, by whoever is first.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from support import GENERATIONS, ROOT, TINY_RUN, Run, read_digests, require
+from support import GENERATIONS, ROOT, Run, require, serial_digests
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +39,4 @@ def launch(mpiexec: list[str]) -> Run:
 @pytest.fixture(scope="session")
 def digests(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
     """Theta's digest after each generation of an unbroken run of one process."""
-    output = tmp_path_factory.mktemp("serial")
-    done = launch(
-        ["-m", "esmpi.run", TINY_RUN, f"run.output_dir={output}", f"es.generations={GENERATIONS}", "data.num_eval=2"], 0
-    )
-    assert done.returncode == 0, done.stderr
-    return read_digests(output / "tiny")
+    return serial_digests(launch, tmp_path_factory.mktemp("serial"), GENERATIONS)

@@ -81,3 +81,12 @@ def read_digests(directory: Path) -> list[int]:
     """Return theta's digest after each generation of the run in a directory."""
     with h5py.File(directory / "run.h5", "r") as file:
         return file["generations/theta_digest"][()].tolist()
+
+
+def serial_digests(launch: Run, output: Path, generations: int) -> list[int]:
+    """Return theta's digest after each generation of an unbroken run of one process."""
+    done = launch(
+        ["-m", "esmpi.run", TINY_RUN, f"run.output_dir={output}", f"es.generations={generations}", "data.num_eval=2"], 0
+    )
+    assert done.returncode == 0, done.stderr
+    return read_digests(output / "tiny")

@@ -17,6 +17,7 @@ from typing import Any
 
 from esmpi.comm import Comm
 from esmpi.config_reader import load_config
+from esmpi.errors import UserError
 from esmpi.launch.signals import StopFlag
 
 PARTS = ("perturb", "generate", "score", "exchange", "update")
@@ -76,7 +77,10 @@ def main() -> None:
     with ExitStack() as stack:
         output = stack.enter_context(tempfile.TemporaryDirectory())
         more = [f"run.output_dir={output}", f"es.generations={arguments.rounds}", "run.export_dtype=none"]
-        config = load_config(arguments.config, [*arguments.overrides, *more])
+        try:
+            config = load_config(arguments.config, [*arguments.overrides, *more])
+        except UserError as error:
+            parser.error(str(error))
         comm = Comm()
 
         from esmpi.data import batch

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -233,12 +233,13 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     seconds: list[float] = []
 
     class TimedRunFile(RunFile):
-        """Notes how long a commit takes."""
+        """Notes how long a commit holds the loop; it is written beside the next generation."""
 
-        def commit(self, row: np.void, members: np.ndarray) -> None:
+        def begin_commit(self, row: np.void, members: np.ndarray) -> Callable[[], None]:
             started = time.perf_counter()
-            super().commit(row, members)
+            write = super().begin_commit(row, members)
             seconds.append(time.perf_counter() - started)
+            return write
 
     settings = ["data.num_train=1", "data.num_eval=1", "data.batch_size=1", "run.seed=0", "log.level=warning"]
     settings += [f"es.population_size={population}", f"es.generations={generations}", f"run.output_dir={folder}"]

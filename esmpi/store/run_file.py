@@ -17,6 +17,7 @@ import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ class RunFile:
         self.profile: np.ndarray | None = None
         self.segments: list[Segment] = []
         self.make_room: Callable[[], None] | None = None
+        self._unwritten: dict[Path, bytes] = {}
 
     @classmethod
     def create(
@@ -255,9 +257,17 @@ class RunFile:
         OSError
             If it cannot be written for another reason; likewise.
         """
+        self.begin_commit(row, members)()
+
+    def begin_commit(self, row: np.void, members: np.ndarray) -> Callable[[], None]:
+        """Add a generation, and return what makes it durable and raises as `commit` does.
+
+        That may be called in another thread: it takes nothing from here but the file's bytes. Nothing else may be
+        written meanwhile.
+        """
         self.generations.append(row)
         self.members.append(members)
-        self.write()
+        return self._writing()
 
     def add_evaluation(self, suite: str, row: dict[str, Any]) -> None:
         """Add the result of a suite (`generation` and figures), in place of an older one, and make it durable.
@@ -274,18 +284,27 @@ class RunFile:
 
     def write(self) -> None:
         """Replace the file on disk by what is in memory; raises as `commit` does."""
+        self._writing()()
+
+    def _writing(self) -> Callable[[], None]:
+        if not self.attributes["log_only"]:  # which is one file for itself, whatever its size
+            self._freeze()
+        return partial(self._write, image_of(self._fill))
+
+    def _write(self, image: bytes) -> None:
         try:
-            self._write()
+            self._write_files(image)
         except FullError:
             if self.make_room is None:
                 raise
             self.make_room()
-            self._write()
+            self._write_files(image)
 
-    def _write(self) -> None:
-        if not self.attributes["log_only"]:  # which is one file for itself, whatever its size
-            self._freeze()
-        write_whole(self.path, image_of(self._fill))
+    def _write_files(self, image: bytes) -> None:
+        for path in list(self._unwritten):
+            write_whole(path, self._unwritten[path])
+            del self._unwritten[path]
+        write_whole(self.path, image)
 
     def _freeze(self) -> None:
         """Take members' rows out into segments until what is left is small."""
@@ -294,8 +313,9 @@ class RunFile:
         for generation in range(first, self.num_generations):
             size += self.members[generation].nbytes
             if size > member_table.SEGMENT_BYTES and generation > first:
-                rows = self.members[first:generation]
-                self.segments.append(member_table.freeze(self.path, first, rows))
+                segment, image = member_table.freeze(first, self.members[first:generation])
+                self.segments.append(segment)
+                self._unwritten[self.path.parent / segment.file] = image
                 first, size = generation, self.members[generation].nbytes
 
     def _seeds_follow_from_config(self) -> bool:

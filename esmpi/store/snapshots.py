@@ -89,9 +89,9 @@ class Snapshots:
 
     def wait(self) -> None:
         """Wait for the snapshot that is under way."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
         """Finish what is under way."""

@@ -1,6 +1,7 @@
 """The commands from outside: what they import, print and return."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,37 @@ def test_unknown_options_are_refused(config_file: Path) -> None:
     result = esmpi("esmpi.run", str(config_file), "--dry-runn")
     assert result.returncode == 2
     assert "unrecognized arguments: --dry-runn" in result.stderr
+
+
+LEAVE = """
+import atexit, sys, threading, time
+from esmpi.run import leave
+
+class Undying:
+    def __del__(self):
+        print("taken apart")
+
+kept = Undying()
+atexit.register(print, "at exit")
+{more}
+print("said", end=" ")
+leave(3)
+"""
+
+
+def test_a_program_that_leaves_does_all_but_take_itself_apart() -> None:
+    result = python(LEAVE.format(more=""))
+    assert (result.returncode, result.stdout) == (3, "said at exit\n")
+    # a thread that is still at work is waited for
+    late = "threading.Thread(target=lambda: (time.sleep(0.5), print('late'))).start()"
+    result = python(LEAVE.format(more=late))
+    assert (result.returncode, result.stdout) == (3, "said late\nat exit\ntaken apart\n")
+
+
+def test_output_that_nobody_takes_is_an_error() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", LEAVE.format(more="")]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 120  # Python's own
+    assert b"No space left" in done.stderr

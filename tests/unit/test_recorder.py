@@ -1,0 +1,113 @@
+"""The recorder: generations are made durable beside the loop, in order, and what goes wrong is not lost."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import LEAST_CONFIG
+
+from esmpi.evaluate import Evaluation
+from esmpi.population import RECORD_DTYPE
+from esmpi.recorder import Recorder
+from esmpi.stopwatch import Stopwatch
+from esmpi.store.files import FullError
+from esmpi.store.run_file import RunFile
+
+EVALUATION = Evaluation(
+    accuracy=0.5,
+    reward_mean=0.5,
+    num_samples=2,
+    num_problems=2,
+    num_truncated=0,
+    tokens_mean=1.0,
+    tokens_max=1,
+    characters_mean=1.0,
+    num_failed=0,
+    num_unparsed=0,
+    seconds=0.1,
+)
+
+
+class SlowRunFile(RunFile):
+    """A run file on a server that answers when it is let."""
+
+    def __init__(self, path: Path, attributes: dict[str, object]):
+        super().__init__(path, attributes)
+        self.may_write = threading.Event()
+
+    def _write(self, image: bytes) -> None:
+        self.may_write.wait()
+        super()._write(image)
+
+
+class FullRunFile(RunFile):
+    """A run file on a full disk."""
+
+    def _write(self, image: bytes) -> None:
+        raise FullError("no room")
+
+
+def make(kind: type[RunFile], folder: Path) -> RunFile:
+    return kind.create(folder / "run.h5", LEAST_CONFIG, 1, "", ["w"], {})
+
+
+def commit(recorder: Recorder, generation: int) -> None:
+    records = np.zeros(2, RECORD_DTYPE)
+    records["fitness"] = generation, generation + 1
+    recorder.commit(generation, records, np.zeros(2, np.float32), generation + 7, Stopwatch())
+
+
+def test_a_commit_does_not_hold_up_what_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run = make(SlowRunFile, tmp_path)
+    assert isinstance(run, SlowRunFile)
+    recorder = Recorder(run, 3)
+    commit(recorder, 0)
+    assert not run.path.exists()
+    assert "generation 1/3" not in caplog.text  # it is said when it is so
+    run.may_write.set()
+    recorder.wait()
+    assert RunFile.open(run.path).num_generations == 1
+    assert "generation 1/3" in caplog.text
+    recorder.close()
+
+
+def test_there_is_one_commit_at_a_time_and_all_else_comes_after_it(tmp_path: Path) -> None:
+    run = make(SlowRunFile, tmp_path)
+    assert isinstance(run, SlowRunFile)
+    recorder = Recorder(run, 3)
+    commit(recorder, 0)
+    threading.Timer(0.3, run.may_write.set).start()
+    started = time.monotonic()
+    commit(recorder, 1)
+    assert time.monotonic() - started > 0.2
+    run.may_write.clear()
+    threading.Timer(0.3, run.may_write.set).start()
+    recorder.add_evaluation("held_out", 2, EVALUATION, [])
+    again = RunFile.open(run.path)
+    assert [int(row["theta_digest"]) for row in again.generations] == [7, 8]
+    recorder.close()
+
+
+def test_what_cannot_be_written_ends_the_run_at_the_next_commit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    recorder = Recorder(make(FullRunFile, tmp_path), 3)
+    commit(recorder, 0)
+    with pytest.raises(FullError, match="no room"):
+        commit(recorder, 1)
+    recorder.close()
+    assert "generation" not in caplog.text
+
+
+def test_what_cannot_be_written_is_said_if_something_else_ends_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder(make(FullRunFile, tmp_path), 3)
+    commit(recorder, 0)
+    recorder.close()
+    assert "the last generation is not committed: no room" in caplog.text
