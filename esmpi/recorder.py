@@ -14,6 +14,7 @@ import numpy as np
 from esmpi.evaluate import Evaluation
 from esmpi.population import FAILED, idle_seconds
 from esmpi.scoring import FAILURES
+from esmpi.shaping import mean_and_std
 from esmpi.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.files import FullError, write_whole
@@ -180,15 +181,13 @@ def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
 
 
 def _generation_row(generation: int, records: np.ndarray, digest: int, watch: Stopwatch) -> np.void:
-    fitness = records["fitness"][records["status"] != FAILED].tolist()
-    if not fitness:
-        fitness = [math.nan]
-    mean = math.fsum(fitness) / len(fitness)
+    fitness = records["fitness"][records["status"] != FAILED]
+    if not fitness.size:
+        fitness = np.array([math.nan])
     row = np.zeros(1, GENERATION_DTYPE)[0]
     row["generation"] = generation
-    row["fitness_mean"] = mean
-    row["fitness_std"] = math.sqrt(math.fsum((value - mean) ** 2 for value in fitness) / len(fitness))
-    row["fitness_min"], row["fitness_max"] = min(fitness), max(fitness)
+    row["fitness_mean"], row["fitness_std"] = mean_and_std(fitness)
+    row["fitness_min"], row["fitness_max"] = fitness.min(), fitness.max()
     row["theta_digest"] = digest
     for phase in ("generate", "score", "perturb", "update", "exchange"):
         row[f"seconds_{phase}"] = watch.seconds.get(phase, 0.0)

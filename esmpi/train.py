@@ -112,7 +112,7 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
     pending: list[Future[Scored]] = []
     with session.dispatch.members(len(members)) as dealt:
         for index in dealt:
-            _, seed, sign = members[index].tolist()
+            _, seed, sign = members.item(index)
             started = time.perf_counter()
             with watch.phase("perturb"):
                 engine.perturb(seed, sign * config.es.sigma)

@@ -62,7 +62,9 @@ def member_seeds(run_seed: int, generation: int, num_pairs: int) -> np.ndarray:
     for source, target in itertools.permutations(range(4), 2):
         pool[target] = mixed(pool[target], hashed(pool[source]))
     for word in entropy[4:]:
-        pool = [mixed(part, hashed(word)) for part in pool]
+        pool[:2] = [mixed(part, hashed(word)) for part in pool[:2]]
+        for _ in pool[2:]:
+            hashed(word[:1])  # turns the multiplier on; the seed takes nothing of the pool's other half
     halves = []
     multiplier = 0x8B51F9DD
     for part in pool[:2]:

@@ -1,5 +1,6 @@
 """Shaped fitness and coefficients against NumPy and SciPy, and their corner cases."""
 
+import math
 import random
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from esmpi.shaping import SHAPINGS, coefficients
+from esmpi.shaping import SHAPINGS, coefficients, exact_sum
 
 fitness_lists = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=2, max_size=40)
 
@@ -30,6 +31,31 @@ def test_zscore_is_numpys(fitness: list[float]) -> None:
         np.testing.assert_allclose(shaped(fitness), expected, rtol=1e-9, atol=1e-9)
     else:
         np.testing.assert_allclose(shaped(fitness), 0, atol=1e-4)
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=60),
+    st.sampled_from([1.0, 1e-300, 1e10]),
+    st.integers(1, 200),
+)
+def test_exact_sum_is_fsum(values: list[float], scale: float, copies: int) -> None:
+    scaled = [value * scale for value in values * copies if abs(value) < 1e290]
+    assert exact_sum(np.array(scaled)) == math.fsum(scaled)
+
+
+def test_exact_sum_rounds_once() -> None:
+    rng = np.random.default_rng(5)
+    for size in (1, 2, 30, 1000, 10_000):
+        for spread in (0, 20, 300):
+            values = rng.normal(size=size) * 10.0 ** rng.integers(-spread, 1, size)
+            values[size // 2 :] -= values[: size - size // 2]  # so that much cancels
+            assert exact_sum(values) == math.fsum(values.tolist())
+    assert exact_sum(np.array([1e16, 1.0, -1e16])) == 1.0
+    assert exact_sum(np.array([5e-324] * 3)) == 1.5e-323
+    assert exact_sum(np.array([])) == 0.0
+    assert exact_sum(np.array([1.7e308, -1.7e308, 1.0])) == 1.0
+    assert math.isnan(exact_sum(np.array([np.nan, 1.0])))
+    assert exact_sum(np.array([np.inf, 1.0])) == math.inf
 
 
 def test_zscore_by_hand() -> None:
