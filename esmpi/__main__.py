@@ -109,7 +109,7 @@ def _add_run_command(commands, name, text, process):  # type: ignore[no-untyped-
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from esmpi.launch.submit import script, submit
+    from esmpi.launch.jobs import script, submit
 
     options = {
         "array": {key: values.split(",") for key, values in _pairs("--array", arguments.array)},

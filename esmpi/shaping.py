@@ -23,7 +23,7 @@ def exact_sum(values: np.ndarray) -> float:
     is left of each value is exact as well, and treated likewise until nothing is left (Rump, Ogita, Oishi: Accurate
     Floating-Point Summation, SIAM J. Sci. Comput. 31, 2008).
     """
-    parts = []
+    parts: list[float] = []
     while values.size and (largest := float(np.abs(values).max())):
         # at least n times the largest: no partial sum reaches it, and its 53 bits are room for all of them
         exponent = math.frexp(largest)[1] + len(values).bit_length()

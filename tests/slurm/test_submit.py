@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from support import GENERATIONS, ROOT, TINY_RUN, read_digests, require
 
-from esmpi.launch.submit import SRUN, submit
+from esmpi.launch import submit
+from esmpi.launch.jobs import SRUN
 from slurm.cluster import Cluster
 from slurm.conftest import PATIENCE_S
 
