@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -43,35 +44,35 @@ def member_seeds(run_seed: int, generation: int, num_pairs: int) -> np.ndarray:
         raise ValueError(f"generation {generation}, {num_pairs} pairs: both must fit 32 bits")
     words = [run_seed >> shift & _MASK for shift in range(0, max(1, run_seed.bit_length()), 32)]
     words += [0] * (4 - len(words))
-    entropy = [np.full(1, word, np.uint32) for word in [*words, generation]] + [np.arange(num_pairs, dtype=np.uint32)]
+    pairs = np.arange(num_pairs, dtype=np.uint32)
     multiplier = 0x43B0D7E5
 
-    def folded(value: np.ndarray) -> np.ndarray:
-        return np.bitwise_xor(value, np.right_shift(value, np.uint32(16)))
+    # on 32-bit words: Python's, which the mask keeps so, or arrays
+    def folded(value: Any) -> Any:
+        return value ^ value >> 16
 
-    def hashed(value: np.ndarray) -> np.ndarray:
+    def hashed(value: Any) -> Any:
         nonlocal multiplier
-        value = value ^ np.uint32(multiplier)
+        value = value ^ multiplier
         multiplier = multiplier * 0x931E8875 & _MASK
-        return folded(value * np.uint32(multiplier))
+        return folded(value * multiplier & _MASK)
 
-    def mixed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return folded(x * np.uint32(0xCA01F9DD) - y * np.uint32(0x4973F715))
+    def mixed(x: int, y: Any) -> Any:
+        return folded((x * 0xCA01F9DD & _MASK) - (y * 0x4973F715 & _MASK) & _MASK)
 
-    pool = [hashed(word) for word in entropy[:4]]
+    pool: list[int] = [hashed(word) for word in words[:4]]
     for source, target in itertools.permutations(range(4), 2):
         pool[target] = mixed(pool[target], hashed(pool[source]))
-    for word in entropy[4:]:
-        pool[:2] = [mixed(part, hashed(word)) for part in pool[:2]]
-        for _ in pool[2:]:
-            hashed(word[:1])  # turns the multiplier on; the seed takes nothing of the pool's other half
-    halves = []
+    for word in [*words[4:], generation]:
+        pool = [mixed(part, hashed(word)) for part in pool]
+    # a seed takes two of the pool's four words
+    halves = [mixed(part, hashed(pairs)) for part in pool[:2]]
     multiplier = 0x8B51F9DD
-    for part in pool[:2]:
-        value = part ^ np.uint32(multiplier)
+    for i, half in enumerate(halves):
+        value = half ^ multiplier
         multiplier = multiplier * 0x58F38DED & _MASK
-        halves.append(folded(value * np.uint32(multiplier)).astype(np.uint64))
-    return halves[0] | halves[1] << np.uint64(32)
+        halves[i] = folded(value * multiplier).astype(np.uint64)
+    return np.asarray(halves[0] | halves[1] << 32)
 
 
 @functools.cache
