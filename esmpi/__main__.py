@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import esmpi
 from esmpi import evaluate_command, run
@@ -265,10 +265,5 @@ def _rebuild(arguments):  # type: ignore[no-untyped-def]  # the types would impo
     return file, base, weights, generation
 
 
-def program() -> NoReturn:
-    """Be the command `esmpi`."""
-    run.leave(main())
-
-
 if __name__ == "__main__":
-    program()
+    run.leave(main())

@@ -67,7 +67,6 @@ class Comm:
             ) from error
         self.rank, self.size = self._mpi.Get_rank(), self._mpi.Get_size()
         if self.size != started_by.size:
-            _end_mpi()
             raise UserError(
                 f"{started_by.name} started {started_by.size} ranks, but MPI sees a world of {self.size}: the "
                 f"launcher does not fit the MPI library ({_library()}).\n"
@@ -167,17 +166,6 @@ class Comm:
         each, position = max(1, len(cores) // len(sharing)), sharing.index(self.rank)
         mine = tuple(cores[(position * each + i) % len(cores)] for i in range(each))
         return Place(host, local.index(self.rank), len(local), mine)
-
-    def close(self) -> None:
-        """Collective. Leave the world, when all ranks are done; nothing can be sent after this.
-
-        srun may end all ranks as soon as the first has left: none does before all have finished their files.
-        """
-        if self._mpi is None:
-            return
-        self.barrier()  # asleep; MPI's own, in Finalize, spins
-        _end_mpi()
-        self._mpi = None
 
     def abort(self, exit_code: int) -> None:
         """End all ranks now; to be called where this rank failed alone."""
@@ -289,12 +277,6 @@ def _start_mpi(started_by: Launcher) -> Any:
     if not MPI.Is_initialized():
         MPI.Init_thread()
     return MPI.COMM_WORLD
-
-
-def _end_mpi() -> None:
-    from mpi4py import MPI
-
-    MPI.Finalize()
 
 
 def _library() -> str:

@@ -86,13 +86,18 @@ class Recorder:
         self._pending = self._thread.submit(self._finish_commit, write, row, idle, watch)
 
     def _finish_commit(self, write: Callable[[], None], row: np.void, idle: float, watch: Stopwatch) -> None:
-        with watch.phase("commit"):
+        with watch.phase("write"):
             write()
         self._log_generation(row, idle)
         figures = {
             name: float(row[name]) for name in row.dtype.names or () if name not in ("generation", "theta_digest")
         }
         self._write_to_sinks("generation", int(row["generation"]), figures | {"seconds_idle": idle})
+
+    def check(self) -> None:
+        """Raise as `commit` does if a commit has failed; does not wait."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Return when all generations are durable; raises as `commit` does."""
@@ -125,9 +130,10 @@ class Recorder:
             self.wait()
         except (FullError, OSError) as error:
             log.error("the last generation is not committed: %s", error)  # whatever else ended the run says why it did
-        self._thread.shutdown()
-        if self._sinks is not None:
-            self._sinks.close()
+        finally:
+            self._thread.shutdown()
+            if self._sinks is not None:
+                self._sinks.close()
 
     def _write_to_sinks(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         if self._sinks is not None:

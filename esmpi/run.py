@@ -137,11 +137,15 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
             print(f"esmpi: {error}", file=sys.stderr)
         return 2
     try:
-        code = work(comm)
-    except SharedError as error:
-        if comm.is_root:
-            print(f"esmpi: {error}", file=sys.stderr)
-        code = 2
+        try:
+            code = work(comm)
+        except SharedError as error:
+            if comm.is_root:
+                print(f"esmpi: {error}", file=sys.stderr)
+            code = 2
+        # srun may end all ranks when the first has an exit code: so nobody leaves before all have finished their files
+        comm.barrier()
+        return code
     except UserError as error:
         print(f"esmpi: {error}" if comm.size == 1 else f"esmpi: rank {comm.rank}: {error}", file=sys.stderr)
         comm.abort(2)
@@ -151,21 +155,30 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
         comm.report_failure()
         comm.abort(1)
         return 1
-    comm.close()
-    return code
 
 
 def leave(code: int) -> NoReturn:
-    """End the process as sys.exit does, but leave what is in memory to the operating system.
+    """End a process that is nothing but `python -m esmpi...`, and leave its memory to the operating system.
 
-    To take torch apart object by object keeps a core busy for one to two seconds.
+    To take torch apart object by object, as sys.exit does, keeps a core busy for one to two seconds. Threads are
+    waited for, exit handlers run, and output is written; what C libraries or a task's own files hold back is not.
     """
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    whole = sys.modules["__main__"].__spec__
+    if whole is None or not whole.name.startswith("esmpi.") or sys.flags.interactive or sys.gettrace() is not None:
+        sys.exit(code)  # the process is a notebook's, a profiler's, a debugger's
+    others = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    for thread in others:
+        thread.join(1.0)  # those of a pool that was just given up need a moment
+    if any(thread.is_alive() for thread in others):
         sys.exit(code)  # which waits for them
     atexit._run_exitfuncs()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()  # mpi4py does it where sys.exit comes to
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
     except OSError:
         sys.exit(code)  # which says so
     os._exit(code)

@@ -112,6 +112,7 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
     pending: list[Future[Scored]] = []
     with session.dispatch.members(len(members)) as dealt:
         for index in dealt:
+            session.recorder.check()  # what cannot be committed need not be gone on with
             _, seed, sign = members.item(index)
             started = time.perf_counter()
             with watch.phase("perturb"):

@@ -40,3 +40,26 @@ def launch(mpiexec: list[str]) -> Run:
 def digests(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
     """Theta's digest after each generation of an unbroken run of one process."""
     return serial_digests(launch, tmp_path_factory.mktemp("serial"), GENERATIONS)
+
+
+WATCHED_END = """
+import atexit, builtins, os, threading, time
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+builtins.kept = Kept()
+atexit.register(print, "at exit")
+if "LATE" in os.environ:
+    threading.Thread(target=lambda: (time.sleep(float(os.environ["LATE"])), print("late"))).start()
+"""
+
+
+@pytest.fixture
+def watched_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every Python that is started say "at exit", and "taken apart" if it frees its memory piece by piece."""
+    folder = tmp_path / "watched_end"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WATCHED_END)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")

@@ -25,10 +25,14 @@ _COLORS = {
     "update": "#009e73",
     "digest": "#003f2e",
     "commit": "#cc3377",
+    "write": "#e89ac0",
     "evaluate": "#2a5c99",
     "snapshot": "#8b5a2b",
 }
 """The engine's work in light blue, waiting in pale colours, what ES adds in strong ones."""
+
+_BESIDE = ("score", "write")
+"""What other processes or threads do meanwhile."""
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -60,7 +64,7 @@ def plot_profile(run: RunFile, path: Path) -> None:
     axes = figure.subplots()
     end = max(float(profile["seconds_end"].max()), 1e-9)
     unit, scale = ("ms", 1e3) if end < 1 else ("s", 1.0)
-    main = profile[profile["phase"] != b"score"]
+    main = profile[~np.isin(profile["phase"], [name.encode() for name in _BESIDE])]
     busy = len(ranks) * end
     for name, color in _COLORS.items():
         rows = profile[profile["phase"] == name.encode()]
@@ -70,9 +74,9 @@ def plot_profile(run: RunFile, path: Path) -> None:
         for line, rank in enumerate(shown):
             mine = rows[rows["rank"] == rank]
             spans = np.stack([mine["seconds_start"], mine["seconds_end"] - mine["seconds_start"]], 1) * scale
-            place = (line + 0.29, 0.13) if name == "score" else (line - 0.36, 0.6)
+            place = (line + 0.29, 0.13) if name in _BESIDE else (line - 0.36, 0.6)
             axes.broken_barh(spans.tolist(), place, facecolors=color, linewidth=0)
-        beside = ", beside" if name == "score" else ""
+        beside = ", beside" if name in _BESIDE else ""
         axes.broken_barh([], (0, 0), facecolors=color, label=f"{name} {100 * seconds / busy:.2g} %{beside}")
     covered = (main["seconds_end"] - main["seconds_start"]).sum() / busy
     axes.set_yticks(range(len(shown)), [f"rank {rank}" for rank in shown])

@@ -126,7 +126,7 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     parts: list[np.ndarray] = []
     for row in rows:
         parts += [row] if len(row) == width else [row, absent[len(row) :]]
-    whole = bytearray().join(part.data for part in parts)
+    whole = bytearray().join(np.ascontiguousarray(part).data for part in parts)
     return np.frombuffer(whole, MEMBER_DTYPE).reshape(len(rows), width)
 
 

@@ -30,7 +30,7 @@ def image_of(fill: Callable[[h5py.File], None]) -> bytes:
     with h5py.File(image, "w", libver=LIBVER, userblock_size=USERBLOCK) as file:
         fill(file)
     with image.getbuffer() as view:
-        view[:USERBLOCK] = _head(checksum(view))
+        seal(view)
     return image.getvalue()
 
 
@@ -67,9 +67,9 @@ def _properties() -> Any:
     return properties
 
 
-def sealed(image: memoryview) -> bytes:
-    """Return a file's bytes with the checksum in front."""
-    return _head(checksum(image)) + image[USERBLOCK:]
+def seal(image: memoryview) -> None:
+    """Put the checksum in front of a file's bytes, where HDF5 left room for it."""
+    image[:USERBLOCK] = _head(checksum(image))
 
 
 def checksum(image: bytes | memoryview) -> str:

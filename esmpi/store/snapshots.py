@@ -88,10 +88,9 @@ class Snapshots:
             log.warning("old snapshots cannot be deleted: %s", error)
 
     def wait(self) -> None:
-        """Wait for the snapshot that is under way."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        """Wait for the snapshot that is under way. For any thread: a commit for which there is no room waits, too."""
+        if self._pending is not None:
+            self._pending.result()
 
     def close(self) -> None:
         """Finish what is under way."""

@@ -1,7 +1,7 @@
 """Run esmpi with a fault on one rank: python faulty.py FAULT RANK STAMP_FILE CONFIG [overrides].
 
 The fault happens in the second generation, when the rank generates for its first member; the time is written to
-the stamp file first. The rest is the program as it is.
+the stamp file first. `leave` happens at the very end. The rest is the program as it is.
 """
 
 import os
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from esmpi import run
+from esmpi.comm import Comm
 from esmpi.launch.environment import launcher
 
 
@@ -19,7 +20,8 @@ def main() -> int:
 
     fault, rank, stamp, *arguments = sys.argv[1:]
     update, generate = HfEngine.update, HfEngine.generate
-    updates = 0
+    barrier = Comm.barrier
+    updates = barriers = 0
 
     def counting_update(self, seeds, coefficients):  # type: ignore[no-untyped-def]
         nonlocal updates
@@ -31,6 +33,7 @@ def main() -> int:
 
     def faulty_generate(self, prompts, sampling):  # type: ignore[no-untyped-def]
         if updates == 1 and fault != "corrupt" and not Path(stamp).exists():
+            time.sleep(0.5)  # rank 0 is still writing the generation before
             Path(stamp).write_text(str(time.time()))
             if fault == "raise":
                 raise RuntimeError("the engine of this rank broke")
@@ -39,8 +42,17 @@ def main() -> int:
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "term": signal.SIGTERM}[fault])
         return generate(self, prompts, sampling)
 
+    def failing_barrier(self):  # type: ignore[no-untyped-def]
+        nonlocal barriers
+        barriers += 1
+        if barriers == 2:  # the first is at the start
+            raise RuntimeError("this rank cannot leave")
+        barrier(self)
+
     started_by = launcher()
-    if (started_by.rank if started_by else 0) == int(rank):
+    if fault == "leave" and started_by.rank == int(rank):
+        Comm.barrier = failing_barrier
+    elif (started_by.rank if started_by else 0) == int(rank):
         HfEngine.update, HfEngine.generate = counting_update, faulty_generate
     return run.main(arguments)
 

@@ -98,6 +98,28 @@ def test_a_rank_that_fails_ends_the_job_with_its_error(
     assert ("the engine of this rank broke" if fault == "raise" else "SystemExit: 3") in done.stderr
 
 
+def test_a_rank_that_cannot_leave_is_no_hang(launch: Run, tmp_path: Path) -> None:
+    overrides = (f"run.output_dir={tmp_path}", "es.generations=1", "data.num_eval=2")
+    done = launch([FAULTY, "leave", "1", tmp_path / "stamp", TINY_RUN, *overrides], 2)
+    assert done.returncode != 0
+    assert "[rank 1 of 2" in done.stderr
+    assert "this rank cannot leave" in done.stderr
+
+
+def test_a_run_ends_at_once_and_may_be_one_of_several_in_a_process(
+    launch: Run, tmp_path: Path, watched_end: None
+) -> None:
+    overrides = (f"run.output_dir={tmp_path}", "es.generations=1", "data.num_eval=2", "run.export_dtype=none")
+    for ranks in (0, 2):
+        done = launch(["-m", "esmpi.run", TINY_RUN, *overrides, f"run.name=on_{ranks}"], ranks)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("at exit") >= max(1, ranks)  # the processes that score say so, too
+        assert "taken apart" not in done.stdout
+    program = "import sys; from esmpi.run import main; print([main(sys.argv[1:]) for _ in range(2)])"
+    done = launch(["-c", program, TINY_RUN, *overrides], 2)
+    assert done.stdout.count("[0, 0]") == 2, done.stderr
+
+
 @pytest.mark.parametrize("fault", ["usr1", "term"])
 def test_a_signal_to_any_rank_stops_all_after_the_generation(
     launch: Run, serial: Columns, tmp_path: Path, fault: str

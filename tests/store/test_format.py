@@ -74,7 +74,7 @@ def test_phases(run: Path) -> None:
     assert (start <= end).all()
     spent = {name: (end - start)[profile["phase"] == name.encode()].sum() for name in ("perturb", "generate")}
     assert sum(spent.values()) == pytest.approx(members.sum(), rel=0.02)
-    loop = ~np.isin(profile["phase"], [b"score", b"commit", b"evaluate", b"snapshot"])
+    loop = ~np.isin(profile["phase"], [b"score", b"commit", b"write", b"evaluate", b"snapshot"])
     assert 0.9 * total < (end - start)[loop].sum() < total
 
 

@@ -1,7 +1,6 @@
 """The commands from outside: what they import, print and return."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,35 +174,28 @@ def test_unknown_options_are_refused(config_file: Path) -> None:
     assert "unrecognized arguments: --dry-runn" in result.stderr
 
 
-LEAVE = """
-import atexit, sys, threading, time
-from esmpi.run import leave
-
-class Undying:
-    def __del__(self):
-        print("taken apart")
-
-kept = Undying()
-atexit.register(print, "at exit")
-{more}
-print("said", end=" ")
-leave(3)
-"""
-
-
-def test_a_program_that_leaves_does_all_but_take_itself_apart() -> None:
-    result = python(LEAVE.format(more=""))
-    assert (result.returncode, result.stdout) == (3, "said at exit\n")
+def test_a_program_ends_with_all_but_taking_itself_apart(
+    config_file: Path, watched_end: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dry_run = ["esmpi.run", str(config_file), "--dry-run"]
+    done = esmpi(*dry_run)
+    assert done.returncode == 0
+    assert done.stdout.endswith("live weights 4.7 KiB\nat exit\n")
+    # a profiler's process is the profiler's
+    done = esmpi("cProfile", "-m", *dry_run)
+    assert "function calls" in done.stdout
     # a thread that is still at work is waited for
-    late = "threading.Thread(target=lambda: (time.sleep(0.5), print('late'))).start()"
-    result = python(LEAVE.format(more=late))
-    assert (result.returncode, result.stdout) == (3, "said late\nat exit\ntaken apart\n")
+    monkeypatch.setenv("LATE", "3")
+    done = esmpi(*dry_run)
+    assert done.returncode == 0
+    assert done.stdout.endswith("late\nat exit\ntaken apart\n")
 
 
-def test_output_that_nobody_takes_is_an_error() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", LEAVE.format(more="")]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
+def test_output_that_nobody_takes(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = [sys.executable, "-m", "esmpi.run", str(config_file), "--dry-run"]
+    done = subprocess.run(["bash", "-c", '"$@" > /dev/full', "bash", *command], capture_output=True, text=True)
     assert done.returncode == 120  # Python's own
-    assert b"No space left" in done.stderr
+    assert "No space left" in done.stderr
+    done = subprocess.run(["bash", "-c", '"$@" >&-', "bash", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

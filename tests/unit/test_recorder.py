@@ -100,6 +100,10 @@ def test_what_cannot_be_written_ends_the_run_at_the_next_commit(
     commit(recorder, 0)
     with pytest.raises(FullError, match="no room"):
         commit(recorder, 1)
+    commit(recorder, 1)
+    time.sleep(0.5)
+    with pytest.raises(FullError, match="no room"):
+        recorder.check()  # as before each member
     recorder.close()
     assert "generation" not in caplog.text
 

@@ -33,7 +33,9 @@ def editing(path: Path) -> Iterator[h5py.File]:
     """Change a run file behind esmpi's back, but with the checksum made anew: as another version might write it."""
     with h5py.File(path, "a") as file:
         yield file
-    path.write_bytes(seal.sealed(memoryview(path.read_bytes())))
+    image = bytearray(path.read_bytes())
+    seal.seal(memoryview(image))
+    path.write_bytes(image)
 
 
 def row_of(generation: int) -> np.void:
