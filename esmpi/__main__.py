@@ -44,13 +44,21 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--cpus-per-task", type=int)
     submit.add_argument("--time", default="24:00:00", help="time limit, as Slurm writes it; default: 24:00:00")
     submit.add_argument(
-        "--signal-delay", type=int, default=600, metavar="SECONDS", help="stop so long before the limit"
+        "--signal-delay", type=int, metavar="SECONDS", help="stop so long before the limit; default: 600, or a quarter"
     )
     submit.add_argument(
-        "--array", nargs="+", default=(), metavar="KEY=V1,V2", help="all combinations, such as sigma=1e-3,2e-3"
+        "--array",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="a run for each value, such as sigma=1e-3,2e-3; given several times: for all combinations",
     )
     submit.add_argument(
-        "--sbatch", nargs="+", default=(), metavar="OPTION=VALUE", help="other options, such as partition=gpu"
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="another option, such as partition=gpu; may be given several times",
     )
     submit.add_argument("--dry-run", action="store_true", help="print the batch script; submit nothing")
     submit.set_defaults(process=_submit)
@@ -111,6 +119,10 @@ def _add_run_command(commands, name, text, process):  # type: ignore[no-untyped-
 def _submit(arguments: argparse.Namespace) -> int:
     from esmpi.launch.jobs import script, submit
 
+    more = dict(_pairs("--sbatch", arguments.sbatch))
+    for key in more:
+        if "." in key:
+            raise UserError(f"--sbatch: {key} is no option of sbatch; keys of the config stand without --sbatch")
     options = {
         "array": {key: values.split(",") for key, values in _pairs("--array", arguments.array)},
         "time_limit": arguments.time,
@@ -119,7 +131,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         "gpus_per_node": arguments.gpus_per_node,
         "tasks_per_node": arguments.tasks_per_node,
         "cpus_per_task": arguments.cpus_per_task,
-        **dict(_pairs("--sbatch", arguments.sbatch)),
+        **more,
     }
     if arguments.dry_run:
         print(script(arguments.config, arguments.overrides, **options))

@@ -67,8 +67,9 @@ class Comm:
             ) from error
         self.rank, self.size = self._mpi.Get_rank(), self._mpi.Get_size()
         if self.size != started_by.size:
+            alone = ", so that each would be a run of its own" if self.size == 1 else ""
             raise UserError(
-                f"{started_by.name} started {started_by.size} ranks, but MPI sees a world of {self.size}: the "
+                f"{started_by.name} started {started_by.size} ranks, but MPI sees a world of {self.size}{alone}: the "
                 f"launcher does not fit the MPI library ({_library()}).\n"
                 f"Under srun try --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI); else use the mpiexec of that library."
             )

@@ -90,6 +90,9 @@ def process(arguments: argparse.Namespace) -> int:
                 started_by = launcher()
                 print(describe(config, arguments.ranks or (started_by.size if started_by else 1)))
             return 0
+        # before all that takes its time: a signal that is not yet taken over ends the process
+        stop = StopFlag()
+        stop.install()
         if speaks:
             from esmpi.planning import check_inputs
 
@@ -101,9 +104,6 @@ def process(arguments: argparse.Namespace) -> int:
         if speaks:
             print(f"esmpi: {error}", file=sys.stderr)
         return 2
-    # first of all: what comes before a signal is taken over, such as imports of many seconds, would be ended by it
-    stop = StopFlag()
-    stop.install()
     return on_all_ranks(partial(_train, config, stop=stop))
 
 

@@ -15,5 +15,5 @@
 # CONFIG names another config; for other settings of the environment see slurm/common.sh.
 
 cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
-. slurm/common.sh
+. slurm/common.sh || { echo "submit this from the project's folder" >&2 && exit 2; }
 train "${CONFIG:-configs/conciseness.yaml}" "$@"

@@ -18,5 +18,5 @@
 
 # Slurm runs a copy of this script, so its own place says nothing: the job was submitted from the project's folder.
 cd "${SLURM_SUBMIT_DIR:-.}"
-. slurm/common.sh
+. slurm/common.sh || { echo "submit this from the project's folder" >&2 && exit 2; }
 train "${CONFIG:-configs/countdown.yaml}" "$@"

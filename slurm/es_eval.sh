@@ -16,5 +16,5 @@
 # While a run is going, its directory is its own: give --out. For settings of the environment see slurm/common.sh.
 
 cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
-. slurm/common.sh
+. slurm/common.sh || { echo "submit this from the project's folder" >&2 && exit 2; }
 evaluate "${@:?usage: sbatch slurm/es_eval.sh RUN_OR_CONFIG [options of esmpi eval]}"

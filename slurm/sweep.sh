@@ -17,12 +17,14 @@
 # The same command again goes on with what is unfinished. CONFIG names another config; see also slurm/common.sh.
 
 cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
-. slurm/common.sh
+. slurm/common.sh || { echo "submit this from the project's folder" >&2 && exit 2; }
 read -ra sigmas <<<"${SIGMAS:-5e-4 1e-3 2e-3}"
 read -ra alphas <<<"${ALPHAS:-2.5e-4 5e-4 1e-3}"
 pairs=$((${#sigmas[@]} * ${#alphas[@]}))
 task="${SLURM_ARRAY_TASK_ID:-0}"
-if [ "${SLURM_ARRAY_TASK_MAX:-$task}" != $((pairs - 1)) ]; then
+# some tasks of it alone, as in --array=3, are well
+if [ "$task" -ge "$pairs" ] || { [ "${SLURM_ARRAY_TASK_MIN:-}" = 0 ] && [ "${SLURM_ARRAY_TASK_COUNT:-0}" -gt 1 ] &&
+  [ "${SLURM_ARRAY_TASK_MAX:-}" = $((SLURM_ARRAY_TASK_COUNT - 1)) ] && [ "$SLURM_ARRAY_TASK_COUNT" != "$pairs" ]; }; then
   echo "sweep.sh: ${#sigmas[@]} sigmas and ${#alphas[@]} alphas are $pairs runs: sbatch --array=0-$((pairs - 1)) ..." >&2
   exit 2
 fi

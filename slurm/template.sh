@@ -20,7 +20,7 @@ cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
 # module purge
 # module load cuda/12.8 openmpi/5.0
 # VENV=$HOME/esmpi/.venv
-. slurm/common.sh
+. slurm/common.sh || { echo "submit this from the project's folder" >&2 && exit 2; }
 # The container holds esmpi, and an MPI of the kind that the host's srun speaks (see SLURM_MPI_TYPE).
 # WRAP=(apptainer exec --nv --bind "$PWD,/scratch" esmpi.sif)
 
@@ -35,7 +35,7 @@ cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
 
 # 4. Places. Runs and the models' cache on the shared file system; caches of compilers on the node, which is faster.
 # export HF_HOME=/shared/models/huggingface
-local_scratch="${TMPDIR:-/tmp}/esmpi-${SLURM_JOB_ID:-$$}"
+local_scratch="${TMPDIR:-/tmp}/esmpi-$(id -un)" # without the job's number: the next job finds it filled
 export TRITON_CACHE_DIR="$local_scratch/triton" VLLM_CACHE_ROOT="$local_scratch/vllm"
 # A large model is read once per node, not once per rank, if the first rank of each node copies it:
 # set -- "$@" model.stage_to="$local_scratch"

@@ -125,9 +125,10 @@ def _hold(found: Findings, directory: Path, stack: ExitStack) -> bool:
         with replacing(directory / _PROBE) as temporary:
             temporary.write_text("esmpi doctor")
         stack.callback((directory / _PROBE).unlink)
-        if not (directory / "run.h5").exists():
-            stack.callback((directory / ".lock").unlink, missing_ok=True)
+        used = (directory / ".lock").exists()
         stack.enter_context(locked(directory))
+        if not used:
+            stack.callback((directory / ".lock").unlink)  # while it is held: nobody else's
     except (UserError, OSError) as error:
         found.problems.append(f"run.output_dir: {directory} cannot be written and locked: {error}")
         return False

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,12 +123,17 @@ def expand(
     """Return a config for each combination of the values of `array`, the last key fastest, each with a name."""
     array = array or {}
     keys = [key if "." in key else f"es.{key}" for key in array]
+    if "run.name" in keys:
+        raise UserError("--array: run.name is made of the other keys and values; run.name=NAME gives its beginning")
     name = load_config(path, overrides).run.name
-    configs = []
+    configs: list[Config] = []
     for values in itertools.product(*array.values()):
         pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
         names = [f"{key.partition('.')[2]}={value}" for key, value in zip(keys, values, strict=True)]
-        configs.append(load_config(path, [*overrides, *pairs, f"run.name={'_'.join([name, *names])}"]))
+        whole = "_".join([name, *names]).replace("/", "-")  # as in the id of a model
+        if any(whole == other.run.name for other in configs):
+            raise UserError(f"--array: two runs would have the name {whole}: give each value once")
+        configs.append(load_config(path, [*overrides, *pairs, f"run.name={whole}"]))
     return configs
 
 
@@ -138,7 +144,7 @@ def submit(
     array: Mapping[str, Sequence[Any]] | None = None,
     launcher: Sequence[str] = SRUN,
     time_limit: str = "24:00:00",
-    signal_delay_s: int = 600,
+    signal_delay_s: int | None = None,
     **resources: Any,
 ) -> "list[Job[dict[str, Any]]]":
     """Submit a run, or one for each combination of values, and return submitit's jobs.
@@ -161,8 +167,9 @@ def submit(
         What starts the ranks inside of the job.
     time_limit : str
         As Slurm writes it: "4:00:00", "2-12:00:00".
-    signal_delay_s : int
-        How many seconds before the limit the ranks are asked to end their generation.
+    signal_delay_s : int, optional
+        How many seconds before the limit the ranks are asked to end their generation; default: 600, or a quarter of
+        a short limit.
     **resources
         `nodes` (default 1), `gpus_per_node` (default 0), `tasks_per_node` (ranks of a node; default: its GPUs, or 1),
         `cpus_per_task`, `setup` (shell commands before the start), and any option of sbatch (partition="gpu").
@@ -175,9 +182,10 @@ def submit(
     configs = expand(config, overrides, array)
     for one in configs:
         check_inputs(one)
-    executor = _executor(Path(config).stem, configs[0].run.output_dir, time_limit, signal_delay_s, resources)
+    minutes, lead_s = _times(time_limit, signal_delay_s)
+    executor = _executor(Path(config).stem, configs[0].run.output_dir, minutes, lead_s, resources)
     # the last tenth is for the requeueing itself
-    runs = [Run(one, launcher, 0.9 * signal_delay_s) for one in configs]
+    runs = [Run(one, launcher, 0.9 * lead_s) for one in configs]
     try:
         with executor.batch():
             return [executor.submit(run) for run in runs]
@@ -191,40 +199,52 @@ def script(
     *,
     array: Mapping[str, Sequence[Any]] | None = None,
     time_limit: str = "24:00:00",
-    signal_delay_s: int = 600,
+    signal_delay_s: int | None = None,
     **resources: Any,
 ) -> str:
     """Return the batch script that `submit` with the same arguments gives to sbatch; submits and writes nothing."""
     configs = expand(config, overrides, array)
-    executor = _executor(Path(config).stem, configs[0].run.output_dir, time_limit, signal_delay_s, resources)
+    for one in configs:
+        check_inputs(one)
+    executor = _executor(Path(config).stem, configs[0].run.output_dir, *_times(time_limit, signal_delay_s), resources)
     if len(configs) > 1:
         executor.parameters["map_count"] = len(configs)
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def _executor(
-    name: str, output_dir: str, time_limit: str, signal_delay_s: int, resources: Mapping[str, Any]
-) -> "SlurmExecutor":
+def _times(time_limit: str, signal_delay_s: int | None) -> tuple[int, int]:
+    """Return the time limit in minutes, and how many seconds before it the ranks are asked to end."""
+    try:
+        limit_s = parse_duration(time_limit)
+        if not 60 <= limit_s < 60 * 10**7:
+            raise ValueError(f"{time_limit!r} is no time limit such as 4:00:00 or 2-12:00:00")
+    except ValueError as error:
+        raise UserError(f"--time: {error}") from error
+    lead_s = int(min(600, limit_s / 4)) if signal_delay_s is None else signal_delay_s
+    if not 0 < lead_s <= limit_s / 2:  # Slurm may send the signal a minute early, so a run might never get to work
+        raise UserError(f"--signal-delay: {lead_s} s, but the time limit is {limit_s:.0f} s: at most half of it")
+    return int(limit_s / 60), lead_s
+
+
+def _executor(name: str, output_dir: str, minutes: int, lead_s: int, resources: Mapping[str, Any]) -> "SlurmExecutor":
     try:
         from submitit import SlurmExecutor
     except ImportError as error:
         raise UserError(f"esmpi submit needs submitit ({error}): pip install 'esmpi[submitit]'") from error
-    try:
-        minutes = parse_duration(time_limit) / 60
-        if not 1 <= minutes < 10**7:
-            raise ValueError(f"{time_limit!r} is no time limit such as 4:00:00 or 2-12:00:00")
-    except ValueError as error:
-        raise UserError(f"--time: {error}") from error
     options = dict(resources)
     nodes, gpus = options.pop("nodes", 1), options.pop("gpus_per_node", 0)
     tasks = options.pop("tasks_per_node", None) or max(1, gpus)
-    setup = list(options.pop("setup", ()))
+    if nodes < 1 or tasks < 1 or gpus < 0:
+        raise UserError(f"--nodes, --tasks-per-node: at least 1, got {nodes} and {tasks}; --gpus-per-node: {gpus}")
+    # as slurm/common.sh does: what is set reaches the ranks, and no rank asks a hub that it cannot reach
+    offline = [f"export {name}=${{{name}:-1}}" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")]
+    setup = ["export SLURM_EXPORT_ENV=ALL", *offline, *options.pop("setup", ())]
     if options.get("cpus_per_task"):
         setup.append(f"export SRUN_CPUS_PER_TASK={options['cpus_per_task']}")  # srun does not take over sbatch's
     # submitit is told of one task, its own process; Slurm, of the ranks
     options |= {"nodes": nodes, "ntasks-per-node": tasks, "requeue": True}
     # to the batch script, which is submitit's process: it knows what to do if ranks do not end in time
-    options["signal"] = f"B:USR2@{signal_delay_s}"
+    options["signal"] = f"B:USR2@{lead_s}"
     if gpus:
         options["gpus-per-node"] = gpus
     try:
@@ -235,7 +255,7 @@ def _executor(
         )
         executor.update_parameters(
             job_name=name,
-            time=int(minutes),
+            time=minutes,
             use_srun=False,
             setup=setup,
             additional_parameters={key.replace("_", "-"): value for key, value in options.items() if value is not None},
@@ -248,7 +268,12 @@ def _executor(
 def _is_running() -> bool:
     """Return whether Slurm lets this job run: not if it is being cancelled, or its time is over."""
     command = ["squeue", "--noheader", "--jobs", str(slurm_job()), "--format=%T"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == "RUNNING"
+    for wait_s in (1, 5, 20):  # Slurm's controller may be busy, or away for a moment
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            return done.stdout.strip() == "RUNNING"
+        time.sleep(wait_s)
+    return True  # if it is not, Slurm will say so
 
 
 def _ended(pid: int) -> bool:

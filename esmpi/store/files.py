@@ -48,6 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         with suppress(OSError):  # what went wrong before matters more; the next start cleans up
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
             temporary.unlink(missing_ok=True)
 
 

@@ -170,19 +170,39 @@ def end_by_signal_to_script(job: Job) -> None:
     job.cluster.call("scancel", "--batch", "--signal=TERM", job.number)
 
 
-def test_what_ends_a_job_does_not_change_the_run(submit: Submit, launch: Run, tmp_path: Path) -> None:
+def hiccups(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have jobs meet a controller that does not answer the first time that they want to be requeued."""
+    program = (
+        "#!/bin/bash\n"
+        'mark="$0.$SLURM_JOB_ID.$SLURM_RESTART_COUNT"\n'
+        '[ "$1" != requeue ] || [ -z "$SLURM_JOB_ID" ] || [ -e "$mark" ] || { touch "$mark" && exit 1; }\n'
+        f'exec {shutil.which("scontrol")} "$@"\n'
+    )
+    (folder / "bin").mkdir()
+    (folder / "bin" / "scontrol").write_text(program)
+    (folder / "bin" / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
+def test_what_ends_a_job_does_not_change_the_run(
+    submit: Submit, launch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hiccups(tmp_path, monkeypatch)
     # more generations than it can make before it is cancelled, however late what ends it comes
     job = submit("es_countdown.sh", ["--nodes=2"], ["es.generations=1000"])
+    job.wait_for("start 1,")
+    end_by_signal_to_script(job)  # while there are no ranks, or none that can take it
     ends = (end_by_requeue, end_by_node_failure, end_by_signal_to_steps, end_by_signal_to_script)
-    for start, end in enumerate(ends, 1):
+    for start, end in enumerate(ends, 2):
         job.wait_for(rf"start {start},.*\ngeneration \d+/")
         end(job)
-    job.wait_for(rf"start {len(ends) + 1},.*going on from generation \d+.*\ngeneration \d+/")
+    job.wait_for(rf"start {len(ends) + 2},.*going on from generation \d+.*\ngeneration \d+/")
     job.cluster.call("scancel", job.number)
     job.wait()
     assert "JobState=CANCELLED" in job.cluster.call("scontrol", "show", "job", job.number)
     assert job.text().count("going on from generation") == len(ends)
-    assert job.text().count("back into the queue") == 2  # after the signals; Slurm itself did it before
+    # after the signals, each at the second try; Slurm itself did it after the others
+    assert job.text().count("back into the queue") == 2 * 3
     # none was made twice, unless it was in the making as the job was ended; none was lost
     assert job.generations() == sorted(set(job.generations()))
     made = read_digests(tmp_path / "tiny")

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from esmpi.__main__ import main
+from esmpi.store.files import is_locked_elsewhere, locked
 
 CONFIG = """\
 run: {{name: try}}
@@ -189,6 +190,42 @@ def test_a_program_ends_with_all_but_taking_itself_apart(
     done = esmpi(*dry_run)
     assert done.returncode == 0
     assert done.stdout.endswith("late\nat exit\ntaken apart\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--sbatch", "es.sigma=2e-3"], "es.sigma is no option of sbatch"),
+        (["--array", "run.name=a,b"], "run.name is made of the other keys"),
+        (["--array", "sigma=1e-3,1e-3"], "two runs would have the name try_sigma=1e-3"),
+        (["--nodes", "0"], "at least 1, got 0"),
+        (["--time", "30", "--signal-delay", "1000"], "1000 s, but the time limit is 1800 s: at most half of it"),
+        (["--array", "model.path=no/folder/here,x"], "model.path: no folder"),
+    ],
+)
+def test_what_cannot_be_submitted(
+    config_file: Path, options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", str(config_file), "--dry-run", *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_overrides_may_follow_what_is_submitted(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = ["--array", "sigma=1e-3,2e-3", "--array", "alpha=1e-3,2e-3", "--sbatch", "partition=gpu"]
+    assert main(["submit", str(config_file), "--dry-run", "--time", "20", *several, "run.name=pilot"]) == 0
+    script = capsys.readouterr().out
+    for line in ("partition=gpu", "array=0-3%4", "signal=B:USR2@300", "time=20"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "export SLURM_EXPORT_ENV=ALL" in script
+
+
+def test_doctor_leaves_the_lock_of_a_run_that_is_only_beginning(config_file: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "try"
+    with locked(directory):
+        done = esmpi("esmpi", "doctor", str(config_file), f"run.output_dir={tmp_path / 'runs'}")
+        assert done.returncode == 2
+        assert "is in use" in done.stdout
+        assert is_locked_elsewhere(directory)  # as another process sees it
 
 
 def test_output_that_nobody_takes(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

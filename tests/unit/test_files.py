@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esmpi.errors import UserError
-from esmpi.store.files import clean_up, locked
+from esmpi.store.files import clean_up, locked, replacing
 
 
 def test_only_what_esmpi_left_is_removed_and_only_by_a_training_start(tmp_path: Path) -> None:
@@ -68,3 +68,15 @@ def test_a_file_system_without_locks_is_warned_of(
     said = {record.getMessage() for record in caplog.records}
     assert len(said) == 1
     assert f"{tmp_path} has no locks ({os.strerror(number)})" in said.pop().splitlines()[0]
+
+
+def test_a_folder_that_could_not_be_filled_leaves_nothing(tmp_path: Path) -> None:
+    def fill() -> None:
+        with replacing(tmp_path / "model") as temporary:
+            temporary.mkdir()
+            (temporary / "large").write_text("half of it")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
