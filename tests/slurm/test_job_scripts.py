@@ -266,6 +266,16 @@ def test_a_signal_before_the_limit_requeues(
     assert made == digests[: len(made)]
 
 
+@pytest.mark.slow
+def test_a_generation_that_outlasts_the_time_left_is_given_up(submit: Submit) -> None:
+    endless = ["es.generations=2", "es.population_size=100000", "run.stop_before_limit=null"]
+    job = submit("es_countdown.sh", ["--nodes=1", "--time=2", "--signal=B:USR1@60"], endless)
+    job.wait_for(r"the generation does not end in time: back into the queue.*start \d+,")
+    job.cluster.call("scancel", job.number)
+    job.wait()
+    assert job.generations() == []
+
+
 def test_a_sweep_is_an_array_of_runs_and_one_table(
     submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
