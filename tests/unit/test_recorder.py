@@ -32,15 +32,19 @@ EVALUATION = Evaluation(
 
 
 class SlowRunFile(RunFile):
-    """A run file on a server that answers when it is let."""
+    """A run file on a server that answers a thread's writes one by one, as they are let; notes who has written."""
 
     def __init__(self, path: Path, attributes: dict[str, object]):
         super().__init__(path, attributes)
-        self.may_write = threading.Event()
+        self.may_write = threading.Semaphore(0)
+        self.writers: list[str] = []
 
     def _write(self, image: bytes) -> None:
-        self.may_write.wait()
+        writer = threading.current_thread()
+        if writer is not threading.main_thread():
+            self.may_write.acquire()
         super()._write(image)
+        self.writers.append(writer.name.partition("_")[0])
 
 
 class FullRunFile(RunFile):
@@ -68,7 +72,7 @@ def test_a_commit_does_not_hold_up_what_comes_next(tmp_path: Path, caplog: pytes
     commit(recorder, 0)
     assert not run.path.exists()
     assert "generation 1/3" not in caplog.text  # it is said when it is so
-    run.may_write.set()
+    run.may_write.release()
     recorder.wait()
     assert RunFile.open(run.path).num_generations == 1
     assert "generation 1/3" in caplog.text
@@ -80,15 +84,14 @@ def test_there_is_one_commit_at_a_time_and_all_else_comes_after_it(tmp_path: Pat
     assert isinstance(run, SlowRunFile)
     recorder = Recorder(run, 3)
     commit(recorder, 0)
-    threading.Timer(0.3, run.may_write.set).start()
+    threading.Timer(0.3, run.may_write.release).start()
     started = time.monotonic()
     commit(recorder, 1)
     assert time.monotonic() - started > 0.2
-    run.may_write.clear()
-    threading.Timer(0.3, run.may_write.set).start()
+    threading.Timer(0.3, run.may_write.release).start()
     recorder.add_evaluation("held_out", 2, EVALUATION, [])
-    again = RunFile.open(run.path)
-    assert [int(row["theta_digest"]) for row in again.generations] == [7, 8]
+    assert run.writers == ["esmpi-commit", "esmpi-commit", "MainThread"]
+    assert [int(row["theta_digest"]) for row in RunFile.open(run.path).generations] == [7, 8]
     recorder.close()
 
 
