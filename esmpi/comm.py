@@ -12,21 +12,16 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from esmpi.errors import SharedError, UserError
 from esmpi.launch.environment import Launcher, launcher
+from esmpi.nodes import ANSWER_EVERY_S, Nodes, host_name, unlink_shared_memory, wait
 
 log = logging.getLogger(__name__)
 
-_LONGEST_NAP_S = 2e-3
-_ANSWER_EVERY_S = 5e-3
-_PIECE_BYTES = 2**18
-"""What is gathered at a time. MPI libraries pass larger amounts around a ring, in as many steps as there are ranks, and
-in each a rank that sleeps while it waits loses a nap; smaller amounts take a step for each doubling of the ranks."""
 _LAST_WORDS_S = 0.5
 
 
@@ -73,8 +68,9 @@ class Comm:
                 f"launcher does not fit the MPI library ({_library()}).\n"
                 f"Under srun try --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI); else use the mpiexec of that library."
             )
-        self.barrier()
-        _unlink_shared_memory()
+        wait(self._mpi.Ibarrier())
+        unlink_shared_memory()
+        self._nodes = Nodes(self._mpi)
 
     @property
     def is_root(self) -> bool:
@@ -86,16 +82,7 @@ class Comm:
         if self._mpi is None:
             return array[np.newaxis].copy()
         send = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-        step = max(1, _PIECE_BYTES // self.size)
-        requests, pieces = [], []
-        for start in range(0, max(1, send.size), step):
-            mine = send[start : start + step]
-            pieces.append(np.empty((self.size, mine.size), np.uint8))
-            requests.append(self._mpi.Iallgather(mine, pieces[-1]))
-        for request in requests:
-            _wait(request)
-        received = np.concatenate(pieces, axis=1)
-        return received.view(array.dtype).reshape(self.size, *array.shape)
+        return self._nodes.allgather(send).view(array.dtype).reshape(self.size, *array.shape)
 
     def allgather_object(self, value: Any) -> list[Any]:
         """Collective. Return the values of all ranks; a value is what JSON can hold."""
@@ -103,10 +90,8 @@ class Comm:
             return [value]
         send = np.frombuffer(json.dumps(value).encode(), np.uint8)
         lengths = self.allgather_array(np.array([send.size], np.int64))[:, 0]
-        received = np.empty(int(lengths.sum()), np.uint8)
-        _wait(self._mpi.Iallgatherv(send, [received, lengths.tolist()]))
-        ends = np.cumsum(lengths)
-        return [json.loads(received[end - length : end].tobytes()) for end, length in zip(ends, lengths, strict=True)]
+        received = self.allgather_array(np.pad(send, (0, int(lengths.max()) - send.size)))
+        return [json.loads(text[:length].tobytes()) for text, length in zip(received, lengths, strict=True)]
 
     def broadcast_array(self, array: np.ndarray) -> np.ndarray:
         """Collective. Return rank 0's array; on other ranks `array` gives the dtype and the number of dimensions."""
@@ -114,7 +99,7 @@ class Comm:
             return array
         shape = self.allgather_array(np.array(array.shape, np.int64))[0]
         sent = np.ascontiguousarray(array) if self.is_root else np.empty(tuple(shape), array.dtype)
-        _wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
+        wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
         return sent
 
     def counter(self) -> "Counter":
@@ -159,8 +144,7 @@ class Comm:
     def place(self) -> Place:
         """Collective. Return where this rank runs beside the others."""
         cores = sorted(os.sched_getaffinity(0))
-        # Virtual Slurm nodes share a host name; SLURMD_NODENAME tells them apart.
-        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        host = host_name()
         everyone = self.allgather_object([host, cores])
         local = [rank for rank, other in enumerate(everyone) if other[0] == host]
         sharing = [rank for rank, other in enumerate(everyone) if other == [host, cores]]
@@ -216,8 +200,8 @@ class Counter:
             self._window.Lock(0)
             np.frombuffer(self._window.tomemory(), np.int64)[0] = 0
             self._window.Unlock(0)
-        _wait(mpi.Ibarrier())
-        _unlink_shared_memory()
+        wait(mpi.Ibarrier())
+        unlink_shared_memory()
         self._window.Lock_all(MPI.MODE_NOCHECK)
 
     def take(self) -> int:
@@ -225,7 +209,7 @@ class Counter:
         if self._window is None:
             self._taken += 1
             return int(self._taken[0]) - 1
-        _wait(self._window.Rget_accumulate(np.ones(1, np.int64), self._taken, 0))  # adds, if not told otherwise
+        wait(self._window.Rget_accumulate(np.ones(1, np.int64), self._taken, 0))  # adds, if not told otherwise
         return int(self._taken[0])
 
     @contextmanager
@@ -237,7 +221,7 @@ class Counter:
         over = threading.Event()
 
         def answer() -> None:
-            while not over.wait(_ANSWER_EVERY_S):
+            while not over.wait(ANSWER_EVERY_S):
                 self._mpi.Iprobe()  # lets MPI get on with whatever has come in
 
         thread = threading.Thread(target=answer, name="esmpi-counter", daemon=True)
@@ -253,14 +237,6 @@ class Counter:
         if self._window is not None:
             self._window.Unlock_all()
             self._window.Free()
-
-
-def _wait(request: Any) -> None:
-    # MPI's own waiting spins; a rank that waits for the slowest must leave its cores to others
-    started = time.perf_counter()
-    while not request.Test():
-        # a nap in proportion: who has waited a second may oversleep by milliseconds, who waits for one may not
-        time.sleep(min(20e-6 + (time.perf_counter() - started) / 16, _LONGEST_NAP_S))
 
 
 def _start_mpi(started_by: Launcher) -> Any:
@@ -287,15 +263,3 @@ def _library() -> str:
     if text.startswith("MPICH"):
         return " ".join(text.split()[:3]).replace("Version: ", "")
     return text.split("\n")[0].split(",")[0]
-
-
-def _unlink_shared_memory() -> None:
-    """Take the names away from the shared memory of MPICH, which all ranks of the node have open by now.
-
-    MPICH removes it at the end only, and names it by the job and step. If ranks are killed it stays, and the requeued
-    job, which has the same numbers, finds it and cannot start.
-    """
-    with open("/proc/self/maps") as maps:
-        names = {line.split(maxsplit=5)[5].strip() for line in maps if "/dev/shm/mpich_shm_" in line}
-    for name in names:
-        Path(name).unlink(missing_ok=True)

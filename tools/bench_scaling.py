@@ -5,8 +5,8 @@ shaping, the commit of the run file. Each number of ranks is one launch of mpiex
 More ranks than cores share them, which is intended: what all ranks do alike then costs so many times as much.
 
 Seconds are rank 0's medians over the generations, after one that does not count; processor time is that of all ranks,
-shared out over the cores: what other work on the machine changes less. Bytes are what a rank hands to MPI and
-gets from it in a generation. Memory is the largest rank's peak, and how far that is above what it had before.
+shared out over the cores: what other work on the machine changes less. Bytes are what a rank gives and
+gets in a generation. Memory is the largest rank's peak, and how far that is above what it had before.
 
 The model of the curve has five constants, fitted by non-negative least squares of the relative errors to all that was
 measured, with `crowd` = max(1, ranks / cores):
@@ -16,7 +16,7 @@ measured, with `crowd` = max(1, ranks / cores):
 own: a member on the rank that evaluates it; all: a member on every rank (seeds, exchange, check, shaping); start and
 hop: what a generation and a doubling of the ranks cost at any N. commit(N) = c0 + c1 * N is fitted before, to the
 commits alone, which only rank 0 makes. A cluster has a network in place of shared memory, which this machine cannot
-measure: the forecast adds `--latency-us` for each doubling of the ranks and the records' bytes over `--bandwidth-gb`.
+measure: the forecast adds `--latency-us` for each doubling of the nodes and the records' bytes over `--bandwidth-gb`.
 """
 
 import argparse
@@ -335,7 +335,7 @@ def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> lis
             ranks = count * arguments.ranks_per_node
             here = model(constants, ranks, population, cores=ranks)
             length = max(1, -(-population // ranks))  # a rank with fewer members pads its records
-            network = 1e-6 * arguments.latency_us * math.ceil(math.log2(ranks))
+            network = 1e-6 * arguments.latency_us * math.ceil(math.log2(count))
             network += ranks * length * RECORD_DTYPE.itemsize / (1e9 * arguments.bandwidth_gb)
             rows.append({"nodes": count, "ranks": ranks, "population": population, "seconds": here + network})
     return rows

@@ -207,36 +207,71 @@ def test_another_config_in_the_same_directory_is_refused(launch: Run, tmp_path: 
     assert (tmp_path / "tiny" / "run.h5").read_bytes() == before
 
 
-def test_gathers_in_several_pieces_are_whole(launch: Run) -> None:
-    program = (
-        "import numpy as np\n"
-        "from esmpi.comm import _PIECE_BYTES, Comm\n"
-        "comm = Comm()\n"
-        "mine = np.random.default_rng(comm.rank).integers(2**62, size=(17, _PIECE_BYTES // 40 + 1))\n"
-        "assert mine.nbytes * comm.size > 3 * _PIECE_BYTES\n"
-        "expected = [np.random.default_rng(rank).integers(2**62, size=mine.shape) for rank in range(comm.size)]\n"
-        "np.testing.assert_array_equal(comm.allgather_array(mine), expected)\n"
-        "np.testing.assert_array_equal(comm.allgather_array(mine[:, ::2]), np.array(expected)[:, :, ::2])\n"
-    )
-    done = launch(["-c", program], 3)
+# Ranks go round the nodes, of which the last has only one rank; they come and go as they like.
+GATHERS = """
+import os, random, sys, time
+from collections import Counter
+import numpy as np
+from esmpi.launch.environment import launcher
+
+rank, nodes = launcher().rank, int(sys.argv[1])
+os.environ["SLURMD_NODENAME"] = "last" if nodes > 1 and rank == launcher().size - 1 else f"node{rank % nodes}"
+from esmpi.comm import Comm
+from esmpi.nodes import _PIECE_BYTES, _SHARED_BYTES
+
+def values(rank, turn, shape):
+    return np.random.default_rng([rank, turn]).integers(2**62, size=shape)
+
+comm, late = Comm(), random.Random(rank)
+piece = (_PIECE_BYTES if nodes > 1 else _SHARED_BYTES) // comm.size
+for turn in range(200):
+    shape = (2, piece // 5 + 1) if turn % 20 == 0 else (turn % 7,)
+    assert turn or 16 * shape[1] > 3 * piece, "several pieces, and a rest"
+    if late.random() < 0.3:
+        time.sleep(0.003 * late.random())
+    gathered = comm.allgather_array(values(rank, turn, shape))
+    np.testing.assert_array_equal(gathered, [values(other, turn, shape) for other in range(comm.size)])
+np.testing.assert_array_equal(comm.allgather_array(values(rank, 0, 9)[::2])[-1], values(comm.size - 1, 0, 9)[::2])
+said = comm.allgather_object(["x" * 1000 * rank, rank])
+assert said == [["x" * 1000 * other, other] for other in range(comm.size)]
+hosts = Counter(comm.allgather_object(comm.place().host))
+print(*sorted(hosts.values(), reverse=True)) if comm.is_root else None
+"""
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(1, [5]), (2, [2, 2, 1]), (4, [1, 1, 1, 1, 1])])
+def test_all_get_what_all_gave(launch: Run, tmp_path: Path, nodes: int, per_node: list[int]) -> None:
+    script = tmp_path / "gathers.py"
+    script.write_text(GATHERS)
+    done = launch([script, nodes], 5)
     assert done.returncode == 0, done.stderr
+    assert list(map(int, done.stdout.split())) == per_node
 
 
-def test_waiting_does_not_burn_a_core(launch: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("waits", [0, 1])
+def test_who_waits_sleeps_and_heeds_signals(launch: Run, tmp_path: Path, waits: int) -> None:
     script = tmp_path / "wait.py"
     script.write_text(
-        "import time, numpy as np\n"
+        "import os, signal, sys, threading, time, numpy as np\n"
         "from esmpi.comm import Comm\n"
         "comm = Comm()\n"
-        "time.sleep(0 if comm.is_root else 3)\n"
-        "used, wall = time.process_time(), time.perf_counter()\n"
+        "comm.barrier()\n"
+        "heard = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: heard.append(time.perf_counter()))\n"
+        "waits = comm.rank == int(sys.argv[1])\n"
+        "if waits:\n"
+        "    threading.Timer(1, os.kill, (os.getpid(), signal.SIGUSR1)).start()\n"
+        "time.sleep(0 if waits else 3)\n"
+        "used, begun = time.process_time(), time.perf_counter()\n"
         "comm.allgather_array(np.zeros(4))\n"
-        "print(time.process_time() - used, time.perf_counter() - wall) if comm.is_root else None\n"
+        "if waits:\n"
+        "    print(time.process_time() - used, time.perf_counter() - begun, *(at - begun for at in heard))\n"
     )
-    done = launch([script], 2)
+    done = launch([script, waits], 2)
     assert done.returncode == 0, done.stderr
-    used, wall = map(float, done.stdout.split())
+    used, wall, heard = map(float, done.stdout.split())
     assert wall > 2
+    assert heard < 2, "not only when the others were there"
     assert used < 0.2 * wall
 
 

@@ -59,18 +59,58 @@ def clean() -> None:
         ip("link", "delete", f"esmpi-{host}")
 
 
+def across(mpiexec: list[str], remote: Path) -> list[str]:
+    """Return the start of a command that has ranks on both hosts."""
+    # MPICH notices that both hosts are one machine and would talk through its memory
+    network = ["-genv", "UCX_TLS", "tcp,self", "-genv", "FI_PROVIDER", "tcp"]
+    hosts = ["-localhost", HOSTS["left"], "-hosts", ",".join(HOSTS), "-launcher-exec", str(remote)]
+    return [str(remote), "left", *mpiexec, *hosts, *network]
+
+
+# Rank 2, alone on its host, learns that there is no member left while rank 0 waits for rank 1.
+WAITING = """
+import time
+from esmpi.comm import Comm
+from esmpi.dispatch import Dynamic
+
+comm = Comm()
+with Dynamic(comm) as dispatch:
+    comm.barrier()
+    begin = time.perf_counter()
+    with dispatch.members(3) as mine:
+        for _ in mine:
+            time.sleep((0.3, 3, 1)[comm.rank])
+    seconds = time.perf_counter() - begin
+    gathered = comm.allgather_object([comm.place().num_local_ranks, seconds])
+    print(*(part for said in gathered for part in said)) if comm.is_root else None
+"""
+
+
+def test_rank_0_answers_other_hosts_while_it_waits_for_its_own(
+    remote: Path, mpiexec: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+    command = [*across(mpiexec, remote), "-n", "3", "-ppn", "2", sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    figures = list(map(float, done.stdout.split()))
+    assert figures[::2] == [2, 2, 1], "ranks on each host"
+    seconds = figures[1::2]
+    assert seconds[0] < 0.9
+    assert seconds[1] >= 3
+    assert seconds[2] < 2
+
+
 def test_a_link_that_is_cut_for_five_seconds_is_survived(
     remote: Path, mpiexec: list[str], digests: list[int], tmp_path: Path
 ) -> None:
-    launcher = [*mpiexec, "-localhost", HOSTS["left"], "-hosts", ",".join(HOSTS), "-launcher-exec", str(remote)]
     program = [sys.executable, "-m", "esmpi.run", str(TINY_RUN), f"run.output_dir={tmp_path}", "data.num_eval=2"]
-    # MPICH notices that both hosts are one machine and would talk through its memory
-    launcher += ["-genv", "UCX_TLS", "tcp,self", "-genv", "FI_PROVIDER", "tcp"]
-    command = [*launcher, "-n", "2", "-ppn", "1", *program, f"es.generations={GENERATIONS}"]
+    command = [*across(mpiexec, remote), "-n", "2", "-ppn", "1", *program, f"es.generations={GENERATIONS}"]
     log = tmp_path / "log"
     with log.open("w") as stream:
         run = subprocess.Popen(
-            [str(remote), "left", *command],
+            command,
             stdout=stream,
             stderr=subprocess.STDOUT,
             cwd=ROOT,

@@ -1,0 +1,150 @@
+"""Gathering in two levels: within a node through memory that its ranks share, between nodes by MPI.
+
+An MPI library waits by looking again and again, which is fast if each rank has a core for that. Here the cores are for
+engines and rewards, so a rank that waits for others of its node sleeps until it is woken, and only the first rank of
+each node, its leader, takes part in MPI's Allgather.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ANSWER_EVERY_S = 5e-3
+"""How often rank 0 lets MPI get on with what has come in while it waits or computes: others may need it for that."""
+_PIECE_BYTES = 2**18
+"""What is gathered between nodes at a time. MPI libraries pass larger amounts around a ring, in as many steps as there
+are nodes, and in each a leader that sleeps while it waits loses a nap; smaller ones take a step for each doubling."""
+_SHARED_BYTES = 2**20
+"""What is gathered at a time if there is one node only."""
+_SEMAPHORE_BYTES = 64
+"""At least a sem_t (32 on Linux), and a line of the processor's cache for each."""
+_LONGEST_NAP_S = 2e-3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Nodes:
+    """The world of ranks, node by node. Collective, as its method is.
+
+    Parameters
+    ----------
+    world
+        A communicator of mpi4py, of two ranks or more.
+    """
+
+    def __init__(self, world: Any):
+        from mpi4py import MPI
+
+        self._mpi: Any = MPI
+        self._size = world.size
+        # Ranks that can share memory and have the same host by name: Slurm's virtual nodes are one machine.
+        sharing = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
+        self._node = sharing.Split(zlib.crc32(host_name().encode()) >> 1, key=world.rank)
+        sharing.Free()
+        self._leads = self._node.rank == 0
+        self._leaders = world.Split(0 if self._leads else MPI.UNDEFINED, key=world.rank)
+        leader_of = np.empty(world.size, np.int64)
+        wait(world.Iallgather(np.array([self._node.bcast(world.rank)]), leader_of))
+        # node by node, in the order of their leaders
+        self._ranks = np.argsort(leader_of, kind="stable")
+        self._position = int(np.flatnonzero(self._ranks == world.rank)[0])
+        self._ranks_by_node = np.unique(leader_of, return_counts=True)[1]
+        self._piece = max(_PIECE_BYTES if len(self._ranks_by_node) > 1 else _SHARED_BYTES, world.size)
+        self._semaphores: list[ctypes.c_void_p] = []
+        """Of each rank on the node; the leader's is raised by each that has come, another rank's when it may go on."""
+        self._buffers = self._shared_buffers() if self._node.size > 1 else np.empty((2, self._piece), np.uint8)
+        self._turn = 0
+
+    def _shared_buffers(self) -> np.ndarray:
+        """Return two buffers, (2, bytes), that all ranks of the node have, with their semaphores in front."""
+        head = _SEMAPHORE_BYTES * self._node.size
+        size = head + 2 * self._piece
+        # kept until MPI ends, which frees it
+        window = self._mpi.Win.Allocate_shared(size if self._leads else 0, 1, comm=self._node)
+        memory: np.ndarray = np.frombuffer(window.Shared_query(0)[0], np.uint8)
+        self._semaphores = [ctypes.c_void_p(memory.ctypes.data + at) for at in range(0, head, _SEMAPHORE_BYTES)]
+        if self._leads:
+            for semaphore in self._semaphores:
+                _check(_libc.sem_init(semaphore, 1, 0))
+        wait(self._node.Ibarrier())
+        unlink_shared_memory()
+        return memory[head:size].reshape(2, -1)
+
+    def allgather(self, mine: np.ndarray) -> np.ndarray:
+        """Return what all ranks gave, (ranks, bytes) uint8; `mine` is (bytes,) uint8, as many on all."""
+        received = np.empty((self._size, mine.size), np.uint8)
+        step = self._piece // self._size
+        for start in range(0, max(1, mine.size), step):
+            self._gather(mine[start : start + step], received[:, start : start + step])
+        return received
+
+    def _gather(self, mine: np.ndarray, received: np.ndarray) -> None:
+        # Two buffers in turn: whoever writes into one again was let go from the other, to which all had come, and so
+        # had read this one.
+        buffer = self._buffers[self._turn][: received.size].reshape(received.shape)
+        self._turn = 1 - self._turn
+        buffer[self._position] = mine
+        if self._leads:
+            for _ in self._semaphores[1:]:
+                self._sleep(self._semaphores[0], ANSWER_EVERY_S)
+            if len(self._ranks_by_node) > 1:
+                wait(self._leaders.Iallgatherv(self._mpi.IN_PLACE, [buffer, self._ranks_by_node * mine.size]))
+            for semaphore in self._semaphores[1:]:
+                _check(_libc.sem_post(semaphore))
+        else:
+            _check(_libc.sem_post(self._semaphores[0]))
+            self._sleep(self._semaphores[self._node.rank], 20 * ANSWER_EVERY_S)
+        received[self._ranks] = buffer
+
+    def _sleep(self, semaphore: ctypes.c_void_p, nap_s: float) -> None:
+        """Wait for a semaphore; between naps let MPI get on with what others need this rank for."""
+        while _libc.sem_timedwait(semaphore, ctypes.byref(_Timespec.at(time.time() + nap_s))):
+            if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):  # or a signal, which Python has handled
+                _check(-1)
+            self._node.Iprobe()
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+    @classmethod
+    def at(cls, unix_time: float) -> "_Timespec":
+        return cls(int(unix_time), int(unix_time % 1 * 1e9))
+
+
+def _check(result: int) -> None:
+    """Raise OSError if a function of the C library failed."""
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def wait(request: Any) -> None:
+    """Wait for a request of MPI asleep, with a look now and then."""
+    started = time.perf_counter()
+    while not request.Test():
+        # a nap in proportion: who has waited a second may oversleep by milliseconds, who waits for one may not
+        time.sleep(min(20e-6 + (time.perf_counter() - started) / 16, _LONGEST_NAP_S))
+
+
+def host_name() -> str:
+    """Return the name of the node that this process runs on; Slurm's virtual nodes share that of the machine."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def unlink_shared_memory() -> None:
+    """Take the names away from the shared memory of MPICH, which all ranks of the node have open by now.
+
+    MPICH removes it at the end only, and names it by the job and step. If ranks are killed it stays, and the requeued
+    job, which has the same numbers, finds it and cannot start.
+    """
+    with open("/proc/self/maps") as maps:
+        names = {line.split(maxsplit=5)[5].strip() for line in maps if "/dev/shm/mpich_shm_" in line}
+    for name in names:
+        Path(name).unlink(missing_ok=True)
