@@ -70,7 +70,12 @@ class Comm:
             )
         wait(self._mpi.Ibarrier())
         unlink_shared_memory()
-        self._nodes = Nodes(self._mpi)
+        try:
+            self._nodes = Nodes(self._mpi)
+        except BaseException:
+            self.report_failure()  # the others wait for this rank
+            self.abort(1)
+            raise
 
     @property
     def is_root(self) -> bool:

@@ -7,22 +7,28 @@ each node, its leader, takes part in MPI's Allgather.
 
 import ctypes
 import errno
+import mmap
 import os
 import socket
+import tempfile
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ANSWER_EVERY_S = 5e-3
-"""How often rank 0 lets MPI get on with what has come in while it waits or computes: others may need it for that."""
+"""How often rank 0, which others may need for that, lets MPI get on with what has come in; and leaders while they
+wait."""
+_LOOK_EVERY_S = 0.1
+"""How often other ranks do, of whom nobody wants anything but what MPI has not sent yet."""
 _PIECE_BYTES = 2**18
 """What is gathered between nodes at a time. MPI libraries pass larger amounts around a ring, in as many steps as there
 are nodes, and in each a leader that sleeps while it waits loses a nap; smaller ones take a step for each doubling."""
 _SHARED_BYTES = 2**20
-"""What is gathered at a time if there is one node only."""
+"""What is gathered at a time if there is one node only; it has room for a piece in any case."""
 _SEMAPHORE_BYTES = 64
 """At least a sem_t (32 on Linux), and a line of the processor's cache for each."""
 _LONGEST_NAP_S = 2e-3
@@ -47,7 +53,9 @@ class Nodes:
         # Ranks that can share memory and have the same host by name: Slurm's virtual nodes are one machine.
         sharing = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
         self._node = sharing.Split(zlib.crc32(host_name().encode()) >> 1, key=world.rank)
-        sharing.Free()
+        self._memory = _share_memory(self._node, _SEMAPHORE_BYTES * self._node.size + 2 * _SHARED_BYTES)
+        if self._memory is None:
+            self._node = MPI.COMM_SELF
         self._leads = self._node.rank == 0
         self._leaders = world.Split(0 if self._leads else MPI.UNDEFINED, key=world.rank)
         leader_of = np.empty(world.size, np.int64)
@@ -56,29 +64,26 @@ class Nodes:
         self._ranks = np.argsort(leader_of, kind="stable")
         self._position = int(np.flatnonzero(self._ranks == world.rank)[0])
         self._ranks_by_node = np.unique(leader_of, return_counts=True)[1]
-        self._piece = max(_PIECE_BYTES if len(self._ranks_by_node) > 1 else _SHARED_BYTES, world.size)
+        self._piece = _PIECE_BYTES if len(self._ranks_by_node) > 1 else _SHARED_BYTES
         self._semaphores: list[ctypes.c_void_p] = []
         """Of each rank on the node; the leader's is raised by each that has come, another rank's when it may go on."""
-        self._buffers = self._shared_buffers() if self._node.size > 1 else np.empty((2, self._piece), np.uint8)
+        self._buffers = self._shared_buffers() if self._memory is not None else np.empty((2, self._piece), np.uint8)
         self._turn = 0
 
     def _shared_buffers(self) -> np.ndarray:
         """Return two buffers, (2, bytes), that all ranks of the node have, with their semaphores in front."""
+        assert self._memory is not None
+        memory: np.ndarray = np.frombuffer(self._memory, np.uint8)
         head = _SEMAPHORE_BYTES * self._node.size
-        size = head + 2 * self._piece
-        # kept until MPI ends, which frees it
-        window = self._mpi.Win.Allocate_shared(size if self._leads else 0, 1, comm=self._node)
-        memory: np.ndarray = np.frombuffer(window.Shared_query(0)[0], np.uint8)
         self._semaphores = [ctypes.c_void_p(memory.ctypes.data + at) for at in range(0, head, _SEMAPHORE_BYTES)]
         if self._leads:
             for semaphore in self._semaphores:
                 _check(_libc.sem_init(semaphore, 1, 0))
         wait(self._node.Ibarrier())
-        unlink_shared_memory()
-        return memory[head:size].reshape(2, -1)
+        return memory[head:].reshape(2, -1)
 
     def allgather(self, mine: np.ndarray) -> np.ndarray:
-        """Return what all ranks gave, (ranks, bytes) uint8; `mine` is (bytes,) uint8, as many on all."""
+        """Return what all ranks gave, (ranks, bytes) uint8; `mine` is (bytes,) uint8, as many on all: not checked."""
         received = np.empty((self._size, mine.size), np.uint8)
         step = self._piece // self._size
         for start in range(0, max(1, mine.size), step):
@@ -100,15 +105,39 @@ class Nodes:
                 _check(_libc.sem_post(semaphore))
         else:
             _check(_libc.sem_post(self._semaphores[0]))
-            self._sleep(self._semaphores[self._node.rank], 20 * ANSWER_EVERY_S)
+            self._sleep(self._semaphores[self._node.rank], _LOOK_EVERY_S)
         received[self._ranks] = buffer
 
     def _sleep(self, semaphore: ctypes.c_void_p, nap_s: float) -> None:
         """Wait for a semaphore; between naps let MPI get on with what others need this rank for."""
+        # By the wall clock, as older C libraries know no other here: a nap in which it is set back lasts until then, or
+        # until the semaphore is raised.
         while _libc.sem_timedwait(semaphore, ctypes.byref(_Timespec.at(time.time() + nap_s))):
             if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):  # or a signal, which Python has handled
                 _check(-1)
             self._node.Iprobe()
+
+
+def _share_memory(node: Any, size: int) -> mmap.mmap | None:
+    """Collective over a node. Return zeroed memory that its ranks share, None if there is none, or only one rank."""
+    if node.size == 1:
+        return None
+    path, memory = None, None
+    with suppress(OSError):  # none of that kind, or it is full
+        if node.rank == 0:
+            handle, path = tempfile.mkstemp(prefix="esmpi-", dir="/dev/shm")
+            with open(handle, "r+b") as file:
+                os.posix_fallocate(handle, 0, size)  # now, as who writes where there is no room left is killed
+                memory = mmap.mmap(handle, size)
+    name = node.bcast(path if memory is not None else None)
+    with suppress(OSError):  # ranks in containers of their own
+        if node.rank > 0 and name is not None:
+            with open(name, "r+b") as file:
+                memory = mmap.mmap(file.fileno(), size)
+    all_have_it = all(node.allgather(memory is not None))
+    if path is not None:
+        os.unlink(path)
+    return memory if all_have_it else None
 
 
 class _Timespec(ctypes.Structure):

@@ -1,6 +1,8 @@
 """Where the time of a generation goes."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Stopwatch:
@@ -18,9 +20,14 @@ class Stopwatch:
         self.intervals: list[tuple[str, float, float]] | None = [] if profiled else None
         """Phase, begin and end, by `time.perf_counter`; None unless profiled."""
 
-    def phase(self, name: str) -> "_Phase":
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
         """Count a `with` block's time to a phase."""
-        return _Phase(self, name)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, started, time.perf_counter())
 
     def add(self, name: str, started: float, ended: float) -> None:
         """Count a time that was measured elsewhere, by `time.perf_counter`."""
@@ -31,17 +38,3 @@ class Stopwatch:
     def total(self) -> float:
         """Return the seconds since the stopwatch was made."""
         return time.perf_counter() - self.started
-
-
-class _Phase:
-    # a class: contextlib's generators take several times as long, and there are two of these a member
-    __slots__ = ("_name", "_started", "_watch")
-
-    def __init__(self, watch: Stopwatch, name: str):
-        self._watch, self._name = watch, name
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._watch.add(self._name, self._started, time.perf_counter())

@@ -114,14 +114,15 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
         for index in dealt:
             session.recorder.check()  # what cannot be committed need not be gone on with
             _, seed, sign = members.item(index)
-            started = time.perf_counter()
-            with watch.phase("perturb"):
-                engine.perturb(seed, sign * config.es.sigma)
-            with watch.phase("generate"):
-                completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
-            tokens = sum(completion.num_tokens for completion in completions)
+            began = time.perf_counter()
+            engine.perturb(seed, sign * config.es.sigma)
+            perturbed = time.perf_counter()
+            completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
+            ended = time.perf_counter()
+            watch.add("perturb", began, perturbed)
+            watch.add("generate", perturbed, ended)
             mine.append(index)
-            generated.append((tokens, time.perf_counter() - started))
+            generated.append((sum(completion.num_tokens for completion in completions), ended - began))
             pending.append(session.scorer.submit(completions, examples))
         with watch.phase("wait"):
             scores = [future.result() for future in pending]
@@ -130,8 +131,9 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
             watch.add("score", *span)
     # a column at a time: a field of a record takes a microsecond
     records = np.repeat(blank, len(mine))
+    planned = members.take(np.array(mine, np.int64))
     for name in PLAN_DTYPE.names or ():
-        records[name] = members[name][np.array(mine, np.int64)]
+        records[name] = planned[name]
     records["tokens"], records["seconds"] = np.array(generated, np.float64).reshape(-1, 2).T
     records["fitness"] = [scored.fitness for scored in scores]
     records["status"] = np.where(np.isnan(records["fitness"]), FAILED, OK)

@@ -5,8 +5,8 @@ shaping, the commit of the run file. Each number of ranks is one launch of mpiex
 More ranks than cores share them, which is intended: what all ranks do alike then costs so many times as much.
 
 Seconds are rank 0's medians over the generations, after one that does not count; processor time is that of all ranks,
-shared out over the cores: what other work on the machine changes less. Bytes are what a rank gives and
-gets in a generation. Memory is the largest rank's peak, and how far that is above what it had before.
+shared out over the cores: what other work on the machine changes less. Bytes are what a rank gives and gets
+in a generation. Memory is the largest rank's peak, and how far that is above what it had before.
 
 The model of the curve has five constants, fitted by non-negative least squares of the relative errors to all that was
 measured, with `crowd` = max(1, ranks / cores):
@@ -373,7 +373,8 @@ def draw(
         right.plot([row["nodes"] for row in curve], [1e3 * row["seconds"] for row in curve], color=color)
     left.set(title=f"measured and fitted, {cores} cores", xlabel="ranks", ylabel="ms a generation, outside the engine")
     right.set(title="forecast, a core for each rank", xlabel="nodes")
-    left.legend(frameon=False, fontsize=8)
+    # there the curves leave room for it
+    right.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8, loc="upper right", ncols=2)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

@@ -212,12 +212,15 @@ GATHERS = """
 import os, random, sys, time
 from collections import Counter
 import numpy as np
+import esmpi.nodes
 from esmpi.launch.environment import launcher
 
 rank, nodes = launcher().rank, int(sys.argv[1])
 os.environ["SLURMD_NODENAME"] = "last" if nodes > 1 and rank == launcher().size - 1 else f"node{rank % nodes}"
 from esmpi.comm import Comm
 from esmpi.nodes import _PIECE_BYTES, _SHARED_BYTES
+if sys.argv[2] == "no room":
+    esmpi.nodes._SHARED_BYTES = 2**60
 
 def values(rank, turn, shape):
     return np.random.default_rng([rank, turn]).integers(2**62, size=shape)
@@ -235,17 +238,27 @@ np.testing.assert_array_equal(comm.allgather_array(values(rank, 0, 9)[::2])[-1],
 said = comm.allgather_object(["x" * 1000 * rank, rank])
 assert said == [["x" * 1000 * other, other] for other in range(comm.size)]
 hosts = Counter(comm.allgather_object(comm.place().host))
-print(*sorted(hosts.values(), reverse=True)) if comm.is_root else None
+shared = any(comm.allgather_object(comm._nodes._memory is not None))
+print(*sorted(hosts.values(), reverse=True), "shared" if shared else "not shared") if comm.is_root else None
 """
 
 
-@pytest.mark.parametrize(("nodes", "per_node"), [(1, [5]), (2, [2, 2, 1]), (4, [1, 1, 1, 1, 1])])
-def test_all_get_what_all_gave(launch: Run, tmp_path: Path, nodes: int, per_node: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "room", "said"),
+    [
+        (1, "room", "5 shared"),
+        (2, "room", "2 2 1 shared"),
+        (4, "room", "1 1 1 1 1 not shared"),
+        (2, "no room", "2 2 1 not shared"),
+    ],
+)
+def test_all_get_what_all_gave(launch: Run, tmp_path: Path, nodes: int, room: str, said: str) -> None:
     script = tmp_path / "gathers.py"
     script.write_text(GATHERS)
-    done = launch([script, nodes], 5)
+    done = launch([script, nodes, room], 5)
     assert done.returncode == 0, done.stderr
-    assert list(map(int, done.stdout.split())) == per_node
+    assert done.stdout.strip() == said
+    assert not list(Path("/dev/shm").glob("esmpi-*"))
 
 
 @pytest.mark.parametrize("waits", [0, 1])
