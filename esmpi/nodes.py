@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 ANSWER_EVERY_S = 5e-3
-"""How often rank 0, which others may need for that, lets MPI get on with what has come in; and leaders while they
-wait."""
+"""How often a leader that waits, and rank 0 while members are dealt, lets MPI get on with what has come in."""
 _LOOK_EVERY_S = 0.1
-"""How often other ranks do, of whom nobody wants anything but what MPI has not sent yet."""
+"""How often other ranks that wait do so; nobody needs more of them than what MPI may not have sent off yet."""
 _PIECE_BYTES = 2**18
 """What is gathered between nodes at a time. MPI libraries pass larger amounts around a ring, in as many steps as there
 are nodes, and in each a leader that sleeps while it waits loses a nap; smaller ones take a step for each doubling."""
