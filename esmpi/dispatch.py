@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from esmpi.comm import Comm
-from esmpi.population import shard
+from esmpi.population import Results, shard
 
 
 class Dispatch(ABC):
@@ -28,8 +28,8 @@ class Dispatch(ABC):
     def most_members(self, population_size: int, mine: int) -> int:
         """Collective. Return the most members that a rank had; `mine` are this one's."""
 
-    def learn(self, seconds: np.ndarray) -> None:  # noqa: B027  # not every way of sharing out has a use for it
-        """Take note of how long each member of this generation took, (N,), the same on all ranks."""
+    def learn(self, results: Results) -> None:  # noqa: B027  # not every way of sharing out has a use for it
+        """Take note of how long each member of this generation took."""
 
     def __enter__(self) -> "Dispatch":
         return self
@@ -82,9 +82,9 @@ class Dynamic(Dispatch):
         """Collective. Ask all ranks."""
         return int(self._comm.allgather_array(np.array([mine])).max())
 
-    def learn(self, seconds: np.ndarray) -> None:
+    def learn(self, results: Results) -> None:
         """Put the longest first."""
-        self._order = np.argsort(-seconds, kind="stable")
+        self._order = np.argsort(-results["seconds"], kind="stable")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,6 +1,7 @@
 """The members of a generation: their seeds and signs, who evaluates whom, and what ranks tell one another."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,43 +11,79 @@ OK, FAILED, ABSENT = 0, 1, 2
 """Status of a member: evaluated; not (then its fitness is NaN and its coefficient 0); or, in files, only padding of a
 generation that has fewer members than others."""
 
-PLAN_DTYPE = np.dtype([("member", np.int64), ("seed", np.uint64), ("sign", np.int8)])
 
-RECORD_DTYPE = np.dtype(
-    [
-        ("member", np.int64),  # -1: padding of a rank that has fewer members than others
-        ("seed", np.uint64),
-        ("digest", np.uint64),  # of theta before this generation's update
-        ("fitness", np.float64),
-        ("seconds", np.float64),  # perturbing and generating
-        ("tokens", np.int64),
-        # completions whose reward could not be computed, by kind: see `esmpi.scoring.FAILURES`
-        *((f"score_{kind}", np.int32) for kind in ("raised", "timed_out", "died")),
-        ("rank", np.int32),
-        ("sign", np.int8),
-        ("status", np.uint8),
-        ("stop", np.uint8),  # 1: this rank was asked to stop after this generation
-    ],
-    align=True,
-)
-"""What a rank tells the others about a member: all that is ever exchanged in a generation."""
+class Members(NamedTuple):
+    """The members of a generation; a member is its place in these columns."""
+
+    seeds: np.ndarray
+    """(N,) uint64."""
+    signs: np.ndarray
+    """(N,) int8: 1, or -1 for the second of an antithetic pair, which has the seed of the first."""
+
+
+def report_dtype(length: int) -> np.dtype:
+    """Return the dtype of what a rank tells the others: all that is ever exchanged in a generation.
+
+    The same for all ranks, so `length` is as many members as the rank has that has most. A column holds one thing of
+    all members: what reads only that finds it side by side.
+    """
+    return np.dtype(
+        [
+            ("digest", np.uint64),  # of theta before this generation's update
+            # completions whose reward could not be computed, by kind: see `esmpi.scoring.FAILURES`
+            *((f"score_{kind}", np.int64) for kind in ("raised", "timed_out", "died")),
+            ("seed", np.uint64, (length,)),
+            ("fitness", np.float64, (length,)),  # NaN: the member could not be evaluated
+            ("seconds", np.float32, (length,)),  # perturbing and generating
+            ("tokens", np.int32, (length,)),
+            ("member", np.int32, (length,)),  # -1: padding of a rank that has fewer
+            ("sign", np.int8, (length,)),
+            ("stop", np.uint8),  # 1: this rank was asked to stop after this generation
+        ],
+        align=True,
+    )
+
+
+class Results:
+    """What the ranks told, member by member in order: `results["fitness"]` is (N,), of the dtype in `report_dtype`.
+
+    Parameters
+    ----------
+    reports : (ranks,) of report_dtype
+    places : (N,) int64
+        Where each member is among all that was told: rank * length + position.
+    """
+
+    def __init__(self, reports: np.ndarray, places: np.ndarray):
+        self._reports = reports
+        self._places = places
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self._reports[column].reshape(-1).take(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Who evaluated each member, (N,) int64."""
+        return self._places // self._reports["member"].shape[1]
+
+    def total(self, name: str) -> int:
+        """Return the sum of what each rank told of itself as a whole."""
+        return int(self._reports[name].sum())
 
 
 class ExchangeError(RuntimeError):
     """The ranks do not agree on what they did; going on would train garbage."""
 
 
-def plan(run_seed: int, generation: int, population_size: int, antithetic: bool) -> np.ndarray:
-    """Return the members of a generation, (N,) of `PLAN_DTYPE`. The same on every rank, without asking."""
-    members = np.zeros(population_size, PLAN_DTYPE)
-    members["member"] = np.arange(population_size)
+def plan(run_seed: int, generation: int, population_size: int, antithetic: bool) -> Members:
+    """Return the members of a generation. The same on every rank, without asking."""
     if antithetic:
-        members["seed"] = np.repeat(member_seeds(run_seed, generation, population_size // 2), 2)
-        members["sign"] = np.tile([1, -1], population_size // 2)
-    else:
-        members["seed"] = member_seeds(run_seed, generation, population_size)
-        members["sign"] = 1
-    return members
+        seeds = np.repeat(member_seeds(run_seed, generation, population_size // 2), 2)
+        return Members(seeds, np.tile(np.array([1, -1], np.int8), population_size // 2))
+    return Members(member_seeds(run_seed, generation, population_size), np.ones(population_size, np.int8))
 
 
 def shard(population_size: int, rank: int, size: int) -> range:
@@ -56,52 +93,44 @@ def shard(population_size: int, rank: int, size: int) -> range:
     return range(start, start + each + (rank < rest))
 
 
-def pad(records: np.ndarray, length: int, fill: np.ndarray) -> np.ndarray:
-    """Return the records with padding up to the length that is the same for all ranks, at least 1."""
-    padded = np.repeat(fill, max(1, length))
-    padded["member"] = -1
-    padded[: len(records)] = records
-    return padded
-
-
-def check(gathered: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Check what all ranks said against the plan, and return one record a member, in order.
+def check(reports: np.ndarray, members: Members) -> Results:
+    """Check what all ranks told against the plan, and return it member by member.
 
     Parameters
     ----------
-    gathered : (ranks, length) of RECORD_DTYPE
-    members : (N,) of PLAN_DTYPE
+    reports : (ranks,) of report_dtype
+    members : Members
 
     Raises
     ------
     ExchangeError
         If digests of theta differ, or a member is missing, there twice, or has another seed or sign.
     """
-    digests = gathered["digest"][:, 0]
-    if (gathered["digest"] != digests[0]).any():
+    digests = reports["digest"]
+    if (digests != digests[0]).any():
         raise ExchangeError(describe_digests(digests.tolist()))
-    records = gathered.reshape(-1)
-    # take: indexing copies records field by field, thirty times as slowly
-    if (padding := records["member"] < 0).any():
-        records = records.take(np.flatnonzero(~padding))
-    if (records["member"][1:] < records["member"][:-1]).any():  # whoever was free took the next member
-        records = records.take(np.argsort(records["member"], kind="stable"))
-    if not np.array_equal(records["member"], members["member"]):
-        expected = set(members["member"].tolist())
-        said = records["member"].tolist()
+    population_size = len(members.seeds)
+    told = reports["member"].reshape(-1)
+    places = np.flatnonzero(told >= 0)
+    told = told.take(places)
+    if len(told) != population_size or told.max() >= population_size or (np.bincount(told) != 1).any():
+        expected, named = set(range(population_size)), told.tolist()
         raise ExchangeError(
-            f"members evaluated other than once: missing {sorted(expected - set(said))}, "
-            f"more than once or unknown {sorted({m for m in said if said.count(m) > 1 or m not in expected})}"
+            f"members evaluated other than once: missing {sorted(expected - set(named))}, "
+            f"more than once or unknown {sorted({m for m in named if named.count(m) > 1 or m not in expected})}"
         )
-    for field in ("seed", "sign"):
-        wrong = np.flatnonzero(records[field] != members[field])
-        if wrong.size:
-            record = records[wrong[0]]
+    in_order = np.empty_like(places)
+    in_order[told] = places  # whoever was free took the next member
+    results = Results(reports, in_order)
+    for column, planned in (("seed", members.seeds), ("sign", members.signs)):
+        said = results[column]
+        if not np.array_equal(said, planned):
+            member = int(np.flatnonzero(said != planned)[0])
             raise ExchangeError(
-                f"rank {record['rank']} evaluated member {record['member']} with {field} {record[field]}, "
-                f"the plan says {members[field][wrong[0]]}: do all ranks run the same esmpi and config?"
+                f"rank {results.ranks[member]} evaluated member {member} with {column} {said[member]}, "
+                f"the plan says {planned[member]}: do all ranks run the same esmpi and config?"
             )
-    return records
+    return results
 
 
 def idle_seconds(ranks: np.ndarray, seconds: np.ndarray, num_ranks: int) -> np.ndarray:

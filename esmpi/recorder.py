@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from esmpi.evaluate import Evaluation
-from esmpi.population import FAILED, idle_seconds
+from esmpi.population import FAILED, OK, Results, idle_seconds
 from esmpi.scoring import FAILURES
 from esmpi.shaping import mean_and_std
 from esmpi.sinks import Sinks
@@ -55,13 +54,13 @@ class Recorder:
         self._thread = ThreadPoolExecutor(1, "esmpi-commit")
         self._pending: Future[None] | None = None
 
-    def commit(self, generation: int, records: np.ndarray, factors: np.ndarray, digest: int, watch: Stopwatch) -> None:
+    def commit(self, generation: int, results: Results, factors: np.ndarray, digest: int, watch: Stopwatch) -> None:
         """Begin to make a generation durable, when the one before is: `wait` returns once it is.
 
         Parameters
         ----------
         generation : int
-        records : (N,) of RECORD_DTYPE
+        results : Results
         factors : (N,) float32
             The coefficients.
         digest : int
@@ -77,11 +76,13 @@ class Recorder:
             return
         with watch.phase("commit"):
             self.wait()
-            row = _generation_row(generation, records, digest, watch)
-            members = np.zeros(len(records), MEMBER_DTYPE)
-            for name in MEMBER_DTYPE.names or ():
-                members[name] = factors if name == "coefficient" else records[name]
-            idle = float(idle_seconds(records["rank"], records["seconds"], self._num_ranks).mean())
+            row = _generation_row(generation, results, digest, watch)
+            members = np.empty(len(results), MEMBER_DTYPE)
+            for name in ("seed", "sign", "fitness", "seconds", "tokens"):
+                members[name] = results[name]
+            members["status"] = np.where(np.isnan(results["fitness"]), FAILED, OK)
+            members["coefficient"], members["rank"] = factors, results.ranks
+            idle = float(idle_seconds(results.ranks, results["seconds"], self._num_ranks).mean())
             write = self._run.begin_commit(row, members)
         self._pending = self._thread.submit(self._finish_commit, write, row, idle, watch)
 
@@ -186,10 +187,9 @@ def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
     )
 
 
-def _generation_row(generation: int, records: np.ndarray, digest: int, watch: Stopwatch) -> np.void:
-    fitness = records["fitness"][records["status"] != FAILED]
-    if not fitness.size:
-        fitness = np.array([math.nan])
+def _generation_row(generation: int, results: Results, digest: int, watch: Stopwatch) -> np.void:
+    failed = np.isnan(results["fitness"])
+    fitness = results["fitness"] if failed.all() else results["fitness"][~failed]
     row = np.zeros(1, GENERATION_DTYPE)[0]
     row["generation"] = generation
     row["fitness_mean"], row["fitness_std"] = mean_and_std(fitness)
@@ -199,10 +199,10 @@ def _generation_row(generation: int, records: np.ndarray, digest: int, watch: St
         row[f"seconds_{phase}"] = watch.seconds.get(phase, 0.0)
     row["seconds_update"] += watch.seconds.get("digest", 0.0)
     row["seconds_total"] = watch.total()
-    row["tokens"] = records["tokens"].sum()
-    row["num_failed"] = (records["status"] == FAILED).sum()
+    row["tokens"] = results["tokens"].sum()
+    row["num_failed"] = failed.sum()
     for kind in FAILURES:
-        row[f"num_score_{kind}"] = records[f"score_{kind}"].sum()
+        row[f"num_score_{kind}"] = results.total(f"score_{kind}")
     row["unix_time"] = time.time()
     return row
 

@@ -67,14 +67,13 @@ SHAPINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def coefficients(fitness: np.ndarray, failed: np.ndarray, signs: np.ndarray, shaping: str, alpha: float) -> np.ndarray:
+def coefficients(fitness: np.ndarray, signs: np.ndarray, shaping: str, alpha: float) -> np.ndarray:
     """Return what multiplies each member's eps in the update: alpha / N * shaped fitness * sign.
 
     Parameters
     ----------
     fitness : (N,) float64
-    failed : (N,) bool
-        Members without a fitness: they take no part in the shaping and get 0.
+        NaN for members without one: they take no part in the shaping and get 0.
     signs : (N,) int8
     shaping : str
         A name of `SHAPINGS`.
@@ -85,8 +84,8 @@ def coefficients(fitness: np.ndarray, failed: np.ndarray, signs: np.ndarray, sha
     (N,) float32
         Computed in float64, rounded once. All 0 if all members failed: theta then stays as it is.
     """
-    good = np.flatnonzero(~failed)
+    good = ~np.isnan(fitness)
     shaped = np.zeros(len(fitness), np.float64)
-    if good.size:
+    if good.any():
         shaped[good] = SHAPINGS[shaping](fitness[good])
     return (alpha / len(fitness) * shaped * signs).astype(np.float32)

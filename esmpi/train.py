@@ -9,7 +9,7 @@ import numpy as np
 from esmpi.data import batch
 from esmpi.engines import Sampling
 from esmpi.evaluate import evaluate
-from esmpi.population import FAILED, OK, PLAN_DTYPE, RECORD_DTYPE, check, pad, plan
+from esmpi.population import Members, check, plan, report_dtype
 from esmpi.profile import gather_profile
 from esmpi.scoring import FAILURES, Scored
 from esmpi.session import Session
@@ -66,27 +66,26 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
         examples = batch(config.data, session.problems.train, config.run.seed, generation)
-    records = evaluate_members(session, members, examples, watch)
+    report = evaluate_members(session, members, examples, watch)
     with watch.phase("exchange"):
-        gathered = comm.allgather_array(records)
+        reports = comm.allgather_array(report)
     with watch.phase("shape"):
-        results = check(gathered, members)
-        session.dispatch.learn(results["seconds"])
-        failed = results["status"] == FAILED
-        factors = coefficients(results["fitness"], failed, results["sign"], config.es.shaping, config.es.step_size)
+        results = check(reports, members)
+        session.dispatch.learn(results)
+        factors = coefficients(results["fitness"], members.signs, config.es.shaping, config.es.step_size)
     with watch.phase("update"):
-        engine.update(members["seed"], factors)
+        engine.update(members.seeds, factors)
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
     session.recorder.commit(generation, results, factors, session.digest, watch)
     session.generation += 1
-    return bool(gathered["stop"].any())
+    return bool(reports["stop"].any())
 
 
-def evaluate_members(session: Session, members: np.ndarray, examples: list[Example], watch: Stopwatch) -> np.ndarray:
-    """Collective. Perturb, generate and score this rank's members; return the records to exchange."""
-    config, comm, engine = session.config, session.comm, session.engine
+def evaluate_members(session: Session, members: Members, examples: list[Example], watch: Stopwatch) -> np.ndarray:
+    """Collective. Perturb, generate and score this rank's members; return the report of it, () of report_dtype."""
+    config, engine = session.config, session.engine
     prompts = [session.prompt(example) for example in examples]
     size = config.data.mini_batch_size or len(prompts)
     seed = stream_seed(config.run.seed, "sampling", session.generation)
@@ -104,46 +103,41 @@ def evaluate_members(session: Session, members: np.ndarray, examples: list[Examp
         )
         for start in range(0, len(prompts), size)
     ]
-    # what this rank says even if it has no member: which theta it has
-    blank = np.zeros(1, RECORD_DTYPE)
-    blank["digest"], blank["rank"] = session.digest, comm.rank
     mine: list[int] = []
-    generated: list[tuple[int, float]] = []
+    seconds: list[float] = []
+    tokens: list[int] = []
     pending: list[Future[Scored]] = []
-    with session.dispatch.members(len(members)) as dealt:
+    with session.dispatch.members(len(members.seeds)) as dealt:
         for index in dealt:
             session.recorder.check()  # what cannot be committed need not be gone on with
-            _, seed, sign = members.item(index)
             began = time.perf_counter()
-            engine.perturb(seed, sign * config.es.sigma)
+            engine.perturb(members.seeds.item(index), members.signs.item(index) * config.es.sigma)
             perturbed = time.perf_counter()
             completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
             ended = time.perf_counter()
             watch.add("perturb", began, perturbed)
             watch.add("generate", perturbed, ended)
             mine.append(index)
-            generated.append((sum(completion.num_tokens for completion in completions), ended - began))
+            seconds.append(ended - began)
+            tokens.append(sum(completion.num_tokens for completion in completions))
             pending.append(session.scorer.submit(completions, examples))
         with watch.phase("wait"):
             scores = [future.result() for future in pending]
     for scored in scores:
         for span in scored.spans:
             watch.add("score", *span)
-    # a column at a time: a field of a record takes a microsecond
-    records = np.repeat(blank, len(mine))
-    planned = members.take(np.array(mine, np.int64))
-    for name in PLAN_DTYPE.names or ():
-        records[name] = planned[name]
-    records["tokens"], records["seconds"] = np.array(generated, np.float64).reshape(-1, 2).T
-    records["fitness"] = [scored.fitness for scored in scores]
-    records["status"] = np.where(np.isnan(records["fitness"]), FAILED, OK)
-    for kind in FAILURES:
-        records[f"score_{kind}"] = [scored.failures[kind] for scored in scores]
     with watch.phase("exchange"):
-        length = session.dispatch.most_members(len(members), len(pending))
-    padded = pad(records, length, blank)
-    padded["stop"] = session.wants_stop()
-    return padded
+        length = session.dispatch.most_members(len(members.seeds), len(mine))
+    report = np.zeros((), report_dtype(length))
+    report["digest"], report["stop"] = session.digest, session.wants_stop()
+    for kind in FAILURES:
+        report[f"score_{kind}"] = sum(scored.failures[kind] for scored in scores)
+    report["member"] = -1
+    columns = {"member": mine, "seed": members.seeds[mine], "sign": members.signs[mine], "seconds": seconds}
+    columns |= {"tokens": tokens, "fitness": [scored.fitness for scored in scores]}
+    for name, column in columns.items():
+        report[name][: len(mine)] = column
+    return report
 
 
 def evaluate_if_due(session: Session, generation: int) -> bool:

@@ -84,7 +84,7 @@ def main() -> None:
         seconds = {
             int(seed): float(speed * times[generation, member])
             for generation in range(len(times))
-            for member, seed in enumerate(plan(config.run.seed, generation, times.shape[1], False)["seed"])
+            for member, seed in enumerate(plan(config.run.seed, generation, times.shape[1], False).seeds)
         }
         walls = measure(sessions, seconds, len(times), comm)
         if comm.is_root:

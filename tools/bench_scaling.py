@@ -326,7 +326,7 @@ def model(constants: dict[str, float], ranks: int, population: int, cores: int) 
 
 def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Return the model's curve up to all nodes of a cluster, a core or more for each rank, with a network."""
-    from esmpi.population import RECORD_DTYPE
+    from esmpi.population import report_dtype
 
     rows = []
     nodes = sorted({*(2**i for i in range(arguments.nodes.bit_length())), arguments.nodes})
@@ -336,7 +336,7 @@ def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> lis
             here = model(constants, ranks, population, cores=ranks)
             length = max(1, -(-population // ranks))  # a rank with fewer members pads its records
             network = 1e-6 * arguments.latency_us * math.ceil(math.log2(count))
-            network += ranks * length * RECORD_DTYPE.itemsize / (1e9 * arguments.bandwidth_gb)
+            network += ranks * report_dtype(length).itemsize / (1e9 * arguments.bandwidth_gb)
             rows.append({"nodes": count, "ranks": ranks, "population": population, "seconds": here + network})
     return rows
 

@@ -53,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Replace a file by one with these bytes, durably; what a file system may get over is tried again.
 
     Raises

@@ -17,7 +17,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.population import ABSENT, plan
-from esmpi.store.seal import checksum, image_of, put, put_attribute, read_sealed
+from esmpi.store.seal import checksum, image_of, put, put_attribute, read_sealed, seal
 
 SEGMENT_BYTES = 4 * 2**20
 """The members' rows in a run file are at most about so large. A smaller run, and that is most, has no segment."""
@@ -57,7 +57,7 @@ class Segment:
     """Of the file from byte 512 on."""
 
 
-def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, bytes]:
+def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, memoryview]:
     """Return the entry and the bytes of a segment of generations `first`, ...; they are to be written.
 
     The name says which generations, and the same ones make the same file: a segment that a killed writer left is
@@ -65,6 +65,7 @@ def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, bytes]:
     """
     table = padded(rows)
     image = image_of(lambda file: write_columns(file, table))
+    seal(image)
     end = first + len(rows)
     return Segment(f"members/{first:06d}-{end - 1:06d}.h5", first, end, table.shape[1], checksum(image)), image
 
@@ -176,7 +177,7 @@ def seeds_by_config(config: dict[str, Any], rows: Sequence[np.ndarray]) -> list[
         run_seed, antithetic = config["run"]["seed"], config["es"]["antithetic"]
     except KeyError:
         return None
-    return [plan(run_seed, generation, len(row), antithetic)["seed"] for generation, row in enumerate(rows)]
+    return [plan(run_seed, generation, len(row), antithetic).seeds for generation, row in enumerate(rows)]
 
 
 def _describe(dataset: h5py.h5d.DatasetID, name: str) -> None:

@@ -32,7 +32,7 @@ from esmpi.store import members as member_table
 from esmpi.store.contents import check_contents
 from esmpi.store.files import FullError, write_whole
 from esmpi.store.members import LOG_ONLY, MEMBER_DTYPE, Segment, read_columns, write_columns
-from esmpi.store.seal import image_of, put, put_attribute, read_sealed
+from esmpi.store.seal import image_of, put, put_attribute, read_sealed, seal
 
 FORMAT_VERSION = 2
 """2 added segments, forks, log-only files and kinds of failed rewards to 1, which is still read, and becomes 2 at the
@@ -107,7 +107,7 @@ class RunFile:
         self.profile: np.ndarray | None = None
         self.segments: list[Segment] = []
         self.make_room: Callable[[], None] | None = None
-        self._unwritten: dict[Path, bytes] = {}
+        self._unwritten: dict[Path, memoryview] = {}
 
     @classmethod
     def create(
@@ -291,7 +291,8 @@ class RunFile:
             self._freeze()
         return partial(self._write, image_of(self._fill))
 
-    def _write(self, image: bytes) -> None:
+    def _write(self, image: memoryview) -> None:
+        seal(image)
         try:
             self._write_files(image)
         except FullError:
@@ -300,7 +301,7 @@ class RunFile:
             self.make_room()
             self._write_files(image)
 
-    def _write_files(self, image: bytes) -> None:
+    def _write_files(self, image: memoryview) -> None:
         for path in list(self._unwritten):
             write_whole(path, self._unwritten[path])
             del self._unwritten[path]

@@ -23,15 +23,13 @@ _SEAL = b"esmpi run file, HDF5 from byte 512 on, sha256 of that: "
 LIBVER = ("v108", "v110")
 
 
-def image_of(fill: Callable[[h5py.File], None]) -> bytes:
-    """Return the bytes of a sealed HDF5 file; `fill` puts in the contents."""
+def image_of(fill: Callable[[h5py.File], None]) -> memoryview:
+    """Return the bytes of an HDF5 file that is yet to be sealed; `fill` puts in the contents."""
     # Made in memory: HDF5 itself does not survive a full disk, it crashes the process on closing the file.
     image = io.BytesIO()
     with h5py.File(image, "w", libver=LIBVER, userblock_size=USERBLOCK) as file:
         fill(file)
-    with image.getbuffer() as view:
-        seal(view)
-    return image.getvalue()
+    return image.getbuffer()
 
 
 def put(group: h5py.Group, name: str, values: np.ndarray) -> h5py.h5d.DatasetID:

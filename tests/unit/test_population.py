@@ -1,5 +1,7 @@
 """Plans, shards, and the check of what the ranks say."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,43 +10,40 @@ from hypothesis import strategies as st
 from esmpi.comm import Comm
 from esmpi.dispatch import Dynamic
 from esmpi.noise import member_seed
-from esmpi.population import RECORD_DTYPE, ExchangeError, check, idle_seconds, pad, plan, shard
+from esmpi.population import ExchangeError, Members, Results, check, idle_seconds, plan, report_dtype, shard
 
 DIGEST = 0xFEDCBA9876543210
 
 
-def exchange(members: np.ndarray, size: int) -> np.ndarray:
-    """What an undisturbed exchange between `size` ranks gathers."""
-    rows = []
-    for rank in range(size):
-        blank = np.zeros(1, RECORD_DTYPE)
-        blank["digest"], blank["rank"] = DIGEST, rank
-        mine = members[list(shard(len(members), rank, size))]
-        records = np.repeat(blank, len(mine))
-        for name in ("member", "seed", "sign"):
-            records[name] = mine[name]
-        records["fitness"] = mine["member"] / 8
-        rows.append(pad(records, -(-len(members) // size), blank))
-    return np.stack(rows)
+def exchange(members: Members, size: int, order: Sequence[int] = ()) -> np.ndarray:
+    """What an undisturbed exchange between `size` ranks gathers, if they evaluate the members in this order."""
+    order = order or range(len(members.seeds))
+    reports = np.zeros(size, report_dtype(-(-len(order) // size)))
+    reports["digest"], reports["member"] = DIGEST, -1
+    for rank, report in enumerate(reports):
+        mine = [order[place] for place in shard(len(order), rank, size)]
+        for name, column in (("member", mine), ("seed", members.seeds[mine]), ("sign", members.signs[mine])):
+            report[name][: len(mine)] = column
+        report["fitness"][: len(mine)] = np.array(mine) / 8
+    return reports
 
 
 def test_plan_has_the_seeds_of_the_noise_format() -> None:
     members = plan(42, 3, 7, antithetic=False)
-    assert members["member"].tolist() == list(range(7))
-    assert members["seed"].tolist() == [member_seed(42, 3, member) for member in range(7)]
-    assert members["seed"][5] == 0x189BE986910AF917
-    assert (members["sign"] == 1).all()
+    assert members.seeds.tolist() == [member_seed(42, 3, member) for member in range(7)]
+    assert members.seeds[5] == 0x189BE986910AF917
+    assert members.signs.tolist() == [1] * 7
 
 
 def test_antithetic_members_are_pairs_of_one_seed() -> None:
     members = plan(42, 3, 12, antithetic=True)
-    assert members["seed"].tolist() == [member_seed(42, 3, member // 2) for member in range(12)]
-    assert members["seed"][10] == members["seed"][11] == 0x189BE986910AF917
-    assert members["sign"].tolist() == [1, -1] * 6
+    assert members.seeds.tolist() == [member_seed(42, 3, member // 2) for member in range(12)]
+    assert members.seeds[10] == members.seeds[11] == 0x189BE986910AF917
+    assert members.signs.tolist() == [1, -1] * 6
 
 
 def test_generations_and_runs_have_seeds_of_their_own() -> None:
-    seeds = [s for run in (0, 1, 2) for g in (0, 1, 2) for s in plan(run, g, 30, antithetic=False)["seed"].tolist()]
+    seeds = [s for run in (0, 1, 2) for g in (0, 1, 2) for s in plan(run, g, 30, antithetic=False).seeds.tolist()]
     assert len(set(seeds)) == 270
 
 
@@ -61,23 +60,21 @@ def test_shards_hold_every_member_once_and_are_even(population_size: int, size: 
 def test_undisturbed_exchange_passes_in_order(population_size: int, size: int) -> None:
     members = plan(0, 0, population_size, antithetic=False)
     gathered = exchange(members, size)
-    assert gathered.shape == (size, max(1, -(-population_size // size)))
-    records = check(gathered, members)
-    assert records["member"].tolist() == list(range(population_size))
-    assert records["fitness"].tolist() == [member / 8 for member in range(population_size)]
+    results = check(gathered, members)
+    assert results["member"].tolist() == list(range(population_size))
+    assert results["fitness"].tolist() == [member / 8 for member in range(population_size)]
+    ranks = [rank for rank in range(size) for _ in shard(population_size, rank, size)]
+    assert results.ranks.tolist() == ranks
 
 
 @given(st.permutations(range(10)), st.integers(1, 5))
 def test_members_may_come_from_any_rank_in_any_order(order: list[int], size: int) -> None:
     members = plan(0, 0, 10, antithetic=True)
-    gathered = exchange(members[order], size)
-    assert (check(gathered, members)["seed"] == members["seed"]).all()
-
-
-def test_padding_says_the_digest_but_is_no_member() -> None:
-    gathered = exchange(plan(0, 0, 2, antithetic=False), 4)
-    assert gathered["member"][:, 0].tolist() == [0, 1, -1, -1]
-    assert (gathered["digest"] == DIGEST).all()
+    results = check(exchange(members, size, order), members)
+    assert results["fitness"].tolist() == [member / 8 for member in range(10)]
+    assert results.ranks.tolist() == [
+        next(rank for rank in range(size) if order.index(member) in shard(10, rank, size)) for member in range(10)
+    ]
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
@@ -100,13 +97,14 @@ def test_missing_double_and_unknown_members_are_named() -> None:
     with pytest.raises(ExchangeError, match=r"missing \[2\], more than once or unknown \[\]"):
         check(missing, members)
     double = exchange(members, 3)
-    double[1, 0] = double[2, 1]
+    double["member"][1, 0] = 5
     with pytest.raises(ExchangeError, match=r"missing \[2\], more than once or unknown \[5\]"):
         check(double, members)
-    unknown = exchange(members, 3)
-    unknown["member"][1, 0] = 6
-    with pytest.raises(ExchangeError, match=r"missing \[2\], more than once or unknown \[6\]"):
-        check(unknown, members)
+    for member in (6, 2**31 - 1):
+        unknown = exchange(members, 3)
+        unknown["member"][1, 0] = member
+        with pytest.raises(ExchangeError, match=rf"missing \[2\], more than once or unknown \[{member}\]"):
+            check(unknown, members)
     twice = np.concatenate([exchange(members, 3), exchange(members, 3)[:1]])
     with pytest.raises(ExchangeError, match=r"missing \[\], more than once or unknown \[0, 1\]"):
         check(twice, members)
@@ -132,4 +130,6 @@ def test_the_longest_members_come_first_and_each_once() -> None:
     for seconds, order in (([1, 5, 3, 5], [0, 1, 2, 3]), ([9, 1, 1, 2], [1, 3, 2, 0]), ([0, 0, 0, 0], [0, 3, 1, 2])):
         with dispatch.members(4) as mine:
             assert list(mine) == order
-        dispatch.learn(np.array(seconds, float))
+        reports = np.zeros(1, report_dtype(4))
+        reports["seconds"] = seconds
+        dispatch.learn(Results(reports, np.arange(4)))

@@ -10,7 +10,7 @@ import pytest
 from support import LEAST_CONFIG
 
 from esmpi.evaluate import Evaluation
-from esmpi.population import RECORD_DTYPE
+from esmpi.population import Results, report_dtype
 from esmpi.recorder import Recorder
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.files import FullError
@@ -39,7 +39,7 @@ class SlowRunFile(RunFile):
         self.may_write = threading.Semaphore(0)
         self.writers: list[str] = []
 
-    def _write(self, image: bytes) -> None:
+    def _write(self, image: memoryview) -> None:
         writer = threading.current_thread()
         if writer is not threading.main_thread():
             self.may_write.acquire()
@@ -50,7 +50,7 @@ class SlowRunFile(RunFile):
 class FullRunFile(RunFile):
     """A run file on a full disk."""
 
-    def _write(self, image: bytes) -> None:
+    def _write(self, image: memoryview) -> None:
         raise FullError("no room")
 
 
@@ -59,9 +59,9 @@ def make(kind: type[RunFile], folder: Path) -> RunFile:
 
 
 def commit(recorder: Recorder, generation: int) -> None:
-    records = np.zeros(2, RECORD_DTYPE)
-    records["fitness"] = generation, generation + 1
-    recorder.commit(generation, records, np.zeros(2, np.float32), generation + 7, Stopwatch())
+    reports = np.zeros(1, report_dtype(2))
+    reports["fitness"] = generation, generation + 1
+    recorder.commit(generation, Results(reports, np.arange(2)), np.zeros(2, np.float32), generation + 7, Stopwatch())
 
 
 def test_a_commit_does_not_hold_up_what_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

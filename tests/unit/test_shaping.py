@@ -20,8 +20,7 @@ def shaped(fitness: list[float], name: str = "zscore") -> list[float]:
 
 
 def shape(fitness: list[float], name: str = "zscore", alpha: float = 1.0) -> np.ndarray:
-    size = len(fitness)
-    return coefficients(np.array(fitness), np.zeros(size, bool), np.ones(size, np.int8), name, alpha)
+    return coefficients(np.array(fitness), np.ones(len(fitness), np.int8), name, alpha)
 
 
 @given(fitness_lists)
@@ -111,16 +110,15 @@ def test_coefficients_are_alpha_over_n_times_shaped_rounded_once(fitness: list[f
 
 def test_antithetic_sign_is_in_the_coefficient() -> None:
     fitness, signs = np.array([3.0, 1.0, 2.0, 5.0]), np.array([1, -1, 1, -1], np.int8)
-    none = np.zeros(4, bool)
-    plain = coefficients(fitness, none, np.ones(4, np.int8), "zscore", 0.1)
-    assert (coefficients(fitness, none, signs, "zscore", 0.1) == plain * signs).all()
+    plain = coefficients(fitness, np.ones(4, np.int8), "zscore", 0.1)
+    assert (coefficients(fitness, signs, "zscore", 0.1) == plain * signs).all()
     assert (plain != 0).all()
 
 
 @pytest.mark.parametrize("name", list(SHAPINGS))
 def test_failed_members_get_zero_and_do_not_weigh_in(name: str) -> None:
     fitness = np.array([1.0, np.nan, 3.0, np.nan, 8.0])
-    factors = coefficients(fitness, np.isnan(fitness), np.ones(5, np.int8), name, 0.5)
+    factors = coefficients(fitness, np.ones(5, np.int8), name, 0.5)
     assert factors[[1, 3]].tolist() == [0, 0]
     # alpha / N has the whole population's N, the shaping only those that have a fitness
     expected = 0.5 / 5 * np.array(shaped([1.0, 3.0, 8.0], name))
@@ -129,12 +127,12 @@ def test_failed_members_get_zero_and_do_not_weigh_in(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SHAPINGS))
 def test_one_member_left_moves_nothing(name: str) -> None:
-    factors = coefficients(np.array([np.nan, 2.0]), np.array([True, False]), np.ones(2, np.int8), name, 0.5)
+    factors = coefficients(np.array([np.nan, 2.0]), np.ones(2, np.int8), name, 0.5)
     assert factors.tolist() == [0, 0]
 
 
 def test_no_member_left_moves_nothing() -> None:
-    factors = coefficients(np.full(3, np.nan), np.ones(3, bool), np.ones(3, np.int8), "zscore", 0.5)
+    factors = coefficients(np.full(3, np.nan), np.ones(3, np.int8), "zscore", 0.5)
     assert factors.tolist() == [0, 0, 0]
 
 
