@@ -1,5 +1,6 @@
 """The members of a generation: their seeds and signs, who evaluates whom, and what ranks tell one another."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -109,19 +110,19 @@ def check(reports: np.ndarray, members: Members) -> Results:
     digests = reports["digest"]
     if (digests != digests[0]).any():
         raise ExchangeError(describe_digests(digests.tolist()))
-    population_size = len(members.seeds)
+    expected = np.arange(len(members.seeds))
     told = reports["member"].reshape(-1)
     places = np.flatnonzero(told >= 0)
     told = told.take(places)
-    if len(told) != population_size or told.max() >= population_size or (np.bincount(told) != 1).any():
-        expected, named = set(range(population_size)), told.tolist()
-        raise ExchangeError(
-            f"members evaluated other than once: missing {sorted(expected - set(named))}, "
-            f"more than once or unknown {sorted({m for m in named if named.count(m) > 1 or m not in expected})}"
-        )
-    in_order = np.empty_like(places)
-    in_order[told] = places  # whoever was free took the next member
-    results = Results(reports, in_order)
+    if not np.array_equal(told, expected):  # whoever was free took the next member
+        order = np.argsort(told, kind="stable")
+        told, places = told[order], places[order]
+    if not np.array_equal(told, expected):
+        counts = Counter(told.tolist())
+        missing = sorted(set(expected.tolist()) - counts.keys())
+        wrong = sorted(member for member, count in counts.items() if count > 1 or member >= len(expected))
+        raise ExchangeError(f"members evaluated other than once: missing {missing}, more than once or unknown {wrong}")
+    results = Results(reports, places)
     for column, planned in (("seed", members.seeds), ("sign", members.signs)):
         said = results[column]
         if not np.array_equal(said, planned):

@@ -104,7 +104,7 @@ def evaluate_members(session: Session, members: Members, examples: list[Example]
         for start in range(0, len(prompts), size)
     ]
     mine: list[int] = []
-    seconds: list[float] = []
+    times: list[tuple[float, float, float]] = []
     tokens: list[int] = []
     pending: list[Future[Scored]] = []
     with session.dispatch.members(len(members.seeds)) as dealt:
@@ -114,15 +114,15 @@ def evaluate_members(session: Session, members: Members, examples: list[Example]
             engine.perturb(members.seeds.item(index), members.signs.item(index) * config.es.sigma)
             perturbed = time.perf_counter()
             completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
-            ended = time.perf_counter()
-            watch.add("perturb", began, perturbed)
-            watch.add("generate", perturbed, ended)
+            times.append((began, perturbed, time.perf_counter()))
             mine.append(index)
-            seconds.append(ended - began)
             tokens.append(sum(completion.num_tokens for completion in completions))
             pending.append(session.scorer.submit(completions, examples))
         with watch.phase("wait"):
             scores = [future.result() for future in pending]
+    began_at, perturbed_at, ended_at = np.array(times, np.float64).reshape(-1, 3).T
+    watch.add_all("perturb", began_at, perturbed_at)
+    watch.add_all("generate", perturbed_at, ended_at)
     for scored in scores:
         for span in scored.spans:
             watch.add("score", *span)
@@ -133,7 +133,7 @@ def evaluate_members(session: Session, members: Members, examples: list[Example]
     for kind in FAILURES:
         report[f"score_{kind}"] = sum(scored.failures[kind] for scored in scores)
     report["member"] = -1
-    columns = {"member": mine, "seed": members.seeds[mine], "sign": members.signs[mine], "seconds": seconds}
+    columns = {"member": mine, "seed": members.seeds[mine], "sign": members.signs[mine], "seconds": ended_at - began_at}
     columns |= {"tokens": tokens, "fitness": [scored.fitness for scored in scores]}
     for name, column in columns.items():
         report[name][: len(mine)] = column
