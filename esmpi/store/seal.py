@@ -34,8 +34,8 @@ def image_of(fill: Callable[[h5py.File], None]) -> memoryview:
 
 def put(group: h5py.Group, name: str, values: np.ndarray) -> h5py.h5d.DatasetID:
     """Add a data set, contiguous, and return it; as `create_dataset` does, without the half millisecond it takes."""
-    kind, space = _type_of(values.dtype), h5py.h5s.create_simple(values.shape)
-    dataset = h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=_properties())
+    kind = _type_of(values.dtype)
+    dataset = h5py.h5d.create(group.id, name.encode(), kind, _space_of(values.shape), dcpl=_properties())
     if values.size:
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values), kind)
     return dataset
@@ -45,17 +45,19 @@ def put_attribute(where: Any, name: str, value: Any) -> None:
     """Add an attribute, a text or a number, to a file's or data set's identifier; as `attrs[name] = value` does."""
     text = h5py.string_dtype()
     scalar = np.array(value, text) if isinstance(value, str) else np.asarray(value)
-    h5py.h5a.create(where, name.encode(), _type_of(scalar.dtype), _scalar()).write(scalar)
+    attribute = h5py.h5a.create(where, name.encode(), _type_of(scalar.dtype), _space_of(()))
+    attribute.write(scalar, _type_of(scalar.dtype, logical=False))
+
+
+@functools.lru_cache(8)
+def _space_of(shape: tuple[int, ...]) -> Any:
+    return h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
 
 
 @functools.cache
-def _scalar() -> Any:
-    return h5py.h5s.create(h5py.h5s.SCALAR)
-
-
-@functools.cache
-def _type_of(dtype: np.dtype) -> Any:
-    return h5py.h5t.py_create(dtype, logical=True)
+def _type_of(dtype: np.dtype, logical: bool = True) -> Any:
+    """Return HDF5's type in a file, or, of what stands for a text in memory, a Python object, not logical."""
+    return h5py.h5t.py_create(dtype, logical=logical)
 
 
 @functools.cache
