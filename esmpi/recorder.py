@@ -82,7 +82,7 @@ class Recorder:
                 members[name] = results[name]
             members["status"] = np.where(np.isnan(results["fitness"]), FAILED, OK)
             members["coefficient"], members["rank"] = factors, results.ranks
-            idle = float(idle_seconds(results.ranks, results["seconds"], self._num_ranks).mean())
+            idle = float(idle_seconds(members["rank"], members["seconds"], self._num_ranks).mean())
             write = self._run.begin_commit(row, members)
         self._pending = self._thread.submit(self._finish_commit, write, row, idle, watch)
 
