@@ -1,8 +1,8 @@
-"""The members of a generation: their seeds and signs, who evaluates whom, and what ranks tell one another."""
+"""The members of a generation: their seeds and signs, who evaluates whom, and what ranks send one another."""
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,20 +13,24 @@ OK, FAILED, ABSENT = 0, 1, 2
 generation that has fewer members than others."""
 
 
-class Members(NamedTuple):
-    """The members of a generation; a member is its place in these columns."""
+@dataclass(frozen=True)
+class Members:
+    """The members of a generation; a member's number is its place in these columns."""
 
     seeds: np.ndarray
     """(N,) uint64."""
     signs: np.ndarray
     """(N,) int8: 1, or -1 for the second of an antithetic pair, which has the seed of the first."""
 
+    def __len__(self) -> int:
+        return len(self.seeds)
 
-def report_dtype(length: int) -> np.dtype:
-    """Return the dtype of what a rank tells the others: all that is ever exchanged in a generation.
 
-    The same for all ranks, so `length` is as many members as the rank has that has most. A column holds one thing of
-    all members: what reads only that finds it side by side.
+def message_dtype(length: int) -> np.dtype:
+    """Return the dtype of the message that a rank sends to the others: all that is ever exchanged in a generation.
+
+    It is the same for all ranks, so `length` is the most members that a rank has. One thing of all members is a column,
+    (length,): what reads only that finds it side by side.
     """
     return np.dtype(
         [
@@ -46,21 +50,24 @@ def report_dtype(length: int) -> np.dtype:
 
 
 class Results:
-    """What the ranks told, member by member in order: `results["fitness"]` is (N,), of the dtype in `report_dtype`.
+    """What the ranks sent, by member: `results["fitness"]` and each other column is (N,), in the order of the members.
 
     Parameters
     ----------
-    reports : (ranks,) of report_dtype
+    messages : (ranks,) of message_dtype
     places : (N,) int64
-        Where each member is among all that was told: rank * length + position.
+        Where each member is among all that was sent: rank * length + position.
     """
 
-    def __init__(self, reports: np.ndarray, places: np.ndarray):
-        self._reports = reports
+    def __init__(self, messages: np.ndarray, places: np.ndarray):
+        self._messages = messages
         self._places = places
 
     def __getitem__(self, column: str) -> np.ndarray:
-        return self._reports[column].reshape(-1).take(self._places)
+        sent = self._messages[column]
+        if sent.ndim != 2:
+            raise KeyError(f"{column} is of a rank, not of its members: see `total`")
+        return sent.reshape(-1).take(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -68,11 +75,11 @@ class Results:
     @property
     def ranks(self) -> np.ndarray:
         """Who evaluated each member, (N,) int64."""
-        return self._places // self._reports["member"].shape[1]
+        return self._places // self._messages["member"].shape[1]
 
     def total(self, name: str) -> int:
-        """Return the sum of what each rank told of itself as a whole."""
-        return int(self._reports[name].sum())
+        """Return the sum of what each rank sent of itself as a whole."""
+        return int(self._messages[name].sum())
 
 
 class ExchangeError(RuntimeError):
@@ -94,12 +101,12 @@ def shard(population_size: int, rank: int, size: int) -> range:
     return range(start, start + each + (rank < rest))
 
 
-def check(reports: np.ndarray, members: Members) -> Results:
-    """Check what all ranks told against the plan, and return it member by member.
+def check(messages: np.ndarray, members: Members) -> Results:
+    """Check what all ranks sent against the plan, and return it by member.
 
     Parameters
     ----------
-    reports : (ranks,) of report_dtype
+    messages : (ranks,) of message_dtype
     members : Members
 
     Raises
@@ -107,22 +114,22 @@ def check(reports: np.ndarray, members: Members) -> Results:
     ExchangeError
         If digests of theta differ, or a member is missing, there twice, or has another seed or sign.
     """
-    digests = reports["digest"]
+    digests = messages["digest"]
     if (digests != digests[0]).any():
         raise ExchangeError(describe_digests(digests.tolist()))
-    expected = np.arange(len(members.seeds))
-    told = reports["member"].reshape(-1)
-    places = np.flatnonzero(told >= 0)
-    told = told.take(places)
-    if not np.array_equal(told, expected):  # whoever was free took the next member
-        order = np.argsort(told, kind="stable")
-        told, places = told[order], places[order]
-    if not np.array_equal(told, expected):
-        counts = Counter(told.tolist())
+    expected = np.arange(len(members))
+    sent = messages["member"].reshape(-1)
+    places = np.flatnonzero(sent >= 0)
+    sent = sent.take(places)
+    if not np.array_equal(sent, expected):  # whoever was free took the next member
+        order = np.argsort(sent, kind="stable")
+        sent, places = sent[order], places[order]
+    if not np.array_equal(sent, expected):
+        counts = Counter(sent.tolist())
         missing = sorted(set(expected.tolist()) - counts.keys())
         wrong = sorted(member for member, count in counts.items() if count > 1 or member >= len(expected))
         raise ExchangeError(f"members evaluated other than once: missing {missing}, more than once or unknown {wrong}")
-    results = Results(reports, places)
+    results = Results(messages, places)
     for column, planned in (("seed", members.seeds), ("sign", members.signs)):
         said = results[column]
         if not np.array_equal(said, planned):

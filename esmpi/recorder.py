@@ -30,8 +30,8 @@ class Recorder:
     """Commits generations and evaluations to the run file and prints a line for each.
 
     A thread writes a generation, beside the next one: a file server may take its time. There is at most one on its
-    way, and all else that concerns the files comes after it. The file's bytes are made before, in the loop: Python does
-    one thing at a time, and hands over from one thread that computes to another only after 5 ms.
+    way, and all else that concerns the files comes after it. The file is made before, in the loop: Python does one
+    thing at a time, and hands over from one thread that computes to another only after 5 ms.
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ class Recorder:
         with watch.phase("commit"):
             self.wait()
             row = _generation_row(generation, results, digest, watch)
+            status = np.where(np.isnan(results["fitness"]), FAILED, OK)
+            made_here = {"status": status, "coefficient": factors, "rank": results.ranks}
             members = np.empty(len(results), MEMBER_DTYPE)
-            for name in ("seed", "sign", "fitness", "seconds", "tokens"):
-                members[name] = results[name]
-            members["status"] = np.where(np.isnan(results["fitness"]), FAILED, OK)
-            members["coefficient"], members["rank"] = factors, results.ranks
+            for name in MEMBER_DTYPE.names or ():
+                members[name] = made_here[name] if name in made_here else results[name]
             idle = float(idle_seconds(members["rank"], members["seconds"], self._num_ranks).mean())
             write = self._run.begin_commit(row, members)
         self._pending = self._thread.submit(self._finish_commit, write, row, idle, watch)

@@ -9,7 +9,7 @@ import numpy as np
 from esmpi.data import batch
 from esmpi.engines import Sampling
 from esmpi.evaluate import evaluate
-from esmpi.population import Members, check, plan, report_dtype
+from esmpi.population import Members, check, message_dtype, plan
 from esmpi.profile import gather_profile
 from esmpi.scoring import FAILURES, Scored
 from esmpi.session import Session
@@ -66,11 +66,11 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
         examples = batch(config.data, session.problems.train, config.run.seed, generation)
-    report = evaluate_members(session, members, examples, watch)
+    message = evaluate_members(session, members, examples, watch)
     with watch.phase("exchange"):
-        reports = comm.allgather_array(report)
+        messages = comm.allgather_array(message)
     with watch.phase("shape"):
-        results = check(reports, members)
+        results = check(messages, members)
         session.dispatch.learn(results)
         factors = coefficients(results["fitness"], members.signs, config.es.shaping, config.es.step_size)
     with watch.phase("update"):
@@ -80,11 +80,11 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
         session.digest = session.agreed_digest()
     session.recorder.commit(generation, results, factors, session.digest, watch)
     session.generation += 1
-    return bool(reports["stop"].any())
+    return bool(messages["stop"].any())
 
 
 def evaluate_members(session: Session, members: Members, examples: list[Example], watch: Stopwatch) -> np.ndarray:
-    """Collective. Perturb, generate and score this rank's members; return the report of it, () of report_dtype."""
+    """Collective. Perturb, generate and score this rank's members; return the message about it, () of message_dtype."""
     config, engine = session.config, session.engine
     prompts = [session.prompt(example) for example in examples]
     size = config.data.mini_batch_size or len(prompts)
@@ -107,7 +107,7 @@ def evaluate_members(session: Session, members: Members, examples: list[Example]
     times: list[tuple[float, float, float]] = []
     tokens: list[int] = []
     pending: list[Future[Scored]] = []
-    with session.dispatch.members(len(members.seeds)) as dealt:
+    with session.dispatch.members(len(members)) as dealt:
         for index in dealt:
             session.recorder.check()  # what cannot be committed need not be gone on with
             began = time.perf_counter()
@@ -127,17 +127,17 @@ def evaluate_members(session: Session, members: Members, examples: list[Example]
         for span in scored.spans:
             watch.add("score", *span)
     with watch.phase("exchange"):
-        length = session.dispatch.most_members(len(members.seeds), len(mine))
-    report = np.zeros((), report_dtype(length))
-    report["digest"], report["stop"] = session.digest, session.wants_stop()
+        length = session.dispatch.most_members(len(members), len(mine))
+    message = np.zeros((), message_dtype(length))
+    message["digest"], message["stop"] = session.digest, session.wants_stop()
     for kind in FAILURES:
-        report[f"score_{kind}"] = sum(scored.failures[kind] for scored in scores)
-    report["member"] = -1
+        message[f"score_{kind}"] = sum(scored.failures[kind] for scored in scores)
+    message["member"] = -1
     columns = {"member": mine, "seed": members.seeds[mine], "sign": members.signs[mine], "seconds": ended_at - began_at}
     columns |= {"tokens": tokens, "fitness": [scored.fitness for scored in scores]}
     for name, column in columns.items():
-        report[name][: len(mine)] = column
-    return report
+        message[name][: len(mine)] = column
+    return message
 
 
 def evaluate_if_due(session: Session, generation: int) -> bool:

@@ -1,6 +1,6 @@
 """Measure what a generation costs outside the engine, and how that grows. The last line is one JSON object.
 
-The engine and the reward answer at once; all else is the program's own: seeds, records, the exchange over MPI, checks,
+The engine and the reward answer at once; all else is the program's own: seeds, messages, the exchange over MPI, checks,
 shaping, the commit of the run file. Each number of ranks is one launch of mpiexec, and goes through all populations.
 More ranks than cores share them, which is intended: what all ranks do alike then costs so many times as much.
 
@@ -16,7 +16,7 @@ measured, with `crowd` = max(1, ranks / cores):
 own: a member on the rank that evaluates it; all: a member on every rank (seeds, exchange, check, shaping); start and
 hop: what a generation and a doubling of the ranks cost at any N. commit(N) = c0 + c1 * N is fitted before, to the
 commits alone, which only rank 0 makes. A cluster has a network in place of shared memory, which this machine cannot
-measure: the forecast adds `--latency-us` for each doubling of the nodes and the records' bytes over `--bandwidth-gb`.
+measure: the forecast adds `--latency-us` for each doubling of the nodes and the messages' bytes over `--bandwidth-gb`.
 """
 
 import argparse
@@ -326,7 +326,7 @@ def model(constants: dict[str, float], ranks: int, population: int, cores: int) 
 
 def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Return the model's curve up to all nodes of a cluster, a core or more for each rank, with a network."""
-    from esmpi.population import report_dtype
+    from esmpi.population import message_dtype
 
     rows = []
     nodes = sorted({*(2**i for i in range(arguments.nodes.bit_length())), arguments.nodes})
@@ -334,9 +334,9 @@ def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> lis
         for count in nodes:
             ranks = count * arguments.ranks_per_node
             here = model(constants, ranks, population, cores=ranks)
-            length = max(1, -(-population // ranks))  # a rank with fewer members pads its records
+            length = max(1, -(-population // ranks))  # a rank with fewer members pads its message
             network = 1e-6 * arguments.latency_us * math.ceil(math.log2(count))
-            network += ranks * report_dtype(length).itemsize / (1e9 * arguments.bandwidth_gb)
+            network += ranks * message_dtype(length).itemsize / (1e9 * arguments.bandwidth_gb)
             rows.append({"nodes": count, "ranks": ranks, "population": population, "seconds": here + network})
     return rows
 

@@ -56,7 +56,7 @@ def _space_of(shape: tuple[int, ...]) -> Any:
 
 @functools.cache
 def _type_of(dtype: np.dtype, logical: bool = True) -> Any:
-    """Return HDF5's type in a file, or, of what stands for a text in memory, a Python object, not logical."""
+    """Return HDF5's type in a file; if not logical, the one in memory, where a text is a Python object."""
     return h5py.h5t.py_create(dtype, logical=logical)
 
 

@@ -1,7 +1,8 @@
 """Run esmpi with a fault on one rank: python faulty.py FAULT RANK STAMP_FILE CONFIG [overrides].
 
 The fault happens in the second generation, when the rank generates for its first member; the time is written to
-the stamp file first. `leave` happens at the very end. The rest is the program as it is.
+the stamp file first. `corrupt` changes theta after the first update, `stale` what the rank says of theta in the second
+generation; `leave` happens at the very end. The rest is the program as it is.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from esmpi import run
+from esmpi import run, train
 from esmpi.comm import Comm
 from esmpi.launch.environment import launcher
 
@@ -45,7 +46,15 @@ def main() -> int:
         raise RuntimeError("this rank cannot leave")
 
     started_by = launcher()
-    if fault == "leave" and started_by.rank == int(rank):
+
+    def stale_evaluate(session, *rest):  # type: ignore[no-untyped-def]
+        session.digest ^= session.generation  # 0 at first
+        return evaluate(session, *rest)
+
+    evaluate = train.evaluate_members
+    if fault == "stale" and started_by.rank == int(rank):
+        train.evaluate_members = stale_evaluate
+    elif fault == "leave" and started_by.rank == int(rank):
         Comm.barrier = failing_barrier
     elif (started_by.rank if started_by else 0) == int(rank):
         HfEngine.update, HfEngine.generate = counting_update, faulty_generate

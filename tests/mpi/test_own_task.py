@@ -126,6 +126,42 @@ def test_a_reward_that_hangs_and_crashes_costs_its_completions(
         assert (sample["reward"] == -3) == bad
 
 
+PICKY = """\
+def reward(completion, example):
+    raised = zlib.crc32(completion.encode()) % 3 == 0
+    with open(os.environ["FATES"], "a") as file:
+        file.write(f"{'train' if example['i'] < 12 else 'eval'} {raised}\\n")
+    if raised:
+        raise LookupError(completion)
+    return value(completion, example["target"])
+"""
+
+
+def test_members_without_a_fitness_are_left_out_and_counted(
+    launch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = tmp_path / "fates"
+    monkeypatch.setenv("FATES", str(fates))
+    overrides = ("data.batch_size=1", "es.population_size=7", "es.sigma=0.03", "es.alpha=0.01")
+    run, printed = run_own(launch, tmp_path, PICKY, *overrides, ranks=3)
+    raised = fates.read_text().splitlines().count("train True")
+    assert run["generations/num_score_raised"].sum() == run["generations/num_failed"].sum() == raised
+    assert 0 < raised < 14
+    failed = np.isnan(run["members/fitness"])
+    assert run["members/status"].tolist() == failed.astype(int).tolist()
+    assert not run["members/coefficient"][failed].any()
+    for generation, row in enumerate(run["members/fitness"]):
+        fitness = row[~failed[generation]]
+        for name, value in (("mean", fitness.mean()), ("min", fitness.min()), ("max", fitness.max())):
+            assert run[f"generations/fitness_{name}"][generation] == pytest.approx(value)
+        assert run["generations/fitness_std"][generation] == pytest.approx(fitness.std())
+    assert (run["members/tokens"] > 0).all()
+    assert (run["members/tokens"] <= 20).all()
+    assert run["generations/tokens"].tolist() == run["members/tokens"].sum(axis=1).tolist()
+    assert run["members/rank"].tolist() == [[0, 0, 0, 1, 1, 2, 2]] * 2
+    assert " members failed" in printed
+
+
 def test_a_run_goes_on_without_a_reward_but_not_with_other_ones(launch: Run, tmp_path: Path) -> None:
     suites = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
     for i, path in enumerate(suites):

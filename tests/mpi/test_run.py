@@ -147,6 +147,17 @@ def test_a_rank_with_another_theta_stops_the_run_before_it_is_committed(
     np.testing.assert_array_equal(run["generations/theta_digest"], serial["generations/theta_digest"])
 
 
+def test_a_rank_without_members_says_which_theta_it_has(launch: Run, tmp_path: Path) -> None:
+    few = ["es.population_size=2", f"run.output_dir={tmp_path}"]
+    done = launch([FAULTY, "stale", "2", tmp_path / "stamp", TINY_RUN, *few], 3)
+    assert done.returncode != 0
+    assert "theta differs between ranks" in done.stderr
+    assert "on ranks [0, 1]; " in done.stderr
+    assert "on ranks [2]" in done.stderr
+    assert "in check" in done.stderr  # before the update
+    assert len(read(tmp_path / "tiny")["generations/theta_digest"]) == 1
+
+
 def test_every_way_to_run_gives_the_same_bits_on_any_ranks(launch: Run, tmp_path: Path) -> None:
     overrides = (
         *("es.population_size=4", "es.generations=2", "es.antithetic=true", "es.shaping=centered_rank"),

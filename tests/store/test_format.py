@@ -68,12 +68,14 @@ def test_phases(run: Path) -> None:
     with h5py.File(run / "run.h5") as file:
         profile = {name: column[()] for name, column in file["profile"].items()}
         total, members = file["generations/seconds_total"][0], file["members/seconds"][0]
+        told = {name: file[f"generations/seconds_{name}"][0] for name in ("perturb", "generate")}
     assert set(profile["phase"].astype(str)) == set(re.findall(r"`(\w+)`", text)) - {"run"}
     start, end = profile["seconds_start"], profile["seconds_end"]
     assert (start >= 0).all()
     assert (start <= end).all()
     spent = {name: (end - start)[profile["phase"] == name.encode()].sum() for name in ("perturb", "generate")}
     assert sum(spent.values()) == pytest.approx(members.sum(), rel=0.02)
+    assert told == pytest.approx(spent)  # one rank
     loop = ~np.isin(profile["phase"], [b"score", b"commit", b"write", b"evaluate", b"snapshot"])
     assert 0.9 * total < (end - start)[loop].sum() < total
 

@@ -10,22 +10,22 @@ from hypothesis import strategies as st
 from esmpi.comm import Comm
 from esmpi.dispatch import Dynamic
 from esmpi.noise import member_seed
-from esmpi.population import ExchangeError, Members, Results, check, idle_seconds, plan, report_dtype, shard
+from esmpi.population import ExchangeError, Members, Results, check, idle_seconds, message_dtype, plan, shard
 
 DIGEST = 0xFEDCBA9876543210
 
 
 def exchange(members: Members, size: int, order: Sequence[int] = ()) -> np.ndarray:
     """What an undisturbed exchange between `size` ranks gathers, if they evaluate the members in this order."""
-    order = order or range(len(members.seeds))
-    reports = np.zeros(size, report_dtype(-(-len(order) // size)))
-    reports["digest"], reports["member"] = DIGEST, -1
-    for rank, report in enumerate(reports):
+    order = order or range(len(members))
+    messages = np.zeros(size, message_dtype(-(-len(order) // size)))
+    messages["digest"], messages["member"] = DIGEST, -1
+    for rank, message in enumerate(messages):
         mine = [order[place] for place in shard(len(order), rank, size)]
         for name, column in (("member", mine), ("seed", members.seeds[mine]), ("sign", members.signs[mine])):
-            report[name][: len(mine)] = column
-        report["fitness"][: len(mine)] = np.array(mine) / 8
-    return reports
+            message[name][: len(mine)] = column
+        message["fitness"][: len(mine)] = np.array(mine) / 8
+    return messages
 
 
 def test_plan_has_the_seeds_of_the_noise_format() -> None:
@@ -130,6 +130,16 @@ def test_the_longest_members_come_first_and_each_once() -> None:
     for seconds, order in (([1, 5, 3, 5], [0, 1, 2, 3]), ([9, 1, 1, 2], [1, 3, 2, 0]), ([0, 0, 0, 0], [0, 3, 1, 2])):
         with dispatch.members(4) as mine:
             assert list(mine) == order
-        reports = np.zeros(1, report_dtype(4))
-        reports["seconds"] = seconds
-        dispatch.learn(Results(reports, np.arange(4)))
+        messages = np.zeros(1, message_dtype(4))
+        messages["seconds"] = seconds
+        dispatch.learn(Results(messages, np.arange(4)))
+
+
+def test_what_is_of_a_rank_is_not_taken_for_a_members() -> None:
+    members = plan(0, 0, 2, antithetic=False)
+    messages = exchange(members, 2)
+    messages["score_died"] = 3, 4
+    results = check(messages, members)
+    assert results.total("score_died") == 7
+    with pytest.raises(KeyError, match="score_died is of a rank"):
+        results["score_died"]

@@ -10,7 +10,7 @@ import pytest
 from support import LEAST_CONFIG
 
 from esmpi.evaluate import Evaluation
-from esmpi.population import Results, report_dtype
+from esmpi.population import Results, message_dtype
 from esmpi.recorder import Recorder
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.files import FullError
@@ -59,9 +59,9 @@ def make(kind: type[RunFile], folder: Path) -> RunFile:
 
 
 def commit(recorder: Recorder, generation: int) -> None:
-    reports = np.zeros(1, report_dtype(2))
-    reports["fitness"] = generation, generation + 1
-    recorder.commit(generation, Results(reports, np.arange(2)), np.zeros(2, np.float32), generation + 7, Stopwatch())
+    messages = np.zeros(1, message_dtype(2))
+    messages["fitness"] = generation, generation + 1
+    recorder.commit(generation, Results(messages, np.arange(2)), np.zeros(2, np.float32), generation + 7, Stopwatch())
 
 
 def test_a_commit_does_not_hold_up_what_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
