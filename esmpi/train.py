@@ -104,7 +104,7 @@ def evaluate_members(session: Session, members: Members, examples: list[Example]
         for start in range(0, len(prompts), size)
     ]
     mine: list[int] = []
-    times: list[tuple[float, float, float]] = []
+    times: list[tuple[float, float, float]] = []  # of each: perturbing began, generating began, it ended
     tokens: list[int] = []
     pending: list[Future[Scored]] = []
     with session.dispatch.members(len(members)) as dealt:
