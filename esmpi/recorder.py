@@ -188,8 +188,10 @@ def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
 
 
 def _generation_row(generation: int, results: Results, digest: int, watch: Stopwatch) -> np.void:
-    failed = np.isnan(results["fitness"])
-    fitness = results["fitness"] if failed.all() else results["fitness"][~failed]
+    fitness = results["fitness"]
+    failed = np.isnan(fitness)
+    if not failed.all():
+        fitness = fitness[~failed]
     row = np.zeros(1, GENERATION_DTYPE)[0]
     row["generation"] = generation
     row["fitness_mean"], row["fitness_std"] = mean_and_std(fitness)

@@ -10,14 +10,19 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from esmpi import run, train
+import numpy as np
+
+from esmpi import run
 from esmpi.comm import Comm
 from esmpi.launch.environment import launcher
 
 
 def main() -> int:
-    from esmpi.engines.hf import HfEngine  # not for the processes that score, which import this file, too
+    # not for the processes that score, which import this file, too
+    from esmpi import train
+    from esmpi.engines.hf import HfEngine
 
     fault, rank, stamp, *arguments = sys.argv[1:]
     update, generate = HfEngine.update, HfEngine.generate
@@ -47,7 +52,7 @@ def main() -> int:
 
     started_by = launcher()
 
-    def stale_evaluate(session, *rest):  # type: ignore[no-untyped-def]
+    def stale_evaluate(session: Any, *rest: Any) -> np.ndarray:
         session.digest ^= session.generation  # 0 at first
         return evaluate(session, *rest)
 
