@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import esmpi
-from esmpi import evaluate_command, run
+from esmpi import run
+from esmpi.commands import eval as evaluate_command
 from esmpi.errors import UserError
 
 _EVAL = "evaluate a run at a generation, or any model; also under mpiexec or srun"
@@ -143,7 +144,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from esmpi.config_reader import load_config
+    from esmpi.config.reader import load_config
     from esmpi.launch.doctor import examine
 
     config = None if arguments.config is None else load_config(arguments.config, arguments.overrides)
@@ -230,7 +231,7 @@ def _export_log(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from esmpi.checkpoint import Checkpoint, fetch_model, tied_embedding
+    from esmpi.model.base_model import Checkpoint, fetch_model, tied_embedding
     from esmpi.store.export import check_target, export
 
     check_target(arguments.out)
@@ -250,7 +251,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _rebuild(arguments):  # type: ignore[no-untyped-def]  # the types would import torch
-    from esmpi.config_reader import parse_config
+    from esmpi.config.reader import parse_config
     from esmpi.store.run_file import RunFile, run_file_path
 
     file = RunFile.open(run_file_path(arguments.run))

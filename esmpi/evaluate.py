@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from esmpi.engines import Completion, Engine, Sampling
+from esmpi.es.random_streams import stream_seed
 from esmpi.scoring import Scored
-from esmpi.streams import stream_seed
 
 if TYPE_CHECKING:
     from esmpi.session import Setup

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esmpi.config import GENERATED, Config
-from esmpi.config_reader import changed_keys
+from esmpi.config.reader import changed_keys
+from esmpi.config.sections import GENERATED, Config
 from esmpi.engines import Engine
 from esmpi.errors import UserError
 from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path

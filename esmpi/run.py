@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from esmpi.config import Config
-from esmpi.config_reader import load_config
+from esmpi.config.reader import load_config
+from esmpi.config.sections import Config
 from esmpi.errors import SharedError, UserError
-from esmpi.launch.environment import launcher, speaks_for_all
-from esmpi.launch.signals import StopFlag
+from esmpi.mpi.launcher import launcher, speaks_for_all
+from esmpi.stop.signals import StopFlag
 
 STOPPED = 75
 """Exit code of a run that was asked to stop before its last generation: EX_TEMPFAIL of sysexits.h, "try again later".
@@ -23,7 +23,7 @@ Not 0, so that a job that waits for the run's end (`sbatch --dependency=afterok:
 a batch script knows when to requeue itself."""
 
 if TYPE_CHECKING:
-    from esmpi.comm import Comm
+    from esmpi.mpi.comm import Comm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def process(arguments: argparse.Namespace) -> int:
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
-            from esmpi.planning import describe
+            from esmpi.launch.dry_run import describe
 
             if speaks:
                 started_by = launcher()
@@ -94,7 +94,7 @@ def process(arguments: argparse.Namespace) -> int:
         stop = StopFlag()
         stop.install()
         if speaks:
-            from esmpi.planning import check_inputs
+            from esmpi.launch.dry_run import check_inputs
 
             check_inputs(config)  # other ranks may see another file system: they look for themselves later
         if arguments.ranks is not None:
@@ -128,7 +128,7 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
     # Threads that wait for work must not spin: ranks and other jobs on the same cores would crawl. Read by the
     # OpenMP library as it is loaded, so it has to be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from esmpi.comm import Comm
+    from esmpi.mpi.comm import Comm
 
     try:
         comm = Comm()

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from esmpi.config import ScoringConfig
+from esmpi.config.sections import ScoringConfig
 from esmpi.engines.base import Completion
 from esmpi.tasks import Example, Score, Task
 

@@ -16,28 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.checkpoint import Checkpoint, fetch_model
-from esmpi.comm import Comm, Place
-from esmpi.config import Config
-from esmpi.config_reader import changed_keys
-from esmpi.data import Problems, load_problems, with_shots
-from esmpi.dispatch import DISPATCHES, Dispatch
+from esmpi.config.reader import changed_keys
+from esmpi.config.sections import Config
+from esmpi.data.problems import Problems, load_problems, with_shots
 from esmpi.engines import Engine, load_engine
 from esmpi.errors import SharedError, UserError
-from esmpi.launch.environment import installed_versions
-from esmpi.launch.signals import StopFlag
-from esmpi.launch.time_limit import TimeLimit, job_end
-from esmpi.population import ExchangeError, describe_digests
-from esmpi.recorder import Recorder
+from esmpi.es.dispatch import DISPATCHES, Dispatch
+from esmpi.es.population import ExchangeError, describe_digests
+from esmpi.files import clean_up, locked
+from esmpi.model.base_model import Checkpoint, fetch_model
+from esmpi.model.staging import stage, staged_path
+from esmpi.mpi.comm import Comm, Place
+from esmpi.mpi.launcher import installed_versions
+from esmpi.record.recorder import Recorder
 from esmpi.resume import Digests, catch_up, open_run
 from esmpi.scoring import Scorer
+from esmpi.stop.signals import StopFlag
+from esmpi.stop.time_limit import TimeLimit, job_end
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.card import card_files
 from esmpi.store.export import export
-from esmpi.store.files import clean_up, locked
 from esmpi.store.run_file import RunFile
-from esmpi.store.snapshots import Snapshots
-from esmpi.store.staging import stage, staged_path
+from esmpi.store.snapshot_folder import Snapshots
 from esmpi.tasks import Example, Task, make_task
 
 log = logging.getLogger(__name__)

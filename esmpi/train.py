@@ -6,16 +6,16 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from esmpi.data import batch
+from esmpi.data.problems import batch
 from esmpi.engines import Sampling
+from esmpi.es.population import Members, check, message_dtype, plan
+from esmpi.es.random_streams import stream_seed
+from esmpi.es.shaping import coefficients
 from esmpi.evaluate import evaluate
-from esmpi.population import Members, check, message_dtype, plan
-from esmpi.profile import gather_profile
+from esmpi.record.profile import gather_profile
 from esmpi.scoring import FAILURES, Scored
 from esmpi.session import Session
-from esmpi.shaping import coefficients
 from esmpi.stopwatch import Stopwatch
-from esmpi.streams import stream_seed
 from esmpi.tasks import Example
 
 log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.comm import Comm
-from esmpi.config_reader import load_config
-from esmpi.launch.signals import StopFlag
-from esmpi.population import idle_seconds, plan, shard
-from esmpi.streams import stream
+from esmpi.config.reader import load_config
+from esmpi.es.population import idle_seconds, plan, shard
+from esmpi.es.random_streams import stream
+from esmpi.mpi.comm import Comm
+from esmpi.stop.signals import StopFlag
 
 ROOT = Path(__file__).parents[1]
 WAYS = ("static", "dynamic")

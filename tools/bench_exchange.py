@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from esmpi.comm import Comm
-from esmpi.nodes import wait
+from esmpi.mpi.comm import Comm
+from esmpi.mpi.nodes import wait
 
 PIECE_BYTES = 2**18
 

@@ -15,10 +15,10 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from esmpi.comm import Comm
-from esmpi.config_reader import load_config
+from esmpi.config.reader import load_config
 from esmpi.errors import UserError
-from esmpi.launch.signals import StopFlag
+from esmpi.mpi.comm import Comm
+from esmpi.stop.signals import StopFlag
 
 PARTS = ("perturb", "generate", "score", "exchange", "update")
 
@@ -83,7 +83,7 @@ def main() -> None:
             parser.error(str(error))
         comm = Comm()
 
-        from esmpi.data import batch
+        from esmpi.data.problems import batch
         from esmpi.engines import Sampling
         from esmpi.session import open_session, start_logging
         from esmpi.stopwatch import Stopwatch

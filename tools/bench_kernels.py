@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from esmpi.noise import member_seed
-from esmpi.weights import View, Weights, open_weights
+from esmpi.weights.views import View, Weights, open_weights
 
 SIGMA, ALPHA = 1e-3, 5e-4
 PHILOX_OPERATIONS, NORMAL_OPERATIONS = 12.5, 5.0

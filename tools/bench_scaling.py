@@ -153,15 +153,15 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     """Return a session whose engine and rewards answer at once, and a list that takes the seconds of its commits."""
     import torch
 
-    from esmpi.checkpoint import Checkpoint, fetch_model
-    from esmpi.config_reader import load_config
-    from esmpi.data import load_problems
-    from esmpi.dispatch import DISPATCHES
+    from esmpi.config.reader import load_config
+    from esmpi.data.problems import load_problems
     from esmpi.engines import Completion, Engine, Sampling
-    from esmpi.launch.signals import StopFlag
-    from esmpi.recorder import Recorder
+    from esmpi.es.dispatch import DISPATCHES
+    from esmpi.model.base_model import Checkpoint, fetch_model
+    from esmpi.record.recorder import Recorder
     from esmpi.scoring import Scored, Scorer
     from esmpi.session import Session
+    from esmpi.stop.signals import StopFlag
     from esmpi.store.run_file import RunFile
     from esmpi.tasks import Example, Score, make_task
 
@@ -326,7 +326,7 @@ def model(constants: dict[str, float], ranks: int, population: int, cores: int) 
 
 def forecasts(constants: dict[str, float], arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Return the model's curve up to all nodes of a cluster, a core or more for each rank, with a network."""
-    from esmpi.population import message_dtype
+    from esmpi.es.population import message_dtype
 
     rows = []
     nodes = sorted({*(2**i for i in range(arguments.nodes.bit_length())), arguments.nodes})

@@ -21,9 +21,9 @@ import torch
 from esmpi.noise import member_seed
 from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
-from esmpi.store.snapshot import check_seal
-from esmpi.store.snapshots import Snapshots, snapshot_path
-from esmpi.weights import View, Weights
+from esmpi.store.snapshot_file import check_seal
+from esmpi.store.snapshot_folder import Snapshots, snapshot_path
+from esmpi.weights.views import View, Weights
 
 NUM_MEMBERS = 30
 

@@ -1,4 +1,4 @@
-"""Make esmpi/models/tiny_countdown: a language model small enough for ES on a laptop.
+"""Make esmpi/assets/tiny_countdown: a language model small enough for ES on a laptop.
 
 It learns Countdown, from nothing, on text with a base model's habits: most of the arithmetic is right,
 but many answers are random and many stay open. Evolution Strategies can then do to it what they do to
@@ -22,7 +22,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 from esmpi.tasks.base import Example
 from esmpi.tasks.countdown import PROMPT, Countdown, CountdownConfig
 
-OUTPUT = Path(__file__).resolve().parents[1] / "esmpi" / "models" / "tiny_countdown"
+OUTPUT = Path(__file__).resolve().parents[1] / "esmpi" / "assets" / "tiny_countdown"
 PROBLEMS = CountdownConfig(num_numbers=(3,), number_range=(1, 20), target_range=(1, 99), operators="+-")
 
 RIGHT = 0.7

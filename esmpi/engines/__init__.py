@@ -1,9 +1,9 @@
 """Engines: what generates text from weights that ES perturbs."""
 
-from esmpi.checkpoint import Checkpoint
-from esmpi.comm import Place
-from esmpi.config import Config
+from esmpi.config.sections import Config
 from esmpi.engines.base import Completion, Engine, Sampling
+from esmpi.model.base_model import Checkpoint
+from esmpi.mpi.comm import Place
 
 
 def load_engine(config: Config, checkpoint: Checkpoint, place: Place) -> Engine:

@@ -40,7 +40,7 @@ class Sampling:
 
 
 class Engine(ABC):
-    """A model whose weights ES may change, with theta behind them (see `esmpi.weights`)."""
+    """A model whose weights ES may change, with theta behind them (see `esmpi.weights.views`)."""
 
     @abstractmethod
     def perturb(self, seed: int, scale: float) -> None:

@@ -12,14 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from esmpi.checkpoint import Checkpoint
-from esmpi.comm import Place
-from esmpi.config import EngineConfig, ModelConfig
+from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines.base import Completion, Engine, Sampling, render_chat
 from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
-from esmpi.store.snapshot import opened
-from esmpi.weights import Placement, View, open_weights
+from esmpi.model.base_model import Checkpoint
+from esmpi.mpi.comm import Place
+from esmpi.store.snapshot_file import opened
+from esmpi.weights.views import Placement, View, open_weights
 
 log = logging.getLogger(__name__)
 

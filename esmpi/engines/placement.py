@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from esmpi.errors import UserError
 
 if TYPE_CHECKING:
-    from esmpi.weights import Placement  # imports numba, which must not be there before vLLM starts
+    from esmpi.weights.views import Placement  # imports numba, which must not be there before vLLM starts
 
 _WEIGHTS_SHARE = 0.7
 """Of the memory that an engine may use, theta and live weights take at most so much; the rest is for the cache."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from esmpi.checkpoint import StoredTensor
 from esmpi.errors import UserError
-from esmpi.weights import View, matrix_shape
+from esmpi.model.base_model import StoredTensor
+from esmpi.weights.views import View, matrix_shape
 
 Load = Callable[[Iterable[tuple[str, torch.Tensor]]], object]
 """A model's `load_weights`: takes (canonical name, tensor) pairs."""

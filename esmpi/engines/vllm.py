@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from esmpi.checkpoint import Checkpoint, tied_embedding
-from esmpi.comm import Place
-from esmpi.config import EngineConfig, ModelConfig
+from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines.base import Completion, Engine, Sampling, render_chat
 from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
+from esmpi.model.base_model import Checkpoint, tied_embedding
+from esmpi.mpi.comm import Place
 
 if TYPE_CHECKING:
-    from esmpi.weights import Placement
+    from esmpi.weights.views import Placement
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class VllmEngine(Engine):
         return list(self._llm.collective_rpc(method, args=arguments))
 
     def _assemble(self, live: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        from esmpi.weights import matrix_shape
+        from esmpi.weights.views import matrix_shape
 
         for name in self._names:
             shape = self._checkpoint.tensors[name].shape
@@ -315,7 +315,7 @@ def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: Checkpoint)
     UserError
         If a tensor is held in part only, or rectangles overlap without being the same.
     """
-    from esmpi.weights import matrix_shape
+    from esmpi.weights.views import matrix_shape
 
     seen: dict[str, set[tuple[Any, Any]]] = defaultdict(set)
     counted: list[list[int]] = []

@@ -14,8 +14,8 @@ import torch
 from vllm.platforms import current_platform
 
 if TYPE_CHECKING:
-    from esmpi.checkpoint import Checkpoint
-    from esmpi.weights import Placement, View, Weights
+    from esmpi.model.base_model import Checkpoint
+    from esmpi.weights.views import Placement, View, Weights
 
 Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
 """Canonical name, rows and columns that a view holds."""
@@ -47,9 +47,9 @@ class WorkerExtension:
         An error of the user's is returned as its text: from another process it would arrive as some RuntimeError.
         """
         # Not at the top of the module: vLLM's start looks through all loaded modules and trips over numba's.
-        from esmpi.checkpoint import Checkpoint
         from esmpi.engines.probe import derive_views, fingerprint
         from esmpi.errors import UserError
+        from esmpi.model.base_model import Checkpoint
 
         if os.getpid() != rank_process:
             # A terminal and Slurm ask all processes to stop: the rank does so after its generation, and till then
@@ -81,7 +81,7 @@ class WorkerExtension:
         nothing in common. `cores` are the processors of each worker, by rank.
         """
         from esmpi.engines.probe import cut, fingerprint
-        from esmpi.weights import open_weights
+        from esmpi.weights.views import open_weights
 
         views = [part for view in self._esmpi_views for part in cut(view, cuts[view.name])]
         mine = cores[self.rank]
@@ -109,7 +109,7 @@ class WorkerExtension:
     def esmpi_load(self, snapshot: str | None) -> str | None:
         """Replace theta by a snapshot's or the base model's; return what is wrong, if anything is."""
         from esmpi.errors import UserError
-        from esmpi.store.snapshot import opened
+        from esmpi.store.snapshot_file import opened
 
         try:
             with opened(None if snapshot is None else Path(snapshot), self._esmpi_checkpoint) as source:

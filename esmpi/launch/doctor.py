@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import esmpi
-from esmpi.checkpoint import Checkpoint, find_model
-from esmpi.comm import Comm, Place
-from esmpi.config import Config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError
-from esmpi.launch.environment import installed_versions, launcher
-from esmpi.store.files import is_locked_elsewhere, locked, replacing
+from esmpi.files import is_locked_elsewhere, locked, replacing
+from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.mpi.comm import Comm, Place
+from esmpi.mpi.launcher import installed_versions, launcher
 
 _CLOCK_S = 2.0
 _PROBE = ".doctor"

@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmpi.config import Config
-from esmpi.config_reader import load_config
+from esmpi.config.reader import load_config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError
-from esmpi.launch.environment import slurm_job
-from esmpi.launch.time_limit import parse_duration
-from esmpi.planning import check_inputs
+from esmpi.launch.dry_run import check_inputs
+from esmpi.mpi.launcher import slurm_job
 from esmpi.run import STOPPED
+from esmpi.stop.time_limit import parse_duration
 
 if TYPE_CHECKING:
     from submitit import Job, SlurmExecutor

@@ -88,7 +88,7 @@ def normal_table_bits() -> np.ndarray:
     Entry j is Phi^-1(0.5 + (j + 0.5) / 8192), scaled so that the mean square is 1. It is data, not
     computed here, because no two mathematical libraries agree in the last bit.
     """
-    data = files("esmpi.noise").joinpath("normal_table.bin").read_bytes()
+    data = files("esmpi.assets").joinpath("normal_table.bin").read_bytes()
     if hashlib.sha256(data).hexdigest() != _TABLE_SHA256:
-        raise RuntimeError("esmpi/noise/normal_table.bin is damaged: install esmpi again")
+        raise RuntimeError("esmpi/assets/normal_table.bin is damaged: install esmpi again")
     return np.frombuffer(data, "<u4").astype(np.uint32)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esmpi.errors import UserError
-from esmpi.store.files import replacing
+from esmpi.files import replacing
 from esmpi.store.run_file import RunFile
 
 if TYPE_CHECKING:

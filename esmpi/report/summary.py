@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.errors import UserError
-from esmpi.population import idle_seconds
+from esmpi.es.population import idle_seconds
 from esmpi.store.run_file import RunFile, samples_path
 
 NUM_SAMPLES = 3

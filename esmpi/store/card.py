@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from esmpi.checkpoint import Checkpoint
+from esmpi.model.base_model import Checkpoint
 from esmpi.store.run_file import RunFile
 
 _FIGURES = (

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from esmpi.checkpoint import Checkpoint
 from esmpi.errors import UserError
-from esmpi.store.files import older_of, put_back, sync
+from esmpi.files import older_of, put_back, sync
+from esmpi.model.base_model import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ def _set_dtype(path: Path, dtype: str) -> None:
 
 
 def _whole(shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-    from esmpi.weights import matrix_shape
+    from esmpi.weights.views import matrix_shape
 
     rows, cols = matrix_shape(shape)
     return (0, rows), (0, cols)

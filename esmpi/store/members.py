@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
-from esmpi.population import ABSENT, plan
+from esmpi.es.population import ABSENT, plan
 from esmpi.store.seal import checksum, image_of, put, put_attribute, read_sealed, seal
 
 SEGMENT_BYTES = 4 * 2**20

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from esmpi.checkpoint import Checkpoint, fetch_model
-from esmpi.config import Config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError
+from esmpi.model.base_model import Checkpoint, fetch_model
 from esmpi.store.run_file import RunFile
-from esmpi.store.snapshot import Snapshot, SnapshotError, opened
-from esmpi.store.snapshots import good_snapshots
-from esmpi.weights import View, Weights, matrix_shape
+from esmpi.store.snapshot_file import Snapshot, SnapshotError, opened
+from esmpi.store.snapshot_folder import good_snapshots
+from esmpi.weights.views import View, Weights, matrix_shape
 
 if TYPE_CHECKING:
     import torch

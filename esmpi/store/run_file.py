@@ -25,14 +25,14 @@ import h5py
 import numpy as np
 
 import esmpi
-from esmpi.config import HELD_OUT, is_suite_name
+from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
+from esmpi.files import FullError, write_whole
 from esmpi.noise import NOISE_VERSION
 from esmpi.store import members as member_table
-from esmpi.store.contents import check_contents
-from esmpi.store.files import FullError, write_whole
 from esmpi.store.members import LOG_ONLY, MEMBER_DTYPE, Segment, read_columns, write_columns
 from esmpi.store.seal import image_of, put, put_attribute, read_sealed, seal
+from esmpi.store.validation import check_contents
 
 FORMAT_VERSION = 2
 """2 added segments, forks, log-only files and kinds of failed rewards to 1, which is still read, and becomes 2 at the

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from esmpi.checkpoint import Checkpoint
 from esmpi.errors import UserError
-from esmpi.weights import matrix_shape
+from esmpi.model.base_model import Checkpoint
+from esmpi.weights.views import matrix_shape
 
 _FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from esmpi import run
-from esmpi.comm import Comm
-from esmpi.launch.environment import launcher
+from esmpi.mpi.comm import Comm
+from esmpi.mpi.launcher import launcher
 
 
 def main() -> int:

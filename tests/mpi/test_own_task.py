@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 from support import ROOT, TINY_RUN, Columns, Run, read, samples, train
 
-from esmpi.checkpoint import find_model
-from esmpi.config_reader import load_config
-from esmpi.data import load_problems
+from esmpi.config.reader import load_config
+from esmpi.data.problems import load_problems
+from esmpi.model.base_model import find_model
 from esmpi.tasks import make_task
 from esmpi.tasks.countdown import PROMPT
 

@@ -223,15 +223,15 @@ GATHERS = """
 import os, random, sys, time
 from collections import Counter
 import numpy as np
-import esmpi.nodes
-from esmpi.launch.environment import launcher
+import esmpi.mpi.nodes
+from esmpi.mpi.launcher import launcher
 
 rank, nodes = launcher().rank, int(sys.argv[1])
 os.environ["SLURMD_NODENAME"] = "last" if nodes > 1 and rank == launcher().size - 1 else f"node{rank % nodes}"
-from esmpi.comm import Comm
-from esmpi.nodes import _PIECE_BYTES, _SHARED_BYTES
+from esmpi.mpi.comm import Comm
+from esmpi.mpi.nodes import _PIECE_BYTES, _SHARED_BYTES
 if sys.argv[2] == "no room":
-    esmpi.nodes._SHARED_BYTES = 2**60
+    esmpi.mpi.nodes._SHARED_BYTES = 2**60
 
 def values(rank, turn, shape):
     return np.random.default_rng([rank, turn]).integers(2**62, size=shape)
@@ -278,7 +278,7 @@ def test_who_waits_sleeps_and_heeds_signals(launch: Run, tmp_path: Path, waits: 
     script = tmp_path / "wait.py"
     script.write_text(
         "import os, signal, sys, threading, time, numpy as np\n"
-        "from esmpi.comm import Comm\n"
+        "from esmpi.mpi.comm import Comm\n"
         "comm = Comm()\n"
         "comm.barrier()\n"
         "heard = []\n"
@@ -309,8 +309,8 @@ def test_a_busy_rank_0_keeps_nobody_waiting_for_a_member(
     script = tmp_path / "busy.py"
     script.write_text(
         "import time\n"
-        "from esmpi.comm import Comm\n"
-        "from esmpi.dispatch import Dynamic\n"
+        "from esmpi.mpi.comm import Comm\n"
+        "from esmpi.es.dispatch import Dynamic\n"
         "comm = Comm()\n"
         "with Dynamic(comm) as dispatch:\n"
         "    for generation in range(2):\n"

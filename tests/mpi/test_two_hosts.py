@@ -70,8 +70,8 @@ def across(mpiexec: list[str], remote: Path) -> list[str]:
 # Rank 2, alone on its host, learns that there is no member left while rank 0 waits for rank 1.
 WAITING = """
 import time
-from esmpi.comm import Comm
-from esmpi.dispatch import Dynamic
+from esmpi.mpi.comm import Comm
+from esmpi.es.dispatch import Dynamic
 
 comm = Comm()
 with Dynamic(comm) as dispatch:

@@ -15,7 +15,7 @@ import h5py
 import pytest
 from support import GENERATIONS, ROOT, TINY_RUN, Run, read_digests, require, serial_digests
 
-from esmpi.checkpoint import find_model
+from esmpi.model.base_model import find_model
 from slurm.cluster import Cluster
 from slurm.conftest import PATIENCE_S, Job
 
@@ -75,7 +75,9 @@ def test_a_launcher_that_does_not_fit_is_refused_with_the_cure(cluster: Cluster,
 
 def test_ranks_tell_each_other_little_where_they_meet(cluster: Cluster) -> None:
     """What they tell goes through Slurm, which cuts long lines."""
-    program = "import os; from esmpi.comm import Comm; c = Comm(); print(c.size, os.environ['MPIR_CVAR_CH4_NETMOD'])"
+    program = (
+        "import os; from esmpi.mpi.comm import Comm; c = Comm(); print(c.size, os.environ['MPIR_CVAR_CH4_NETMOD'])"
+    )
     said = cluster.call("srun", "-N2", "-n3", sys.executable, "-c", program)
     assert said.splitlines() == ["3 ofi"] * 3
 

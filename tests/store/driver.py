@@ -22,9 +22,9 @@ import h5py
 import esmpi.engines.hf
 import esmpi.train
 from esmpi import run
-from esmpi.checkpoint import Checkpoint, find_model
-from esmpi.comm import Place
-from esmpi.config_reader import load_config
+from esmpi.config.reader import load_config
+from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.mpi.comm import Place
 from esmpi.noise import cpu
 
 OFF, KILL_BEFORE, KILL_HALFWAY, FULL, HICCUP, COUNT = range(6)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from esmpi.__main__ import main
-from esmpi.checkpoint import Checkpoint, find_model
+from esmpi.model.base_model import Checkpoint, find_model
 
 BASE = "esmpi:tiny_countdown"
 

@@ -16,18 +16,18 @@ from support import LEAST_CONFIG, ROOT, TINY_RUN, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from esmpi.__main__ import main
-from esmpi.checkpoint import Checkpoint, find_model
-from esmpi.comm import Comm, Place
-from esmpi.config_reader import load_config
+from esmpi.config.reader import load_config
 from esmpi.engines import load_engine
+from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.mpi.comm import Comm, Place
 from esmpi.noise import member_seed
 from esmpi.run import STOPPED
 from esmpi.store import members as member_table
 from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.replay import replay
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
-from esmpi.store.snapshot import Snapshot, SnapshotError
-from esmpi.store.snapshots import check_snapshot
+from esmpi.store.snapshot_file import Snapshot, SnapshotError
+from esmpi.store.snapshot_folder import check_snapshot
 
 FAULTY = ROOT / "tests" / "mpi" / "faulty.py"
 SMALL = (

@@ -11,9 +11,9 @@ import pytest
 from support import LEAST_CONFIG, require
 
 from esmpi.errors import UserError
-from esmpi.population import ABSENT
+from esmpi.es.population import ABSENT
+from esmpi.files import FullError
 from esmpi.store import members as member_table
-from esmpi.store.files import FullError
 from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 

@@ -3,8 +3,8 @@
 import pytest
 from test_tasks import make
 
-from esmpi.config import DataConfig
-from esmpi.data import load_problems
+from esmpi.config.sections import DataConfig
+from esmpi.data.problems import load_problems
 from esmpi.errors import UserError
 from esmpi.tasks import Example
 from esmpi.tasks.arc import Arc, ArcConfig, read_grid, write_grid

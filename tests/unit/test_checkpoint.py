@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from esmpi.checkpoint import Checkpoint, find_model
 from esmpi.errors import UserError
+from esmpi.model.base_model import Checkpoint, find_model
 
 TENSORS = {
     "matrix": torch.randn(7, 5, generator=torch.Generator().manual_seed(0)),

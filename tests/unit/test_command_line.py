@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from esmpi.__main__ import main
-from esmpi.store.files import is_locked_elsewhere, locked
+from esmpi.files import is_locked_elsewhere, locked
 
 CONFIG = """\
 run: {{name: try}}
@@ -46,7 +46,7 @@ def config_file(tmp_path: Path) -> Path:
 
 def test_importing_the_config_is_cheap() -> None:
     heavy = {"torch", "numpy", "mpi4py", "transformers", "numba", "h5py"}
-    result = python(f"import sys, esmpi.config_reader; print(sorted({heavy!r} & set(sys.modules)))")
+    result = python(f"import sys, esmpi.config.reader; print(sorted({heavy!r} & set(sys.modules)))")
     assert result.stdout == "[]\n", result.stderr
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmpi.config import Config
-from esmpi.config_reader import ConfigError, changed_keys, load_config, parse_config
+from esmpi.config.reader import ConfigError, changed_keys, load_config, parse_config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError
 
 GOOD = """\

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from esmpi.config import DataConfig
-from esmpi.data import Problems, batch, check_files, load_problems
+from esmpi.config.sections import DataConfig
+from esmpi.data.problems import Problems, batch, check_files, load_problems
 from esmpi.errors import UserError
-from esmpi.streams import stream, stream_seed
+from esmpi.es.random_streams import stream, stream_seed
 from esmpi.tasks import Example
 from esmpi.tasks.countdown import Countdown, CountdownConfig
 

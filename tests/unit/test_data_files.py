@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from support import ROOT, TINY_RUN, require
 
-from esmpi.config import DataConfig, EvalConfig
-from esmpi.config_reader import load_config, parse_config
-from esmpi.data import Problems, check_files, load_problems, with_shots
+from esmpi.config.reader import load_config, parse_config
+from esmpi.config.sections import DataConfig, EvalConfig
+from esmpi.data.problems import Problems, check_files, load_problems, with_shots
 from esmpi.errors import UserError
 from esmpi.tasks import Example
 from esmpi.tasks.countdown import Countdown, CountdownConfig
@@ -289,8 +289,8 @@ def test_a_file_that_changed_is_read_anew(datasets: Any, tmp_path: Path) -> None
 
 def test_a_hub_id_without_the_hub_is_one_line(tmp_path: Path) -> None:
     code = (
-        "from esmpi.config import DataConfig\n"
-        "from esmpi.data import check_files, load_problems\n"
+        "from esmpi.config.sections import DataConfig\n"
+        "from esmpi.data.problems import check_files, load_problems\n"
         "from esmpi.errors import UserError\n"
         "from esmpi.tasks.countdown import Countdown, CountdownConfig\n"
         "config = DataConfig(train='nobody/none-such:main', batch_size=1)\n"

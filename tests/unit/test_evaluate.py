@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from support import LEAST_CONFIG, read
 
-from esmpi.checkpoint import Checkpoint, find_model
-from esmpi.comm import Place
-from esmpi.config import EngineConfig, ModelConfig
+from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines import Completion, Sampling
 from esmpi.engines.hf import HfEngine
 from esmpi.evaluate import _Batch, _divergence, _means, _pass_at
+from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.mpi.comm import Place
 from esmpi.noise import member_seed
 from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile
 

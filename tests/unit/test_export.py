@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from esmpi.checkpoint import Checkpoint
 from esmpi.errors import UserError
+from esmpi.files import clean_up
+from esmpi.model.base_model import Checkpoint
 from esmpi.store.export import check_target, export
-from esmpi.store.files import clean_up
 
 SIZES = {
     "vocab_size": 64,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esmpi.errors import UserError
-from esmpi.store.files import clean_up, locked, replacing
+from esmpi.files import clean_up, locked, replacing
 
 
 def test_only_what_esmpi_left_is_removed_and_only_by_a_training_start(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmpi.noise import cpu, member_seed
-from esmpi.weights import View, Weights
+from esmpi.weights.views import View, Weights
 
 pytest.importorskip("triton", reason="pip install triton")
 
-from esmpi import gpu_weights
-from esmpi.gpu_weights import DeviceWeights, StreamedWeights
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
+from esmpi.weights import device as gpu_weights
+from esmpi.weights.device import DeviceWeights, StreamedWeights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

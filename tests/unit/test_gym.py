@@ -12,7 +12,7 @@ import pytest
 from support import ROOT
 from test_tasks import make
 
-from esmpi.config_reader import ConfigError
+from esmpi.config.reader import ConfigError
 from esmpi.errors import UserError
 from esmpi.tasks.gym import _REFUSED, Gym
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from support import ROOT, require
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from esmpi.checkpoint import Checkpoint, find_model
-from esmpi.comm import Place
-from esmpi.config import EngineConfig, ModelConfig
+from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines import Sampling
 from esmpi.engines.base import render_chat
 from esmpi.engines.hf import HfEngine
 from esmpi.errors import UserError
+from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.mpi.comm import Place
 from esmpi.noise import cpu, member_seed, tensor_key
 from esmpi.tasks.countdown import PROMPT
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from esmpi.launch.environment import Launcher, launcher, slurm_job
-from esmpi.launch.signals import StopFlag
-from esmpi.launch.time_limit import TimeLimit, job_end, parse_duration
+from esmpi.mpi.launcher import Launcher, launcher, slurm_job
+from esmpi.stop.signals import StopFlag
+from esmpi.stop.time_limit import TimeLimit, job_end, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 def test_the_longest_recent_generation_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("esmpi.launch.time_limit.time.time", lambda: now)
-    monkeypatch.setattr("esmpi.launch.time_limit.time.monotonic", lambda: now)
+    monkeypatch.setattr("esmpi.stop.time_limit.time.time", lambda: now)
+    monkeypatch.setattr("esmpi.stop.time_limit.time.monotonic", lambda: now)
     limit = TimeLimit(end=2000, reserve_s=100)
     now = 1300  # a generation of 300 s: 700 left, 400 wanted
     assert not limit.nearly_over()
@@ -78,7 +78,7 @@ def test_srun_is_known_though_it_speaks_pmi() -> None:
 
 PROGRAM = """
 import sys, time
-from esmpi.launch.signals import StopFlag
+from esmpi.stop.signals import StopFlag
 stop = StopFlag()
 stop.install()
 print("ready", flush=True)

@@ -48,7 +48,7 @@ def same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
 
 def test_version_and_table_are_the_pinned_ones() -> None:
     assert GOLDEN["noise_version"] == NOISE_VERSION
-    data = files("esmpi.noise").joinpath("normal_table.bin").read_bytes()
+    data = files("esmpi.assets").joinpath("normal_table.bin").read_bytes()
     assert hashlib.sha256(data).hexdigest() == GOLDEN["table_sha256"] == oracle.TABLE_SHA256
     assert data == oracle.table().astype("<f4").tobytes()
 

@@ -5,8 +5,8 @@ import pytest
 from support import ROOT
 from test_tasks import make
 
-from esmpi.config_reader import load_config
-from esmpi.data import batch, load_problems
+from esmpi.config.reader import load_config
+from esmpi.data.problems import batch, load_problems
 from esmpi.tasks import Example
 from esmpi.tasks.multiplication import MultiplicationConfig
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esmpi.comm import Comm
-from esmpi.dispatch import Dynamic
+from esmpi.es.dispatch import Dynamic
+from esmpi.es.population import ExchangeError, Members, Results, check, idle_seconds, message_dtype, plan, shard
+from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
-from esmpi.population import ExchangeError, Members, Results, check, idle_seconds, message_dtype, plan, shard
 
 DIGEST = 0xFEDCBA9876543210
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmpi.checkpoint import StoredTensor
 from esmpi.engines.probe import cut, derive_views, fingerprint
 from esmpi.errors import UserError
+from esmpi.model.base_model import StoredTensor
 
 SHAPES = {"q": (300, 70), "k": (40, 70), "embed": (29, 70), "down": (70, 600), "norm": (70,)}
 STORED = [StoredTensor(name, shape, "F32", Path("file")) for name, shape in SHAPES.items()]

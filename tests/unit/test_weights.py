@@ -23,9 +23,9 @@ from histories import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esmpi.es.shaping import zscore
 from esmpi.noise import member_seed
-from esmpi.shaping import zscore
-from esmpi.weights import View, Weights
+from esmpi.weights.views import View, Weights
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esmpi.weights import View, Weights
+from esmpi.weights.views import View, Weights
 
 MODEL = {"a.weight": (24, 40), "b.bias": (33,)}
 

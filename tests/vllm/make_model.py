@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-TOKENIZER = Path(__file__).parents[2] / "esmpi" / "models" / "tiny_countdown"
+TOKENIZER = Path(__file__).parents[2] / "esmpi" / "assets" / "tiny_countdown"
 # a head size of 32 is the least that vLLM's CPU attention has
 SIZES = {
     **{"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from esmpi.checkpoint import Checkpoint, fetch_model
-from esmpi.comm import Comm
-from esmpi.config import Config
-from esmpi.config_reader import parse_config
+from esmpi.config.reader import parse_config
+from esmpi.config.sections import Config
 from esmpi.engines import Completion, Engine, Sampling, load_engine
 from esmpi.errors import UserError
+from esmpi.model.base_model import Checkpoint, fetch_model
+from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
-from esmpi.store.snapshot import write_snapshot
+from esmpi.store.snapshot_file import write_snapshot
 
 SEED, SCALE = member_seed(7, 1, 2), -0.02
 SEEDS = np.array([member_seed(7, 0, member) for member in range(5)], np.uint64)

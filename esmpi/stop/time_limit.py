@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from esmpi.launch.environment import slurm_job
+from esmpi.mpi.launcher import slurm_job
 
 log = logging.getLogger(__name__)
 

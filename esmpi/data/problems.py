@@ -4,10 +4,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from esmpi.config import BUILTIN, GENERATED, HELD_OUT, SPLIT, DataConfig
-from esmpi.data_files import check_source, read_rows
+from esmpi.config.sections import BUILTIN, GENERATED, HELD_OUT, SPLIT, DataConfig
+from esmpi.data.files import check_source, read_rows
 from esmpi.errors import UserError, nearest
-from esmpi.streams import stream
+from esmpi.es.random_streams import stream
 from esmpi.tasks import Example, Part, Prompt, Task
 
 _LONGEST_HINT = 300

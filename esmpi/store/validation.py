@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from esmpi.config import is_suite_name
+from esmpi.config.sections import is_suite_name
 
 if TYPE_CHECKING:
     from esmpi.store.run_file import RunFile

@@ -23,13 +23,13 @@ import numpy as np
 
 import esmpi
 from esmpi.errors import UserError
-from esmpi.store.files import replacing
+from esmpi.files import replacing
 from esmpi.store.layout import lay_out
 
 if TYPE_CHECKING:
     import torch
 
-    from esmpi.checkpoint import Checkpoint
+    from esmpi.model.base_model import Checkpoint
 
 SNAPSHOT_VERSION = 1
 _BLOCK_BYTES = 16 * 2**20
@@ -97,7 +97,7 @@ def _write_sealed(file: IO[bytes], blocks: Iterable[list[memoryview]]) -> int:
 
 
 class Snapshot:
-    """A snapshot file to read from: the same `read` as `esmpi.checkpoint.Checkpoint`.
+    """A snapshot file to read from: the same `read` as `esmpi.model.base_model.Checkpoint`.
 
     Looks at the contents at once: check an unknown file's seal first.
 
@@ -147,7 +147,7 @@ class Snapshot:
         """
         import torch
 
-        from esmpi.weights import matrix_shape
+        from esmpi.weights.views import matrix_shape
 
         try:
             stored = self._file[f"theta/{name}"]

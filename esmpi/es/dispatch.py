@@ -10,8 +10,8 @@ from types import TracebackType
 
 import numpy as np
 
-from esmpi.comm import Comm
-from esmpi.population import Results, shard
+from esmpi.es.population import Results, shard
+from esmpi.mpi.comm import Comm
 
 
 class Dispatch(ABC):

@@ -232,7 +232,7 @@ def open_weights(
     """Return weights with theta where it is wanted; on a CPU all places are the same memory."""
     kind: type[Weights] = Weights
     if any(view.live is not None and view.live.device.type == "cuda" for view in views):
-        from esmpi.gpu_weights import DeviceWeights, StreamedWeights
+        from esmpi.weights.device import DeviceWeights, StreamedWeights
 
         kind = DeviceWeights if placement == "device" else StreamedWeights
     return kind(views, read, num_threads, cores, bf16_base=placement == "host+bf16")

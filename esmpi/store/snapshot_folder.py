@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esmpi.store.files import replacing
+from esmpi.files import replacing
 from esmpi.store.run_file import RUN_FILE, RunFile
-from esmpi.store.snapshot import Snapshot, SnapshotError, check_seal, write_snapshot
+from esmpi.store.snapshot_file import Snapshot, SnapshotError, check_seal, write_snapshot
 
 if TYPE_CHECKING:
     import torch

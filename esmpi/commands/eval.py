@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmpi.config import HELD_OUT, is_suite_name
+from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
-from esmpi.launch.environment import speaks_for_all
+from esmpi.mpi.launcher import speaks_for_all
 from esmpi.run import on_all_ranks
 
 if TYPE_CHECKING:
-    from esmpi.comm import Comm
-    from esmpi.config import Config
+    from esmpi.config.sections import Config
+    from esmpi.mpi.comm import Comm
     from esmpi.resume import Digests
     from esmpi.store.run_file import RunFile
 
@@ -54,14 +54,14 @@ def process(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
     """Collective. Evaluate what the arguments name, and write the results."""
-    from esmpi.config_reader import parse_config
+    from esmpi.config.reader import parse_config
     from esmpi.evaluate import evaluate
-    from esmpi.recorder import log_evaluation, write_samples
+    from esmpi.files import write_whole
+    from esmpi.record.recorder import log_evaluation, write_samples
     from esmpi.resume import take_theta
     from esmpi.session import agreed_digests, open_setup, start_logging
-    from esmpi.store.files import write_whole
     from esmpi.store.run_file import RUN_FILE, samples_path
-    from esmpi.store.snapshots import good_snapshots
+    from esmpi.store.snapshot_folder import good_snapshots
 
     with ExitStack() as stack:
         target = None
@@ -116,8 +116,8 @@ class _Target:
 
 def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     """Read, on rank 0, what is to be evaluated; the directory is held until `stack` is closed."""
-    from esmpi.config_reader import load_config, parse_config
-    from esmpi.store.files import locked
+    from esmpi.config.reader import load_config, parse_config
+    from esmpi.files import locked
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 
     path = run_file_path(arguments.target)
@@ -179,7 +179,7 @@ def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digest
 
 def _check_unchanged(run: "RunFile", config: "Config") -> None:
     """Raise UserError if results would not be like those that the run has of the same suites."""
-    from esmpi.config_reader import changed_keys
+    from esmpi.config.reader import changed_keys
 
     before, now = run.attributes["config"], config.to_dict()
     changed = [line for line in changed_keys(before, now) if not line.startswith(_MAY_CHANGE)]

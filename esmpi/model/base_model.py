@@ -49,7 +49,7 @@ def find_model(path: str, revision: str | None = None) -> Path | None:
         If `path` can only be a folder and is none, or holds no safetensors.
     """
     if path.startswith(PACKAGED):
-        models = Path(str(files("esmpi"))) / "models"
+        models = Path(str(files("esmpi"))) / "assets"
         names = [PACKAGED + entry.name for entry in models.iterdir() if (entry / "config.json").exists()]
         if path not in names:
             raise UserError(f"model.path: no packaged model {path!r}{nearest(path, names)}")
@@ -146,7 +146,7 @@ class Checkpoint:
         """
         import torch
 
-        from esmpi.weights import matrix_shape
+        from esmpi.weights.views import matrix_shape
 
         entry = self.tensors[name]
         if entry.dtype not in ("F32", "BF16", "F16"):

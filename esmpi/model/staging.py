@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from esmpi.errors import UserError
-from esmpi.store.files import replacing
+from esmpi.files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from esmpi.comm import Comm
+from esmpi.mpi.comm import Comm
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.run_file import PROFILE_DTYPE
 

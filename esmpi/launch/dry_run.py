@@ -1,11 +1,11 @@
 """What a run will cost, told before anything heavy is loaded: `--dry-run`."""
 
-from esmpi.checkpoint import Checkpoint, find_model
-from esmpi.config import Config
-from esmpi.data import check_files
+from esmpi.config.sections import Config
+from esmpi.data.problems import check_files
 from esmpi.engines.placement import device_memory_wanted, size
 from esmpi.errors import UserError, nearest
-from esmpi.population import shard
+from esmpi.es.population import shard
+from esmpi.model.base_model import Checkpoint, find_model
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 

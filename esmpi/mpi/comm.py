@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from esmpi.errors import SharedError, UserError
-from esmpi.launch.environment import Launcher, launcher
-from esmpi.nodes import ANSWER_EVERY_S, Nodes, host_name, unlink_shared_memory, wait
+from esmpi.mpi.launcher import Launcher, launcher
+from esmpi.mpi.nodes import ANSWER_EVERY_S, Nodes, host_name, unlink_shared_memory, wait
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
-from esmpi.weights import Block, View, Weights, split
+from esmpi.weights.views import Block, View, Weights, split
 
 _STAGING_ELEMENTS = 1 << 22
 """Float32 elements of each of the two buffers on the device that theta passes through: 16 MiB."""

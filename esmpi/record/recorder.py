@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from esmpi.es.population import FAILED, OK, Results, idle_seconds
+from esmpi.es.shaping import mean_and_std
 from esmpi.evaluate import Evaluation
-from esmpi.population import FAILED, OK, Results, idle_seconds
+from esmpi.files import FullError, write_whole
+from esmpi.record.sinks import Sinks
 from esmpi.scoring import FAILURES
-from esmpi.shaping import mean_and_std
-from esmpi.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
-from esmpi.store.files import FullError, write_whole
 from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile, samples_path
 
@@ -40,7 +40,7 @@ class Recorder:
     num_generations : int
         How many the run is to have, for the expected time left.
     sinks : sequence of str
-        Names of `esmpi.sinks.SINKS`.
+        Names of `esmpi.record.sinks.SINKS`.
     num_ranks : int
         Of this start, for their idle time.
     """

@@ -1,4 +1,4 @@
-"""Read a config: YAML and `section.key=value` overrides, checked into the dataclasses of `esmpi.config`.
+"""Read a config: YAML and `section.key=value` overrides, checked into the dataclasses of `esmpi.config.sections`.
 
 Importing this module is cheap: no torch, no MPI.
 """
@@ -16,7 +16,7 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from esmpi.config import Config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError, nearest
 from esmpi.tasks import TASKS, Task, find_task
 

@@ -1,0 +1,1 @@
+"""What ships as data: the tiny model and the table of normals."""

@@ -1,0 +1,1 @@
+"""The subcommands of `esmpi`, one module each."""

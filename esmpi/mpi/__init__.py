@@ -1,0 +1,1 @@
+"""Ranks: who started them, how they find one another, and what they exchange."""

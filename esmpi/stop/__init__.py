@@ -1,0 +1,1 @@
+"""What asks a run to stop: signals, and the end of a Slurm job."""
