@@ -231,11 +231,12 @@ def _export_log(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from esmpi.model.base_model import Checkpoint, fetch_model, tied_embedding
+    from esmpi.model.base_model import BaseModel, tied_embedding
+    from esmpi.model.find import fetch_model
     from esmpi.store.export import check_target, export
 
     check_target(arguments.out)
-    base = Checkpoint(fetch_model(arguments.model))
+    base = BaseModel(fetch_model(arguments.model))
     if not arguments.checkpoint.is_file():
         raise UserError(f"no file {arguments.checkpoint}")
     from esmpi.store.state_dict import read_state_dict

@@ -24,7 +24,8 @@ from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES, Dispatch
 from esmpi.es.population import ExchangeError, describe_digests
 from esmpi.files import clean_up, locked
-from esmpi.model.base_model import Checkpoint, fetch_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import fetch_model
 from esmpi.model.staging import stage, staged_path
 from esmpi.mpi.comm import Comm, Place
 from esmpi.mpi.launcher import installed_versions
@@ -37,7 +38,7 @@ from esmpi.stopwatch import Stopwatch
 from esmpi.store.card import card_files
 from esmpi.store.export import export
 from esmpi.store.run_file import RunFile
-from esmpi.store.snapshot_folder import Snapshots
+from esmpi.store.snapshot_keeper import SnapshotKeeper
 from esmpi.tasks import Example, Task, make_task
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Setup:
 
     config: Config
     comm: Comm
-    checkpoint: Checkpoint
+    checkpoint: BaseModel
     engine: Engine
     task: Task
     problems: Problems
@@ -81,7 +82,7 @@ class Session(Setup):
     """On rank 0 only, if there is a limit to watch."""
     run: RunFile | None
     """On rank 0 only."""
-    snapshots: Snapshots | None
+    snapshots: SnapshotKeeper | None
     """On rank 0 only."""
     first_generation: int = 0
     """Of theta at the run's very first start: 0, or where it was forked off."""
@@ -149,7 +150,7 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
         model = _model_folder(config, comm, place)
     with comm.together():
         problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
-        checkpoint = Checkpoint(model)
+        checkpoint = BaseModel(model)
         with watch.phase("engine"):
             engine = load_engine(config, checkpoint, place)
         setup = Setup(
@@ -199,7 +200,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     dispatch = stack.enter_context(DISPATCHES[config.es.dispatch](comm))
     snapshots = None
     if run is not None:
-        snapshots = Snapshots(run, config.snapshot.keep)
+        snapshots = SnapshotKeeper(run, config.snapshot.keep)
         stack.callback(snapshots.close)
     session = Session(**vars(setup), recorder=recorder, dispatch=dispatch, stop=stop, run=run, snapshots=snapshots)
     session.digest = session.agreed_digest()

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from esmpi.config.reader import load_config
-from esmpi.es.population import idle_seconds, plan, shard
+from esmpi.es.population import idle_seconds, plan, share
 from esmpi.es.random_streams import stream
 from esmpi.mpi.comm import Comm
 from esmpi.stop.signals import StopFlag
@@ -163,10 +163,10 @@ def report(
     result["ratio"] = round(result["seconds_static"] / result["seconds_dynamic"], 4)
     by_generation = [one / other for one, other in zip(walls["static"], walls["dynamic"], strict=True)]
     result["ratio_by_generation"] = [round(one, 3) for one in by_generation]
-    shards = [list(shard(size, rank, num_ranks)) for rank in range(num_ranks)]
+    shares = [list(share(size, rank, num_ranks)) for rank in range(num_ranks)]
     pairs = list(itertools.pairwise(times))
     without_overhead = {
-        "static": [max(float(now[part].sum()) for part in shards if part) for _, now in pairs],
+        "static": [max(float(now[part].sum()) for part in shares if part) for _, now in pairs],
         "dynamic, in order": [list_schedule(now, range(size), num_ranks) for _, now in pairs],
         "dynamic, by last": [list_schedule(now, np.argsort(-last, kind="stable"), num_ranks) for last, now in pairs],
         "dynamic, by true": [list_schedule(now, np.argsort(-now, kind="stable"), num_ranks) for _, now in pairs],

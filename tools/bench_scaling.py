@@ -157,7 +157,8 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     from esmpi.data.problems import load_problems
     from esmpi.engines import Completion, Engine, Sampling
     from esmpi.es.dispatch import DISPATCHES
-    from esmpi.model.base_model import Checkpoint, fetch_model
+    from esmpi.model.base_model import BaseModel
+    from esmpi.model.find import fetch_model
     from esmpi.record.recorder import Recorder
     from esmpi.scoring import Scored, Scorer
     from esmpi.session import Session
@@ -256,7 +257,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     session = Session(
         config=config,
         comm=comm,
-        checkpoint=Checkpoint(fetch_model(config.model.path)),
+        checkpoint=BaseModel(fetch_model(config.model.path)),
         engine=engine,
         task=task,
         problems=load_problems(config.data, task, config.run.seed, config.eval.suites),

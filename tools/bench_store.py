@@ -21,8 +21,8 @@ import torch
 from esmpi.noise import member_seed
 from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
-from esmpi.store.snapshot_file import check_seal
-from esmpi.store.snapshot_folder import Snapshots, snapshot_path
+from esmpi.store.snapshot_keeper import SnapshotKeeper, snapshot_path
+from esmpi.store.snapshot_writer import check_seal
 from esmpi.weights.views import View, Weights
 
 NUM_MEMBERS = 30
@@ -89,7 +89,7 @@ def snapshots(folder: Path, gib: float, rounds: int) -> dict[str, float]:
     count = max(1, round(gib * 2**30 / 2**26))
     theta = {f"model.layers.{i}.mlp.weight": torch.randn(4096, 4096, generator=generator) for i in range(count)}
     size = sum(tensor.nbytes for tensor in theta.values())
-    writer = Snapshots(run, keep=1)
+    writer = SnapshotKeeper(run, keep=1)
     mine, others, held, checking = [], [], [], []
     for generation in range(rounds + 1):
         row = np.zeros(1, GENERATION_DTYPE)[0]

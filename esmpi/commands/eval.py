@@ -61,7 +61,7 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
     from esmpi.resume import take_theta
     from esmpi.session import agreed_digests, open_setup, start_logging
     from esmpi.store.run_file import RUN_FILE, samples_path
-    from esmpi.store.snapshot_folder import good_snapshots
+    from esmpi.store.snapshot_keeper import good_snapshots
 
     with ExitStack() as stack:
         target = None

@@ -2,11 +2,11 @@
 
 from esmpi.config.sections import Config
 from esmpi.engines.base import Completion, Engine, Sampling
-from esmpi.model.base_model import Checkpoint
+from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Place
 
 
-def load_engine(config: Config, checkpoint: Checkpoint, place: Place) -> Engine:
+def load_engine(config: Config, checkpoint: BaseModel, place: Place) -> Engine:
     """Load the model into the engine that the config asks for."""
     if config.engine.kind == "vllm":
         from esmpi.engines.vllm import VllmEngine

@@ -16,9 +16,9 @@ from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines.base import Completion, Engine, Sampling, render_chat
 from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint
+from esmpi.model.base_model import BaseModel
+from esmpi.model.snapshot import opened
 from esmpi.mpi.comm import Place
-from esmpi.store.snapshot_file import opened
 from esmpi.weights.views import Placement, View, open_weights
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class HfEngine(Engine):
         then perturb something else than the model.
     """
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, place: Place):
+    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: BaseModel, place: Place):
         num_threads = engine.num_threads or len(place.cores)
         torch.set_num_threads(num_threads)
         disable_progress_bar()
@@ -76,7 +76,7 @@ class HfEngine(Engine):
         placement = self._place_theta(engine.theta_placement, views)
         self._weights = open_weights(views, lambda view: _read(checkpoint, view), num_threads, placement)
 
-    def _find_views(self, checkpoint: Checkpoint) -> tuple[list[View], dict[str, str]]:
+    def _find_views(self, checkpoint: BaseModel) -> tuple[list[View], dict[str, str]]:
         """Return a view of each parameter under the name that the checkpoint stores, and its other names."""
         prefix = f"{self._model.base_model_prefix}."
         parameters: dict[int, torch.nn.Parameter] = {}
@@ -202,7 +202,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def _read(checkpoint: Checkpoint, view: View) -> torch.Tensor:
+def _read(checkpoint: BaseModel, view: View) -> torch.Tensor:
     """Return the checkpoint's values for a view, after making sure that the engine holds just these."""
     stored = checkpoint.tensors.get(view.name)
     if stored is None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from esmpi.errors import UserError
-from esmpi.model.base_model import StoredTensor
-from esmpi.weights.views import View, matrix_shape
+from esmpi.model.base_model import StoredTensor, matrix_shape
+from esmpi.weights.views import View
 
 Load = Callable[[Iterable[tuple[str, torch.Tensor]]], object]
 """A model's `load_weights`: takes (canonical name, tensor) pairs."""

@@ -17,7 +17,7 @@ from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines.base import Completion, Engine, Sampling, render_chat
 from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint, tied_embedding
+from esmpi.model.base_model import BaseModel, tied_embedding
 from esmpi.mpi.comm import Place
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class VllmEngine(Engine):
         If vLLM is missing, or keeps weights where ES cannot reach them; the parameter is named.
     """
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, place: Place):
+    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: BaseModel, place: Place):
         num_workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
         cores = _share(place.cores[: engine.num_threads or len(place.cores)], num_workers)
         _set_environment(engine, place, cores)
@@ -165,7 +165,7 @@ class VllmEngine(Engine):
         return list(self._llm.collective_rpc(method, args=arguments))
 
     def _assemble(self, live: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        from esmpi.weights.views import matrix_shape
+        from esmpi.model.base_model import matrix_shape
 
         for name in self._names:
             shape = self._checkpoint.tensors[name].shape
@@ -215,7 +215,7 @@ class VllmEngine(Engine):
 
 
 def _place_theta(
-    model: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, num_workers: int
+    model: ModelConfig, engine: EngineConfig, checkpoint: BaseModel, num_workers: int
 ) -> "tuple[Placement, float]":
     """Return where theta is to be, and the share of a GPU's memory that this leaves for vLLM."""
     from vllm.platforms import current_platform
@@ -307,7 +307,7 @@ def _rectangles(said: list[Any]) -> list[list[tuple[str, tuple[int, int], tuple[
     return [[(name, tuple(rows), tuple(cols)) for name, rows, cols in worker] for worker in said]
 
 
-def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: Checkpoint) -> list[list[int]]:
+def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: BaseModel) -> list[list[int]]:
     """Return, for each worker, the numbers of the views that count in the digest: each element exactly once.
 
     Raises
@@ -315,7 +315,7 @@ def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: Checkpoint)
     UserError
         If a tensor is held in part only, or rectangles overlap without being the same.
     """
-    from esmpi.weights.views import matrix_shape
+    from esmpi.model.base_model import matrix_shape
 
     seen: dict[str, set[tuple[Any, Any]]] = defaultdict(set)
     counted: list[list[int]] = []
@@ -335,7 +335,7 @@ def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: Checkpoint)
     return counted
 
 
-def _aliases(names: list[str], checkpoint: Checkpoint) -> dict[str, str]:
+def _aliases(names: list[str], checkpoint: BaseModel) -> dict[str, str]:
     """Return the checkpoint's tensors that are another name of a tied one; warn of those that nobody uses."""
     unused = checkpoint.tensors.keys() - set(names)
     aliases = {}

@@ -14,7 +14,7 @@ import torch
 from vllm.platforms import current_platform
 
 if TYPE_CHECKING:
-    from esmpi.model.base_model import Checkpoint
+    from esmpi.model.base_model import BaseModel
     from esmpi.weights.views import Placement, View, Weights
 
 Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
@@ -49,14 +49,14 @@ class WorkerExtension:
         # Not at the top of the module: vLLM's start looks through all loaded modules and trips over numba's.
         from esmpi.engines.probe import derive_views, fingerprint
         from esmpi.errors import UserError
-        from esmpi.model.base_model import Checkpoint
+        from esmpi.model.base_model import BaseModel
 
         if os.getpid() != rank_process:
             # A terminal and Slurm ask all processes to stop: the rank does so after its generation, and till then
             # needs its workers.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)
-        self._esmpi_checkpoint = Checkpoint(Path(folder))
+        self._esmpi_checkpoint = BaseModel(Path(folder))
         model = self.model_runner.model
         parameters = dict(model.named_parameters())
         self._esmpi_state = {
@@ -109,7 +109,7 @@ class WorkerExtension:
     def esmpi_load(self, snapshot: str | None) -> str | None:
         """Replace theta by a snapshot's or the base model's; return what is wrong, if anything is."""
         from esmpi.errors import UserError
-        from esmpi.store.snapshot_file import opened
+        from esmpi.model.snapshot import opened
 
         try:
             with opened(None if snapshot is None else Path(snapshot), self._esmpi_checkpoint) as source:
@@ -142,7 +142,7 @@ def kind_of(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name)
 
 
-def _reader(checkpoint: "Checkpoint") -> "Callable[[View], torch.Tensor]":
+def _reader(checkpoint: "BaseModel") -> "Callable[[View], torch.Tensor]":
     def read(view: "View") -> torch.Tensor:
         return checkpoint.read(view.name, view.rows, view.cols)
 

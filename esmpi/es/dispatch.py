@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from esmpi.es.population import Results, shard
+from esmpi.es.population import Results, share
 from esmpi.mpi.comm import Comm
 
 
@@ -45,8 +45,8 @@ class Static(Dispatch):
 
     @contextmanager
     def members(self, population_size: int) -> Iterator[Iterator[int]]:
-        """Give the members of this rank's shard."""
-        yield iter(shard(population_size, self._comm.rank, self._comm.size))
+        """Give the members of this rank's share."""
+        yield iter(share(population_size, self._comm.rank, self._comm.size))
 
     def most_members(self, population_size: int, mine: int) -> int:
         """Return what all ranks know without asking."""

@@ -94,7 +94,7 @@ def plan(run_seed: int, generation: int, population_size: int, antithetic: bool)
     return Members(member_seeds(run_seed, generation, population_size), np.ones(population_size, np.int8))
 
 
-def shard(population_size: int, rank: int, size: int) -> range:
+def share(population_size: int, rank: int, size: int) -> range:
     """Return the members that a rank evaluates: neighbours, and no rank has two more than another."""
     each, rest = divmod(population_size, size)
     start = rank * each + min(rank, rest)

@@ -13,7 +13,8 @@ import esmpi
 from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.files import is_locked_elsewhere, locked, replacing
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 from esmpi.mpi.comm import Comm, Place
 from esmpi.mpi.launcher import installed_versions, launcher
 
@@ -156,7 +157,7 @@ def _model(found: Findings, config: Config) -> None:
                 f"`hf download {config.model.path}` with HF_HOME on a shared file system"
             )
             return
-        checkpoint = Checkpoint(folder)
+        checkpoint = BaseModel(folder)
         for file in {tensor.file for tensor in checkpoint.tensors.values()}:
             with open(file, "rb") as stream:
                 stream.read(2**20)

@@ -4,13 +4,14 @@ from esmpi.config.sections import Config
 from esmpi.data.problems import check_files
 from esmpi.engines.placement import device_memory_wanted, size
 from esmpi.errors import UserError, nearest
-from esmpi.es.population import shard
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.es.population import share
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def check_inputs(config: Config) -> Checkpoint | None:
+def check_inputs(config: Config) -> BaseModel | None:
     """Look for the model and the data files; return the model if it is on this machine, None if on the hub.
 
     Raises
@@ -25,7 +26,7 @@ def check_inputs(config: Config) -> Checkpoint | None:
         if not parent.exists():
             raise UserError(f"run.fork_from: no run directory {parent}{nearest(str(parent), names)}")
     folder = find_model(config.model.path, config.model.revision)
-    return None if folder is None else Checkpoint(folder)
+    return None if folder is None else BaseModel(folder)
 
 
 def describe(config: Config, num_ranks: int) -> str:
@@ -43,7 +44,7 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
     """Return the plan: members of each rank, memory, and tokens of a generation."""
     model = check_inputs(config)
     es, data = config.es, config.data
-    shares = [len(shard(es.population_size, rank, num_ranks)) for rank in range(num_ranks)]
+    shares = [len(share(es.population_size, rank, num_ranks)) for rank in range(num_ranks)]
     who = f"each evaluates {_range(shares)} of {es.population_size} members"
     if es.dispatch == "dynamic":
         who = f"whichever is free evaluates the next of {es.population_size} members"
@@ -62,7 +63,7 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
     return lines + _memory(config, model) + _snapshots(config, model)
 
 
-def _memory(config: Config, model: Checkpoint) -> list[str]:
+def _memory(config: Config, model: BaseModel) -> list[str]:
     theta, live = 4 * model.num_weights, _BYTES[config.model.dtype] * model.num_weights
     line = f"memory          {model.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
     engine = config.engine
@@ -85,7 +86,7 @@ def _memory(config: Config, model: Checkpoint) -> list[str]:
     return [line]
 
 
-def _snapshots(config: Config, model: Checkpoint) -> list[str]:
+def _snapshots(config: Config, model: BaseModel) -> list[str]:
     if config.snapshot.every is None and not config.snapshot.best:
         return []
     count = config.snapshot.keep * (config.snapshot.every is not None) + config.snapshot.best

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from esmpi.model.base_model import Checkpoint
+from esmpi.model.base_model import BaseModel
 from esmpi.store.run_file import RunFile
 
 _FIGURES = (
@@ -15,7 +15,7 @@ _FIGURES = (
 )
 
 
-def card_files(run: RunFile, generation: int, base: Checkpoint) -> dict[str, str]:
+def card_files(run: RunFile, generation: int, base: BaseModel) -> dict[str, str]:
     """Return the texts that an export of theta of a generation gets, by file name."""
     return {
         "README.md": model_card(run, generation),
@@ -76,7 +76,7 @@ def _results(run: RunFile, generation: int) -> list[str]:
     return ["## Results", "", *lines] if lines else []
 
 
-def generation_config(run: RunFile, base: Checkpoint) -> dict[str, Any]:
+def generation_config(run: RunFile, base: BaseModel) -> dict[str, Any]:
     """Return how the run sampled when it evaluated, as transformers reads it, with the base model's special tokens.
 
     Other defaults of the base (a repetition penalty, ...) played no part in the run, and are left out.

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from esmpi.errors import UserError
 from esmpi.files import older_of, put_back, sync
-from esmpi.model.base_model import Checkpoint
+from esmpi.model.base_model import BaseModel
 
 if TYPE_CHECKING:
     import torch
 
 
 def export(
-    base: Checkpoint,
+    base: BaseModel,
     theta: Iterable[tuple[str, "torch.Tensor"]],
     aliases: dict[str, str],
     out: Path,
@@ -32,7 +32,7 @@ def export(
 
     Parameters
     ----------
-    base : Checkpoint
+    base : BaseModel
         Gives config, tokenizer, and which tensor lies in which file.
     theta : iterable of (canonical name, float32 tensor of the canonical shape)
     aliases : dict
@@ -117,7 +117,7 @@ def check_target(out: Path) -> None:
 
 
 def _write_weights(
-    base: Checkpoint, current: Callable[[str], "torch.Tensor"], out: Path, metadata: dict[str, str]
+    base: BaseModel, current: Callable[[str], "torch.Tensor"], out: Path, metadata: dict[str, str]
 ) -> None:
     """Write the tensors, distributed over files as in the base, and the index if the base has one."""
     total = 0
@@ -143,7 +143,7 @@ def _set_dtype(path: Path, dtype: str) -> None:
 
 
 def _whole(shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-    from esmpi.weights.views import matrix_shape
+    from esmpi.model.base_model import matrix_shape
 
     rows, cols = matrix_shape(shape)
     return (0, rows), (0, cols)

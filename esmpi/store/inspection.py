@@ -8,7 +8,7 @@ from typing import Any
 from esmpi.errors import UserError
 from esmpi.files import leftovers
 from esmpi.store.run_file import RUN_FILE, RunFile, samples_path
-from esmpi.store.snapshot_folder import check_snapshot, snapshots_beside
+from esmpi.store.snapshot_keeper import check_snapshot, snapshots_beside
 
 
 def inspect(run: RunFile) -> dict[str, Any]:

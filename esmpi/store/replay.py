@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from esmpi.config.sections import Config
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint, fetch_model
+from esmpi.model.base_model import BaseModel, matrix_shape
+from esmpi.model.find import fetch_model
+from esmpi.model.snapshot import Snapshot, SnapshotError, opened
 from esmpi.store.run_file import RunFile
-from esmpi.store.snapshot_file import Snapshot, SnapshotError, opened
-from esmpi.store.snapshot_folder import good_snapshots
-from esmpi.weights.views import View, Weights, matrix_shape
+from esmpi.store.snapshot_keeper import good_snapshots
+from esmpi.weights.views import View, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ class ReplayError(UserError):
 
 def replay(
     run: RunFile,
-    base: Checkpoint,
+    base: BaseModel,
     generation: int,
     num_threads: int,
     *,
@@ -37,7 +38,7 @@ def replay(
     Parameters
     ----------
     run : RunFile
-    base : Checkpoint
+    base : BaseModel
         The base model of the run.
     generation : int
         0 is the base model; at most `run.num_generations`.
@@ -67,7 +68,7 @@ def replay(
     return weights
 
 
-def _load_snapshot(run: RunFile, weights: Weights, base: Checkpoint, generation: int) -> int:
+def _load_snapshot(run: RunFile, weights: Weights, base: BaseModel, generation: int) -> int:
     """Replace theta by the latest good snapshot up to a generation; return that one's, 0 without a snapshot."""
     for found, path, digest in good_snapshots(run, generation):
         try:
@@ -82,16 +83,16 @@ def _load_snapshot(run: RunFile, weights: Weights, base: Checkpoint, generation:
     return 0
 
 
-def _read(source: Checkpoint | Snapshot, view: View) -> "torch.Tensor":
+def _read(source: BaseModel | Snapshot, view: View) -> "torch.Tensor":
     return source.read(view.name, view.rows, view.cols)
 
 
-def base_model(config: Config, path: str | None = None) -> Checkpoint:
+def base_model(config: Config, path: str | None = None) -> BaseModel:
     """Return the base model of a run, from `path` or from where its config says."""
-    return Checkpoint(fetch_model(path or config.model.path, config.model.revision))
+    return BaseModel(fetch_model(path or config.model.path, config.model.revision))
 
 
-def _views(run: RunFile, base: Checkpoint) -> Iterator[View]:
+def _views(run: RunFile, base: BaseModel) -> Iterator[View]:
     for name in run.attributes["tensors"]:
         if name not in base.tensors:
             raise ReplayError(f"{base.folder} is not the base model of this run: it has no tensor {name}")

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint
-from esmpi.weights.views import matrix_shape
+from esmpi.model.base_model import BaseModel, matrix_shape
 
 _FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -17,7 +16,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 8
 
 
-def read_state_dict(path: Path, base: Checkpoint) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path, base: BaseModel) -> dict[str, torch.Tensor]:
     """Return the weights of a .pth file, float32, under the base model's names and in its shapes.
 
     Raises
@@ -54,7 +53,7 @@ def read_state_dict(path: Path, base: Checkpoint) -> dict[str, torch.Tensor]:
     return values
 
 
-def _split(name: str, tensor: torch.Tensor, base: Checkpoint) -> dict[str, torch.Tensor]:
+def _split(name: str, tensor: torch.Tensor, base: BaseModel) -> dict[str, torch.Tensor]:
     """Return the parts of a fused tensor under their own names, and without rows that only pad the vocabulary."""
     if name in base.tensors:
         num_rows = matrix_shape(base.tensors[name].shape)[0]

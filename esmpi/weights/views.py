@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from esmpi.model.base_model import matrix_shape
 from esmpi.noise import cpu, tensor_key
 
 _BLOCK_ELEMENTS = 1 << 19
@@ -51,11 +52,6 @@ class View:
             raise ValueError(f"{self.name}: dtype {self.live.dtype} cannot be perturbed, only float32 and bfloat16")
         if self.live.stride(1) != 1 and held[1] > 1:
             raise ValueError(f"{self.name}: the elements of a row must be neighbours in memory")
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return (rows, columns) of a tensor seen as a matrix; a scalar is 1 x 1."""
-    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
 Placement = Literal["device", "host", "host+bf16"]

@@ -15,7 +15,7 @@ from support import ROOT, TINY_RUN, Columns, Run, read, samples, train
 
 from esmpi.config.reader import load_config
 from esmpi.data.problems import load_problems
-from esmpi.model.base_model import find_model
+from esmpi.model.find import find_model
 from esmpi.tasks import make_task
 from esmpi.tasks.countdown import PROMPT
 

@@ -15,7 +15,7 @@ import h5py
 import pytest
 from support import GENERATIONS, ROOT, TINY_RUN, Run, read_digests, require, serial_digests
 
-from esmpi.model.base_model import find_model
+from esmpi.model.find import find_model
 from slurm.cluster import Cluster
 from slurm.conftest import PATIENCE_S, Job
 

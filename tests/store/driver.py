@@ -23,7 +23,8 @@ import esmpi.engines.hf
 import esmpi.train
 from esmpi import run
 from esmpi.config.reader import load_config
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 from esmpi.noise import cpu
 
@@ -49,7 +50,7 @@ def warm_up(config: str) -> None:
     folder = find_model(model.path)
     assert folder is not None
     place = Place("here", 0, 1, (0,))
-    engine = esmpi.engines.hf.HfEngine(model, load_config(config).engine, Checkpoint(folder), place)
+    engine = esmpi.engines.hf.HfEngine(model, load_config(config).engine, BaseModel(folder), place)
     engine._weights._pool.shutdown()
     cpu.warm_up()
 

@@ -12,7 +12,7 @@ import esmpi.session  # noqa: F401 (before a test puts another `locked` where it
 from esmpi import files
 from esmpi.__main__ import main
 from esmpi.errors import UserError
-from esmpi.model.base_model import find_model
+from esmpi.model.find import find_model
 from esmpi.store.run_file import RunFile, samples_path
 
 SMALL = ("es.population_size=2", "es.generations=2", "data.num_eval=3", "data.batch_size=2", "snapshot.every=1")

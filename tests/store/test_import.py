@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from esmpi.__main__ import main
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 
 BASE = "esmpi:tiny_countdown"
 
@@ -19,7 +20,7 @@ def theta() -> dict[str, torch.Tensor]:
     folder = find_model(BASE)
     assert folder is not None
     generator = torch.Generator().manual_seed(1)
-    stored = Checkpoint(folder).tensors
+    stored = BaseModel(folder).tensors
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in stored.items()}
 
 

@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from esmpi.__main__ import main
 from esmpi.config.reader import load_config
 from esmpi.engines import load_engine
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
+from esmpi.model.snapshot import Snapshot, SnapshotError
 from esmpi.mpi.comm import Comm, Place
 from esmpi.noise import member_seed
 from esmpi.run import STOPPED
@@ -26,8 +28,7 @@ from esmpi.store import members as member_table
 from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.replay import replay
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
-from esmpi.store.snapshot_file import Snapshot, SnapshotError
-from esmpi.store.snapshot_folder import check_snapshot
+from esmpi.store.snapshot_keeper import check_snapshot
 
 FAULTY = ROOT / "tests" / "mpi" / "faulty.py"
 SMALL = (
@@ -68,10 +69,10 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base() -> Checkpoint:
+def base() -> BaseModel:
     folder = find_model("esmpi:tiny_countdown")
     assert folder is not None
-    return Checkpoint(folder)
+    return BaseModel(folder)
 
 
 def damage(path: Path) -> None:
@@ -89,7 +90,7 @@ def test_on_one_then_three_then_two_ranks(launch: Run, finished: Path, tmp_path:
     assert digests(tmp_path / "tiny") == digests(finished)
 
 
-def test_replay_snapshot_and_live_theta_are_the_same_bits(finished: Path, base: Checkpoint) -> None:
+def test_replay_snapshot_and_live_theta_are_the_same_bits(finished: Path, base: BaseModel) -> None:
     run = RunFile.open(finished / "run.h5")
     weights = replay(run, base, 3, 1)
     live = load_file(finished / "model" / "model.safetensors")
@@ -185,7 +186,7 @@ def test_without_a_good_snapshot_the_base_model_is_taken(launch: Run, copied: Pa
     assert digests(copied) == digests(finished)
 
 
-def test_a_snapshot_of_another_theta_is_refused(copied: Path, base: Checkpoint) -> None:
+def test_a_snapshot_of_another_theta_is_refused(copied: Path, base: BaseModel) -> None:
     """Its seal is good; it is just not what the run had."""
     run = RunFile.open(copied / "run.h5")
     shutil.copy(copied / "snapshots" / "g000002.h5", copied / "snapshots" / "g000001.h5")
@@ -195,7 +196,7 @@ def test_a_snapshot_of_another_theta_is_refused(copied: Path, base: Checkpoint) 
         check_snapshot(copied / "snapshots" / "g000002.h5", run)
 
 
-def test_an_engine_takes_theta_from_a_snapshot_and_back(finished: Path, base: Checkpoint) -> None:
+def test_an_engine_takes_theta_from_a_snapshot_and_back(finished: Path, base: BaseModel) -> None:
     run = RunFile.open(finished / "run.h5")
     engine = load_engine(load_config(TINY_RUN), base, Place("here", 0, 1, (0,)))
     engine.load(finished / "snapshots" / "g000003.h5")
@@ -323,7 +324,7 @@ def test_the_best_generation_and_its_card(finished: Path, tmp_path: Path) -> Non
     assert "eos_token_id" in chosen
 
 
-def test_replay_tells_where_the_log_goes_wrong(copied: Path, base: Checkpoint) -> None:
+def test_replay_tells_where_the_log_goes_wrong(copied: Path, base: BaseModel) -> None:
     run = RunFile.open(copied / "run.h5")
     run.members[1]["coefficient"][0] *= 2
     assert replay(run, base, 3, 1, from_base=False).digest() == run.theta_digest  # from the snapshot
@@ -348,7 +349,7 @@ def test_readers_see_every_state_of_a_run_that_is_going(tmp_path: Path) -> None:
 
 
 def test_a_longer_log_replays_from_segments_and_as_a_log_only_file(
-    tmp_path: Path, base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(member_table, "SEGMENT_BYTES", 10 * 30 * MEMBER_DTYPE.itemsize)
     engine = load_engine(load_config(TINY_RUN), base, Place("here", 0, 1, (0,)))

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from esmpi.model.base_model import matrix_shape
+from esmpi.model.snapshot import Snapshot, SnapshotError
 from esmpi.store import layout
-from esmpi.store import snapshot_file as snapshot
-from esmpi.store.snapshot_file import Snapshot, SnapshotError, check_seal, write_snapshot
-from esmpi.weights.views import matrix_shape
+from esmpi.store import snapshot_writer as snapshot
+from esmpi.store.snapshot_writer import check_seal, write_snapshot
 
 ORIGIN: dict[str, Any] = {
     "generation": 7,
@@ -148,7 +149,7 @@ def test_writing_needs_no_second_copy_of_theta(tmp_path: Path) -> None:
     program = (
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
-        "from esmpi.store.snapshot_file import check_seal, write_snapshot\n"
+        "from esmpi.store.snapshot_writer import check_seal, write_snapshot\n"
         "small = {'a': torch.zeros(1)}\n"
         "origin = dict(generation=1, theta_digest=1, run_uuid='u', config={})\n"
         "path = Path(sys.argv[1])\n"

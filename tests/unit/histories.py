@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import torch
 
+from esmpi.model.base_model import matrix_shape
 from esmpi.noise import member_seed
-from esmpi.weights.views import View, Weights, matrix_shape
+from esmpi.weights.views import View, Weights
 
 SEEDS = np.array([member_seed(1, 0, member) for member in range(6)], np.uint64)
 COEFFICIENTS = np.array([3e-3, -1e-3, 0.0, 2e-4, -2e-3, 1e-5], np.float32)

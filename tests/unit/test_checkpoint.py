@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 
 TENSORS = {
     "matrix": torch.randn(7, 5, generator=torch.Generator().manual_seed(0)),
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_tensors_are_listed_with_shape_and_type(folder: Path) -> None:
-    tensors = Checkpoint(folder).tensors
+    tensors = BaseModel(folder).tensors
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
         name: tuple(tensor.shape) for name, tensor in TENSORS.items()
     }
@@ -42,7 +43,7 @@ def test_tensors_are_listed_with_shape_and_type(folder: Path) -> None:
 
 
 def test_rectangles_are_read_as_float32(folder: Path) -> None:
-    checkpoint = Checkpoint(folder)
+    checkpoint = BaseModel(folder)
     assert torch.equal(checkpoint.read("matrix", (2, 6), (1, 4)), TENSORS["matrix"][2:6, 1:4])
     assert torch.equal(checkpoint.read("vector", (1, 3), (0, 1)), torch.tensor([[1.0], [2.0]]))
     assert torch.equal(checkpoint.read("conv", (1, 2), (2, 5)), torch.tensor([[14.0, 15.0, 16.0]]))
@@ -52,7 +53,7 @@ def test_rectangles_are_read_as_float32(folder: Path) -> None:
 
 def test_packed_tensors_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="packed is stored as I8: ES needs unquantized weights"):
-        Checkpoint(folder).read("packed", (0, 4), (0, 4))
+        BaseModel(folder).read("packed", (0, 4), (0, 4))
 
 
 def test_folders_are_found_and_wrong_ones_explained(folder: Path) -> None:

@@ -15,7 +15,8 @@ from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines import Completion, Sampling
 from esmpi.engines.hf import HfEngine
 from esmpi.evaluate import _Batch, _divergence, _means, _pass_at
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 from esmpi.noise import member_seed
 from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile
@@ -113,7 +114,7 @@ def test_the_divergence_of_a_real_model_is_zero_before_and_positive_after_an_upd
     assert folder is not None
     place = Place(host="here", local_rank=0, num_local_ranks=1, cores=(0,))
     config = ModelConfig(path="esmpi:tiny_countdown", dtype="float32")
-    engine = HfEngine(config, EngineConfig(device="cpu"), Checkpoint(folder), place)
+    engine = HfEngine(config, EngineConfig(device="cpu"), BaseModel(folder), place)
     engine.restore()
     prompts = ["3+4=", "You are"]
     batch: Any = _Batch([(0, 0), (1, 0)], prompts, engine.generate(prompts, Sampling(max_tokens=9)), None)  # type: ignore[arg-type]

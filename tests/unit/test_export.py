@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from esmpi.errors import UserError
 from esmpi.files import clean_up
-from esmpi.model.base_model import Checkpoint
+from esmpi.model.base_model import BaseModel
 from esmpi.store.export import check_target, export
 
 SIZES = {
@@ -28,7 +28,7 @@ ORIGIN = {"run_uuid": "12345678", "run": "here", "generation": 3, "theta_digest"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def make_base(folder: Path, family: str, tied: bool, max_shard_size: str = "1GB") -> Checkpoint:
+def make_base(folder: Path, family: str, tied: bool, max_shard_size: str = "1GB") -> BaseModel:
     torch.manual_seed(1)
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied))
@@ -37,10 +37,10 @@ def make_base(folder: Path, family: str, tied: bool, max_shard_size: str = "1GB"
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     (folder / "tokenizer.json").write_text('{"kept": "as it was"}')
     (folder / "notes.md").write_text("not copied")
-    return Checkpoint(folder)
+    return BaseModel(folder)
 
 
-def theta_of(base: Checkpoint) -> dict[str, torch.Tensor]:
+def theta_of(base: BaseModel) -> dict[str, torch.Tensor]:
     """Values that no initialisation has."""
     generator = torch.Generator().manual_seed(5)
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in base.tensors.items()}
@@ -74,7 +74,7 @@ def test_export_loads_with_the_exact_values(
         expected = theta[EMBEDDING if tied and name == HEAD else name]
         assert parameter.dtype == target
         assert torch.equal(parameter, expected.to(target)), name
-    exported = Checkpoint(out)
+    exported = BaseModel(out)
     assert exported.tensors.keys() == base.tensors.keys()
     config = exported.config
     assert dtype in (config.get("dtype"), config.get("torch_dtype"))
@@ -96,7 +96,7 @@ def test_stored_buffers_stay_as_they_were(tmp_path: Path, out: Path) -> None:
     buffer = torch.arange(6, dtype=torch.float32).view(2, 3)
     save_file(load_file(file) | {"model.buffer": buffer}, file, metadata={"format": "pt"})
     theta = theta_of(base)
-    export(Checkpoint(tmp_path / "base"), theta.items(), {}, out, "float32", ORIGIN)
+    export(BaseModel(tmp_path / "base"), theta.items(), {}, out, "float32", ORIGIN)
     stored = load_file(out / "model.safetensors")
     assert torch.equal(stored.pop("model.buffer"), buffer)
     assert stored.keys() == theta.keys()
@@ -109,7 +109,7 @@ def test_a_tied_tensor_that_is_stored_twice_is_exported_twice(tmp_path: Path, ou
     file = tmp_path / "base" / "model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, file, metadata={"format": "pt"})
-    base = Checkpoint(tmp_path / "base")
+    base = BaseModel(tmp_path / "base")
     theta = theta_of(base)
     del theta[HEAD]
     export(base, theta.items(), {HEAD: EMBEDDING}, out, dtype, ORIGIN)

@@ -16,7 +16,8 @@ from esmpi.engines import Sampling
 from esmpi.engines.base import render_chat
 from esmpi.engines.hf import HfEngine
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 from esmpi.noise import cpu, member_seed, tensor_key
 from esmpi.tasks.countdown import PROMPT
@@ -37,7 +38,7 @@ def folder(path: str = TINY) -> Path:
 
 def load(path: str = TINY, dtype: str = "float32") -> HfEngine:
     config = ModelConfig(path=path, dtype=dtype)  # type: ignore[arg-type]
-    return HfEngine(config, EngineConfig(device="cpu"), Checkpoint(folder(path)), PLACE)
+    return HfEngine(config, EngineConfig(device="cpu"), BaseModel(folder(path)), PLACE)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_the_models_own_sampling_defaults_do_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["tiny", "llama"])
 def test_live_weights_are_the_perturbed_checkpoint(which: str, dtype: str, llama: Path) -> None:
     path = str(llama) if which == "llama" else TINY
-    engine, checkpoint = load(path, dtype), Checkpoint(folder(path))
+    engine, checkpoint = load(path, dtype), BaseModel(folder(path))
     seed = member_seed(1, 2, 3)
     engine.perturb(seed, -0.01)
     live = {name: tensor.clone() for name, tensor in engine.live()}
@@ -219,7 +220,7 @@ def test_the_base_model_is_shown_and_theta_comes_back(dtype: str, placement: str
     """Of a model whose values bfloat16 does not hold: shown as if it were theta, so that nothing moved says nothing."""
     config = ModelConfig(path=str(llama), dtype=dtype)  # type: ignore[arg-type]
     keys = EngineConfig(device="cpu", theta_placement=placement)  # type: ignore[arg-type]
-    engine = HfEngine(config, keys, Checkpoint(llama), PLACE)
+    engine = HfEngine(config, keys, BaseModel(llama), PLACE)
 
     def live() -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in engine.live()}
@@ -238,7 +239,7 @@ def test_the_base_model_is_shown_and_theta_comes_back(dtype: str, placement: str
     engine.show_base()
     assert all(torch.equal(tensor, base[name]) for name, tensor in live().items())
     assert engine.digest() == moved != digest
-    stored = Checkpoint(llama)
+    stored = BaseModel(llama)
     squares = [
         (tensor.double() - stored.read(name, (0, len(tensor)), (0, tensor[0].numel())).double().view(tensor.shape))
         for name, tensor in engine.tensors()

@@ -1,4 +1,4 @@
-"""Plans, shards, and the check of what the ranks say."""
+"""Plans, shares, and the check of what the ranks say."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esmpi.es.dispatch import Dynamic
-from esmpi.es.population import ExchangeError, Members, Results, check, idle_seconds, message_dtype, plan, shard
+from esmpi.es.population import ExchangeError, Members, Results, check, idle_seconds, message_dtype, plan, share
 from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
 
@@ -21,7 +21,7 @@ def exchange(members: Members, size: int, order: Sequence[int] = ()) -> np.ndarr
     messages = np.zeros(size, message_dtype(-(-len(order) // size)))
     messages["digest"], messages["member"] = DIGEST, -1
     for rank, message in enumerate(messages):
-        mine = [order[place] for place in shard(len(order), rank, size)]
+        mine = [order[place] for place in share(len(order), rank, size)]
         for name, column in (("member", mine), ("seed", members.seeds[mine]), ("sign", members.signs[mine])):
             message[name][: len(mine)] = column
         message["fitness"][: len(mine)] = np.array(mine) / 8
@@ -49,9 +49,9 @@ def test_generations_and_runs_have_seeds_of_their_own() -> None:
 
 @given(st.integers(1, 300), st.integers(1, 64))
 def test_shards_hold_every_member_once_and_are_even(population_size: int, size: int) -> None:
-    shards = [shard(population_size, rank, size) for rank in range(size)]
-    assert [member for part in shards for member in part] == list(range(population_size))
-    lengths = [len(part) for part in shards]
+    shares = [share(population_size, rank, size) for rank in range(size)]
+    assert [member for part in shares for member in part] == list(range(population_size))
+    lengths = [len(part) for part in shares]
     assert max(lengths) - min(lengths) <= 1
     assert lengths == sorted(lengths, reverse=True)  # a rank without members is one of the last
 
@@ -63,7 +63,7 @@ def test_undisturbed_exchange_passes_in_order(population_size: int, size: int) -
     results = check(gathered, members)
     assert results["member"].tolist() == list(range(population_size))
     assert results["fitness"].tolist() == [member / 8 for member in range(population_size)]
-    ranks = [rank for rank in range(size) for _ in shard(population_size, rank, size)]
+    ranks = [rank for rank in range(size) for _ in share(population_size, rank, size)]
     assert results.ranks.tolist() == ranks
 
 
@@ -73,7 +73,7 @@ def test_members_may_come_from_any_rank_in_any_order(order: list[int], size: int
     results = check(exchange(members, size, order), members)
     assert results["fitness"].tolist() == [member / 8 for member in range(10)]
     assert results.ranks.tolist() == [
-        next(rank for rank in range(size) if order.index(member) in shard(10, rank, size)) for member in range(10)
+        next(rank for rank in range(size) if order.index(member) in share(10, rank, size)) for member in range(10)
     ]
 
 

@@ -7,7 +7,8 @@ import pytest
 from esmpi.config.sections import EngineConfig
 from esmpi.engines.vllm import _count_once, _set_environment, _share, _without_launcher
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint, find_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 
 
@@ -52,7 +53,7 @@ def test_the_launcher_is_hidden_and_comes_back(monkeypatch: pytest.MonkeyPatch) 
 def test_what_several_workers_hold_counts_once() -> None:
     folder = find_model("esmpi:tiny_countdown")
     assert folder is not None
-    checkpoint = Checkpoint(folder)
+    checkpoint = BaseModel(folder)
     norm, down = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
     left, right = (down, (0, 128), (0, 192)), (down, (0, 128), (192, 384))
     whole = (norm, (0, 128), (0, 1))

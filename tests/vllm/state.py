@@ -19,10 +19,11 @@ from esmpi.config.reader import parse_config
 from esmpi.config.sections import Config
 from esmpi.engines import Completion, Engine, Sampling, load_engine
 from esmpi.errors import UserError
-from esmpi.model.base_model import Checkpoint, fetch_model
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import fetch_model
 from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
-from esmpi.store.snapshot_file import write_snapshot
+from esmpi.store.snapshot_writer import write_snapshot
 
 SEED, SCALE = member_seed(7, 1, 2), -0.02
 SEEDS = np.array([member_seed(7, 0, member) for member in range(5)], np.uint64)
@@ -52,7 +53,7 @@ def find(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = Checkpoint(fetch_model(config.model.path))
+    checkpoint = BaseModel(fetch_model(config.model.path))
     if asked["fault"] == "miss a kind":
         break_perturb()
     if asked["fault"] == "keep packing":

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esmpi.files import replacing
+from esmpi.model.snapshot import Snapshot, SnapshotError
 from esmpi.store.run_file import RUN_FILE, RunFile
-from esmpi.store.snapshot_file import Snapshot, SnapshotError, check_seal, write_snapshot
+from esmpi.store.snapshot_writer import check_seal, write_snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ FOLDER = "snapshots"
 _NAME = re.compile(r"(best-)?g(\d{6,})\.h5")
 
 
-class Snapshots:
+class SnapshotKeeper:
     """Writes snapshots of a run in a thread, one at a time. One that fails is a warning: the log is enough.
 
     Parameters

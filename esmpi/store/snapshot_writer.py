@@ -1,4 +1,4 @@
-"""A snapshot: theta of one generation in an HDF5 file, so that a start need not replay from the base model.
+"""Write a snapshot, theta of one generation in an HDF5 file, and check its seal; `esmpi.model.snapshot` reads it.
 
 HDF5 only lays the file out (`esmpi.store.layout`). The bytes are then written from first to last by plain writes, so
 theta is never held twice, a full disk is an OSError (HDF5 would crash the process), and the disk is kept busy. The
@@ -14,33 +14,24 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 import esmpi
-from esmpi.errors import UserError
 from esmpi.files import replacing
+from esmpi.model.snapshot import SNAPSHOT_VERSION, SnapshotError
 from esmpi.store.layout import lay_out
 
 if TYPE_CHECKING:
     import torch
 
-    from esmpi.model.base_model import Checkpoint
-
-SNAPSHOT_VERSION = 1
 _BLOCK_BYTES = 16 * 2**20
 _BUFFER_BYTES = 2**20
 _NUM_THREADS = 2
 _SEAL = b"\nesmpi snapshot, sha256 of the sha256s of each 16 MiB before this line: "
 _SEAL_BYTES = len(_SEAL) + 64 + 1
-
-
-class SnapshotError(UserError):
-    """A snapshot that must not be used."""
 
 
 def write_snapshot(path: Path, theta: Mapping[str, "torch.Tensor"], origin: Mapping[str, Any]) -> int:
@@ -94,80 +85,6 @@ def _write_sealed(file: IO[bytes], blocks: Iterable[list[memoryview]]) -> int:
     file.write(_seal_line(digests))
     file.flush()
     return position + _SEAL_BYTES
-
-
-class Snapshot:
-    """A snapshot file to read from: the same `read` as `esmpi.model.base_model.Checkpoint`.
-
-    Looks at the contents at once: check an unknown file's seal first.
-
-    Raises
-    ------
-    SnapshotError
-        If the file is none, or of an unknown version.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self._file = h5py.File(path, "r")
-            self.attributes: dict[str, Any] = dict(self._file.attrs)
-        except FileNotFoundError:
-            raise SnapshotError(f"no snapshot {path}") from None
-        except (OSError, RuntimeError) as error:
-            raise SnapshotError(f"snapshot {path} cannot be read: {error}") from error
-        found = self.attributes.get("snapshot_version")
-        if found != SNAPSHOT_VERSION:
-            self._file.close()
-            raise SnapshotError(f"{path} has snapshot_version {found}; this esmpi reads {SNAPSHOT_VERSION}")
-
-    def __enter__(self) -> "Snapshot":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    @property
-    def generation(self) -> int:
-        """Of theta."""
-        return int(self.attributes["generation"])
-
-    @property
-    def theta_digest(self) -> int:
-        """Of theta, as the run had it."""
-        return int(self.attributes["theta_digest"])
-
-    def read(self, name: str, rows: tuple[int, int], cols: tuple[int, int]) -> "torch.Tensor":
-        """Return a rectangle of a tensor, seen as a matrix, as float32.
-
-        Raises
-        ------
-        SnapshotError
-            If there is no such tensor, or it cannot be read.
-        """
-        import torch
-
-        from esmpi.weights.views import matrix_shape
-
-        try:
-            stored = self._file[f"theta/{name}"]
-            if stored.ndim == 2:
-                part = stored[rows[0] : rows[1], cols[0] : cols[1]]
-            else:
-                part = stored[()].reshape(matrix_shape(stored.shape))[rows[0] : rows[1], cols[0] : cols[1]]
-        except (KeyError, OSError, RuntimeError) as error:
-            raise SnapshotError(f"snapshot {self.path}: {name} cannot be read: {error}") from error
-        return torch.from_numpy(np.ascontiguousarray(part, np.float32))
-
-
-@contextmanager
-def opened(path: Path | None, base: "Checkpoint") -> "Iterator[Snapshot | Checkpoint]":
-    """Give what theta is to be read from: a snapshot, whose seal was checked, or without one the base model."""
-    if path is None:
-        yield base
-        return
-    with Snapshot(path) as snapshot:
-        yield snapshot
 
 
 def check_seal(path: Path) -> None:
