@@ -1,3 +1,5 @@
 """esmpi: fine-tune language models with Evolution Strategies on a Slurm cluster."""
 
-__version__ = "0.1.0"
+from esmpi.version import __version__
+
+__all__ = ["__version__"]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import esmpi
 from esmpi import run
 from esmpi.commands import eval as evaluate_command
 from esmpi.errors import UserError
+from esmpi.version import __version__
 
 _EVAL = "evaluate a run at a generation, or any model; also under mpiexec or srun"
 
@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="esmpi", description=esmpi.__doc__)
-    parser.add_argument("--version", action="version", version=f"esmpi {esmpi.__version__}")
+    parser = argparse.ArgumentParser(
+        prog="esmpi", description="Fine-tune language models with Evolution Strategies on a Slurm cluster."
+    )
+    parser.add_argument("--version", action="version", version=f"esmpi {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     run.add_arguments(commands.add_parser("run", help="train; the same as python -m esmpi.run"))

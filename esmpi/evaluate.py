@@ -6,11 +6,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from esmpi.engines import Completion, Engine, Sampling
 from esmpi.es.random_streams import stream_seed
+from esmpi.record.evaluation import Evaluation
 from esmpi.scoring import Scored
 
 if TYPE_CHECKING:
@@ -21,37 +22,6 @@ _LARGEST_RATIO = 500.0
 
 _LEAST_BATCH = 32
 """Prompts of a call, where a generation has fewer: an engine is slow with a handful."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Result of a suite. Reward and accuracy are two things, and both are given."""
-
-    accuracy: float
-    """Share of completions whose answer is right; with n completions a problem this is avg@n."""
-    reward_mean: float
-    num_samples: int
-    """Completions."""
-    num_problems: int
-    num_truncated: int
-    """Completions that `sampling.max_tokens` cut off."""
-    tokens_mean: float
-    """New tokens of a completion."""
-    tokens_max: int
-    characters_mean: float
-    """Characters of a completion."""
-    num_failed: int
-    """Completions whose reward could not be computed."""
-    num_unparsed: int
-    """Completions in which no answer could be read."""
-    seconds: float
-    figures: dict[str, float] = field(default_factory=dict)
-    """Further numbers: `pass_at_<k>`, `kl_per_token`, `theta_distance`, and the means of those that the task gives."""
-
-    def to_row(self) -> dict[str, float]:
-        """Return all numbers by name."""
-        row = asdict(self)
-        return row.pop("figures") | row
 
 
 _COLUMNS = {one.name for one in fields(Evaluation)}

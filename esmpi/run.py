@@ -14,13 +14,8 @@ from esmpi.config.reader import load_config
 from esmpi.config.sections import Config
 from esmpi.errors import SharedError, UserError
 from esmpi.mpi.launcher import launcher, speaks_for_all
+from esmpi.stop import STOPPED
 from esmpi.stop.signals import StopFlag
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop before its last generation: EX_TEMPFAIL of sysexits.h, "try again later".
-
-Not 0, so that a job that waits for the run's end (`sbatch --dependency=afterok:ID`) does not start on half a run, and
-a batch script knows when to requeue itself."""
 
 if TYPE_CHECKING:
     from esmpi.mpi.comm import Comm
@@ -108,7 +103,7 @@ def process(arguments: argparse.Namespace) -> int:
 
 
 def _train(config: Config, comm: "Comm", stop: StopFlag) -> int:
-    from esmpi.session import open_session, start_logging
+    from esmpi.setup import open_session, start_logging
     from esmpi.train import train
 
     start_logging(config.log.level, comm)

@@ -1,45 +1,27 @@
 """All that a run works with, and how it is put in place: model, problems, run directory."""
 
-import hashlib
-import json
 import logging
-import os
-import platform
-import reprlib
-import sys
-import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from esmpi.config.reader import changed_keys
 from esmpi.config.sections import Config
-from esmpi.data.problems import Problems, load_problems, with_shots
-from esmpi.engines import Engine, load_engine
-from esmpi.errors import SharedError, UserError
-from esmpi.es.dispatch import DISPATCHES, Dispatch
+from esmpi.data.problems import Problems
+from esmpi.data.shots import with_shots
+from esmpi.engines import Engine
+from esmpi.es.dispatch import Dispatch
 from esmpi.es.population import ExchangeError, describe_digests
-from esmpi.files import clean_up, locked
 from esmpi.model.base_model import BaseModel
-from esmpi.model.find import fetch_model
-from esmpi.model.staging import stage, staged_path
-from esmpi.mpi.comm import Comm, Place
-from esmpi.mpi.launcher import installed_versions
+from esmpi.mpi.comm import Comm
 from esmpi.record.recorder import Recorder
-from esmpi.resume import Digests, catch_up, open_run
 from esmpi.scoring import Scorer
 from esmpi.stop.signals import StopFlag
-from esmpi.stop.time_limit import TimeLimit, job_end
-from esmpi.stopwatch import Stopwatch
+from esmpi.stop.time_limit import TimeLimit
 from esmpi.store.card import card_files
 from esmpi.store.export import export
 from esmpi.store.run_file import RunFile
 from esmpi.store.snapshot_keeper import SnapshotKeeper
-from esmpi.tasks import Example, Task, make_task
+from esmpi.tasks import Example, Task
 
 log = logging.getLogger(__name__)
 
@@ -132,188 +114,3 @@ class Session(Setup):
             )
             log.info("theta of generation %d exported to %s (%s)", self.generation, out, dtype)
         log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)
-
-
-def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
-    """Collective. Load problems, model and engine, and start what scores.
-
-    `stack` takes what has to be closed at the end.
-    """
-    watch = Stopwatch()
-    place = comm.place()
-    with comm.together():
-        task = make_task(config.task)
-    # by the source that was read just now: a process that is started in a week does not read another one
-    scorer = Scorer(partial(make_task, config.task, task.source), config.scoring)
-    stack.callback(scorer.close)
-    with watch.phase("model"):
-        model = _model_folder(config, comm, place)
-    with comm.together():
-        problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
-        checkpoint = BaseModel(model)
-        with watch.phase("engine"):
-            engine = load_engine(config, checkpoint, place)
-        setup = Setup(
-            config=config,
-            comm=comm,
-            checkpoint=checkpoint,
-            engine=engine,
-            task=task,
-            problems=problems,
-            scorer=scorer,
-        )
-        _check_prompts(setup)
-    log.info(
-        "%s: %s weights, %d ranks x %d threads, %d members, ready in %.1f s (%s)",
-        config.run.name,
-        f"{engine.num_weights:,}",
-        comm.size,
-        config.engine.num_threads or len(place.cores),
-        config.es.population_size,
-        watch.total(),
-        ", ".join(f"{name} {seconds:.1f} s" for name, seconds in watch.seconds.items()),
-    )
-    return setup
-
-
-def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -> Session:
-    """Collective. Put everything in place, with theta of the run's last committed generation.
-
-    `stack` takes what has to be closed at the end; `stop` is asked for in the loop.
-    """
-    _agree_on_config(config, comm)
-    with comm.together():
-        if comm.is_root:
-            # what a job held before it was requeued may take a while to die, or to be known as dead on a file server
-            stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))
-            clean_up(config.directory)
-    setup = open_setup(config, comm, stack)
-    digests = agreed_digests(setup)
-    run = None
-    with comm.together():
-        if comm.is_root:
-            run = open_run(config, setup.engine, digests)
-            run.attributes["provenance"].append(_provenance(comm))
-            run.write()
-        recorder = Recorder(run, config.es.generations, config.log.sinks, comm.size)
-    stack.callback(recorder.close)
-    dispatch = stack.enter_context(DISPATCHES[config.es.dispatch](comm))
-    snapshots = None
-    if run is not None:
-        snapshots = SnapshotKeeper(run, config.snapshot.keep)
-        stack.callback(snapshots.close)
-    session = Session(**vars(setup), recorder=recorder, dispatch=dispatch, stop=stop, run=run, snapshots=snapshots)
-    session.digest = session.agreed_digest()
-    log.info("base model: theta %016x", session.digest)
-    started = time.perf_counter()
-    catch_up(session)
-    if session.generation:
-        log.info("resumed in %.1f s", time.perf_counter() - started)
-    reserve_s = config.run.stop_before_limit
-    if comm.is_root and reserve_s is not None:
-        session.time_limit = TimeLimit(job_end(), reserve_s)
-    return session
-
-
-def _model_folder(config: Config, comm: Comm, place: Place) -> Path:
-    """Collective. Return the folder that this rank reads the model from: see `model.stage_to`."""
-    with comm.together():
-        folder = fetch_model(config.model.path, config.model.revision)
-        if config.model.stage_to is None:
-            return folder
-        staged = staged_path(folder, config.model.stage_to)
-        if place.local_rank == 0:
-            stage(folder, staged)
-    return staged
-
-
-def start_logging(level: str, comm: Comm) -> None:
-    """Send esmpi's messages to standard output: all of rank 0's, and warnings of the others with their number."""
-    logging.raiseExceptions = False  # a pipe that nobody reads any more is no reason to stop, nor for tracebacks
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
-    logger = logging.getLogger("esmpi")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(level.upper() if comm.is_root else max(logging.WARNING, logging.getLevelName(level.upper())))
-
-
-def _agree_on_config(config: Config, comm: Comm) -> None:
-    said = comm.allgather_object(config.to_dict())
-    for rank, other in enumerate(said):
-        if changed := changed_keys(said[0], other):
-            raise RuntimeError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
-
-
-def agreed_digests(setup: Setup) -> Digests:
-    """Collective. Return digests of problems and task.
-
-    Raises
-    ------
-    SharedError
-        If ranks read different problems, or another task file.
-    """
-    problems = setup.problems
-    decisive = [problems.train, problems.held_out, *([problems.shots] if problems.shots else [])]
-    mine = Digests(
-        data=digest_of(decisive),
-        suites={suite: digest_of(examples) for suite, examples in problems.suites.items()},
-        task=hashlib.blake2b(setup.task.source, digest_size=16).hexdigest() if setup.task.source else "",
-    )
-    gathered = setup.comm.allgather_object(asdict(mine))
-    for rank, other in enumerate(gathered):
-        if other["task"] != gathered[0]["task"]:
-            name = setup.config.task.name
-            raise SharedError(f"task.name: rank {rank} reads another {name} than rank 0: is it the same on its node?")
-        if other != gathered[0]:
-            raise SharedError(f"data: rank {rank} reads other problems than rank 0: is the file the same on its node?")
-    return mine
-
-
-def digest_of(value: Any) -> str:
-    """Return a digest of a value that JSON has."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _check_prompts(setup: Setup) -> None:
-    """Raise UserError for a prompt that the model has no room for: now, not in the middle of a run."""
-    config, engine = setup.config, setup.engine
-    for part, examples in (("data.train", setup.problems.train), *setup.problems.suites.items()):
-        lengths = engine.prompt_lengths([setup.prompt(example) for example in examples])
-        for example, length in zip(examples, lengths, strict=True):
-            if length == 0:
-                raise UserError(f"model.path: {config.model.path} has no tokenizer that reads the prompts")
-            if engine.max_length is not None and length + config.sampling.max_tokens > engine.max_length:
-                raise UserError(
-                    f"sampling.max_tokens: a prompt of {length} tokens ({part}: {reprlib.repr(example)}) and "
-                    f"{config.sampling.max_tokens} new ones are more than the model's {engine.max_length} positions"
-                )
-
-
-def _provenance(comm: Comm) -> dict[str, Any]:
-    """Return who, where and with what this start of the run is made."""
-    slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")}
-    return {
-        "unix_time": time.time(),
-        "command": sys.argv,
-        "host": platform.node(),
-        "ranks": comm.size,
-        "python": platform.python_version(),
-        "packages": installed_versions(),
-        "slurm": slurm,
-        "source_sha256": _source_digest(),
-    }
-
-
-def _source_digest() -> str:
-    """Return a digest of esmpi's own source: two runs with the same one ran the same program."""
-    import esmpi
-
-    root = os.path.dirname(esmpi.__file__)
-    digest = hashlib.sha256()
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            if name.endswith(".py"):
-                with open(os.path.join(folder, name), "rb") as file:
-                    digest.update(json.dumps([os.path.relpath(file.name, root)]).encode() + file.read())
-    return digest.hexdigest()

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from esmpi.data.problems import batch
+from esmpi.data.batch import batch
 from esmpi.engines import Sampling
 from esmpi.es.population import Members, check, message_dtype, plan
 from esmpi.es.random_streams import stream_seed

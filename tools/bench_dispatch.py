@@ -105,7 +105,7 @@ def read_tokens(path: Path) -> np.ndarray:
 
 def open_session_of(way: str, generations: int, population_size: int, comm: Comm, stack: ExitStack) -> Any:
     """Collective. Return a session of the quickstart's model that shares members out in one way."""
-    from esmpi.session import open_session, start_logging
+    from esmpi.setup import open_session, start_logging
 
     start_logging("warning", comm)
     output = stack.enter_context(tempfile.TemporaryDirectory())

@@ -83,9 +83,9 @@ def main() -> None:
             parser.error(str(error))
         comm = Comm()
 
-        from esmpi.data.problems import batch
+        from esmpi.data.batch import batch
         from esmpi.engines import Sampling
-        from esmpi.session import open_session, start_logging
+        from esmpi.setup import open_session, start_logging
         from esmpi.stopwatch import Stopwatch
         from esmpi.train import run_generation
 

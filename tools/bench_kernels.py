@@ -27,7 +27,9 @@ import numpy as np
 import torch
 
 from esmpi.noise import member_seed
-from esmpi.weights.views import View, Weights, open_weights
+from esmpi.weights.host import Weights
+from esmpi.weights.open import open_weights
+from esmpi.weights.views import View
 
 SIGMA, ALPHA = 1e-3, 5e-4
 PHILOX_OPERATIONS, NORMAL_OPERATIONS = 12.5, 5.0

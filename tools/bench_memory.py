@@ -48,7 +48,8 @@ def measure(elements: int, members: int, threads: int, dtype: str) -> dict[str, 
     import torch
 
     from esmpi.noise import member_seed
-    from esmpi.weights.views import View, Weights
+    from esmpi.weights.host import Weights
+    from esmpi.weights.views import View
 
     shape = (max(1, elements // 1000), 1000)
     view = View.whole("model.layers.0.mlp.up_proj.weight", torch.ones(shape, dtype=getattr(torch, dtype)))

@@ -23,7 +23,8 @@ from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 from esmpi.store.snapshot_keeper import SnapshotKeeper, snapshot_path
 from esmpi.store.snapshot_writer import check_seal
-from esmpi.weights.views import View, Weights
+from esmpi.weights.host import Weights
+from esmpi.weights.views import View
 
 NUM_MEMBERS = 30
 

@@ -19,7 +19,7 @@ import transformers
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from esmpi.tasks.base import Example
+from esmpi.data.problem import Example
 from esmpi.tasks.countdown import PROMPT, Countdown, CountdownConfig
 
 OUTPUT = Path(__file__).resolve().parents[1] / "esmpi" / "assets" / "tiny_countdown"

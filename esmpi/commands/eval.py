@@ -59,7 +59,7 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
     from esmpi.files import write_whole
     from esmpi.record.recorder import log_evaluation, write_samples
     from esmpi.resume import take_theta
-    from esmpi.session import agreed_digests, open_setup, start_logging
+    from esmpi.setup import agreed_digests, open_setup, start_logging
     from esmpi.store.run_file import RUN_FILE, samples_path
     from esmpi.store.snapshot_keeper import good_snapshots
 
@@ -157,7 +157,7 @@ def _check_suite_is_free(suite: str | None, config: dict[str, Any]) -> None:
 
 def _digest_of_kind(config: "Config", digests: "Digests") -> str:
     """Return a digest of all that the figures of a suite of the user's naming depend on, besides theta."""
-    from esmpi.session import digest_of
+    from esmpi.setup import digest_of
 
     tree = config.to_dict()
     settings = {name: tree[name] for name in ("task", "sampling")} | {"run": {"seed": config.run.seed}}

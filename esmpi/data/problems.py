@@ -6,9 +6,10 @@ from typing import Any
 
 from esmpi.config.sections import BUILTIN, GENERATED, HELD_OUT, SPLIT, DataConfig
 from esmpi.data.files import check_source, read_rows
+from esmpi.data.problem import Example, Part, ProblemSource
+from esmpi.data.shots import read_shots
 from esmpi.errors import UserError, nearest
 from esmpi.es.random_streams import stream
-from esmpi.tasks import Example, Part, Prompt, Task
 
 _LONGEST_HINT = 300
 """Characters; a table of more columns is not helped by their names."""
@@ -32,7 +33,9 @@ class Problems:
         return self.suites[HELD_OUT]
 
 
-def load_problems(config: DataConfig, task: Task, run_seed: int, suites: Mapping[str, str] | None = None) -> Problems:
+def load_problems(
+    config: DataConfig, task: ProblemSource, run_seed: int, suites: Mapping[str, str] | None = None
+) -> Problems:
     """Read or generate the problems; no held-out problem is also a generated training problem.
 
     `suites` are sources of further held-out problems, by name.
@@ -65,7 +68,7 @@ def load_problems(config: DataConfig, task: Task, run_seed: int, suites: Mapping
     train = parts["train"]
     if config.batch_size > len(train):
         raise UserError(f"data.batch_size: {config.batch_size} prompts wanted, but there are {len(train)} to train on")
-    return Problems(train, {HELD_OUT: parts["eval"]} | further, _shots(config.few_shot))
+    return Problems(train, {HELD_OUT: parts["eval"]} | further, read_shots(config.few_shot))
 
 
 def check_files(config: DataConfig, suites: Mapping[str, str] | None = None) -> None:
@@ -79,51 +82,12 @@ def check_files(config: DataConfig, suites: Mapping[str, str] | None = None) -> 
         check_source("data.few_shot", config.few_shot, [])
 
 
-def batch(config: DataConfig, train: list[Example], run_seed: int, generation: int) -> list[Example]:
-    """Return the prompts' examples of a generation; depends on nothing but the arguments, so it can be resumed."""
-    if config.order == "fixed":
-        return train[: config.batch_size]
-    if config.order == "random":
-        chosen = stream(run_seed, "batch", generation).choice(len(train), config.batch_size, replace=False)
-        return [train[i] for i in chosen.tolist()]
-    start = generation * config.batch_size
-    positions = range(start, start + config.batch_size)
-    orders = {
-        epoch: stream(run_seed, "epoch", epoch).permutation(len(train))
-        for epoch in {position // len(train) for position in positions}
-    }
-    return [train[orders[position // len(train)][position % len(train)]] for position in positions]
-
-
-def with_shots(prompt: Prompt, shots: list[Example]) -> Prompt:
-    """Return a prompt with worked examples in front: turns of a conversation, or text with blank lines between."""
-    if isinstance(prompt, str):
-        return "".join(f"{shot['prompt']}{shot['completion']}\n\n" for shot in shots) + prompt
-    system, rest = (prompt[:1], prompt[1:]) if prompt[0]["role"] == "system" else ([], prompt)
-    turns = [
-        {"role": role, "content": shot[key]}
-        for shot in shots
-        for role, key in (("user", "prompt"), ("assistant", "completion"))
-    ]
-    return [*system, *turns, *rest]
-
-
-def _shots(source: str | None) -> list[Example]:
-    if source is None:
-        return []
-    rows = read_rows("data.few_shot", source, "train", None)
-    for place, row in rows:
-        if not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-            raise UserError(f"data.few_shot: {place}: must have `prompt` and `completion`, both text")
-    return [row for _, row in rows]
-
-
 @dataclass(frozen=True)
 class _Reader:
     """Reads problems that are not generated."""
 
     config: DataConfig
-    task: Task
+    task: ProblemSource
 
     def __call__(
         self, part: Part, source: str, split: str, count: int | None, what: str | None = None
@@ -155,7 +119,7 @@ class _Reader:
 
 
 def _split_off(
-    train: list[Example], config: DataConfig, task: Task, run_seed: int
+    train: list[Example], config: DataConfig, task: ProblemSource, run_seed: int
 ) -> tuple[list[Example], list[Example]]:
     """Take some of the training problems, drawn at random, as the held-out ones; both stay in their order.
 
@@ -174,7 +138,7 @@ def _split_off(
     return kept[: config.num_train], held_out
 
 
-def _builtin(what: str, part: Part, task: Task, count: int | None) -> list[Example]:
+def _builtin(what: str, part: Part, task: ProblemSource, count: int | None) -> list[Example]:
     try:
         examples = task.problems(part)
         for example in examples:
@@ -186,7 +150,7 @@ def _builtin(what: str, part: Part, task: Task, count: int | None) -> list[Examp
     return examples[:count]
 
 
-def _generate(part: str, count: int | None, task: Task, run_seed: int, taken: set[Hashable]) -> list[Example]:
+def _generate(part: str, count: int | None, task: ProblemSource, run_seed: int, taken: set[Hashable]) -> list[Example]:
     """Generate problems that are not `taken`, and take them."""
     assert count is not None  # the config fills it in
     try:

@@ -14,12 +14,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines.base import Completion, Engine, Sampling, render_chat
-from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.snapshot import opened
 from esmpi.mpi.comm import Place
-from esmpi.weights.views import Placement, View, open_weights
+from esmpi.weights.open import open_weights
+from esmpi.weights.placement import Placement, choose_placement
+from esmpi.weights.views import View
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import torch
 
 from esmpi.config.sections import EngineConfig, ModelConfig
 from esmpi.engines.base import Completion, Engine, Sampling, render_chat
-from esmpi.engines.placement import choose_placement
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, tied_embedding
 from esmpi.mpi.comm import Place
+from esmpi.weights.placement import choose_placement
 
 if TYPE_CHECKING:
-    from esmpi.weights.views import Placement
+    from esmpi.weights.placement import Placement
 
 log = logging.getLogger(__name__)
 

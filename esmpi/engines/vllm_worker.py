@@ -15,7 +15,9 @@ from vllm.platforms import current_platform
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
-    from esmpi.weights.views import Placement, View, Weights
+    from esmpi.weights.host import Weights
+    from esmpi.weights.placement import Placement
+    from esmpi.weights.views import View
 
 Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
 """Canonical name, rows and columns that a view holds."""
@@ -81,7 +83,7 @@ class WorkerExtension:
         nothing in common. `cores` are the processors of each worker, by rank.
         """
         from esmpi.engines.probe import cut, fingerprint
-        from esmpi.weights.views import open_weights
+        from esmpi.weights.open import open_weights
 
         views = [part for view in self._esmpi_views for part in cut(view, cuts[view.name])]
         mine = cores[self.rank]

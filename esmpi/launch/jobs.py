@@ -21,7 +21,7 @@ from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.launch.dry_run import check_inputs
 from esmpi.mpi.launcher import slurm_job
-from esmpi.run import STOPPED
+from esmpi.stop import STOPPED
 from esmpi.stop.time_limit import parse_duration
 
 if TYPE_CHECKING:

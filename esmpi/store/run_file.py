@@ -24,7 +24,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-import esmpi
 from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
 from esmpi.files import FullError, write_whole
@@ -33,6 +32,7 @@ from esmpi.store import members as member_table
 from esmpi.store.members import LOG_ONLY, MEMBER_DTYPE, Segment, read_columns, write_columns
 from esmpi.store.seal import image_of, put, put_attribute, read_sealed, seal
 from esmpi.store.validation import check_contents
+from esmpi.version import __version__
 
 FORMAT_VERSION = 2
 """2 added segments, forks, log-only files and kinds of failed rewards to 1, which is still read, and becomes 2 at the
@@ -91,7 +91,7 @@ class RunFile:
     members : list of ndarray
         For each generation (N,) of MEMBER_DTYPE; after a fork N may differ between generations.
     evaluations : dict of list of dict
-        By suite; a row has `generation` and the figures of `esmpi.evaluate.Evaluation`.
+        By suite; a row has `generation` and the figures of `esmpi.record.evaluation.Evaluation`.
     profile : ndarray or None
         (n,) of PROFILE_DTYPE: when each rank did what in the generation that was profiled last.
     make_room : callable or None
@@ -128,7 +128,7 @@ class RunFile:
             {
                 "format_version": FORMAT_VERSION,
                 "noise_version": NOISE_VERSION,
-                "creator": f"esmpi {esmpi.__version__}",
+                "creator": f"esmpi {__version__}",
                 "run_uuid": str(uuid.uuid4()),
                 "config": config,
                 "model_digest": model_digest,

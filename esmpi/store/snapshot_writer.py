@@ -19,10 +19,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-import esmpi
 from esmpi.files import replacing
 from esmpi.model.snapshot import SNAPSHOT_VERSION, SnapshotError
 from esmpi.store.layout import lay_out
+from esmpi.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def write_snapshot(path: Path, theta: Mapping[str, "torch.Tensor"], origin: Mapp
     arrays = {name: tensor.numpy() for name, tensor in theta.items()}
     attributes = {
         "snapshot_version": SNAPSHOT_VERSION,
-        "creator": f"esmpi {esmpi.__version__}",
+        "creator": f"esmpi {__version__}",
         "generation": int(origin["generation"]),
         "theta_digest": np.uint64(origin["theta_digest"]),
         "run_uuid": origin["run_uuid"],

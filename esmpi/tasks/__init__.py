@@ -1,7 +1,8 @@
 """The tasks that esmpi knows, by name. Importing them is cheap: each loads its libraries when it is made."""
 
+from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks.arc import Arc
-from esmpi.tasks.base import Example, Part, Prompt, Score, Task, TaskConfig
+from esmpi.tasks.base import Score, Task, TaskConfig
 from esmpi.tasks.conciseness import Conciseness
 from esmpi.tasks.countdown import Countdown
 from esmpi.tasks.gsm8k import Gsm8k

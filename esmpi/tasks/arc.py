@@ -9,8 +9,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks.answers import last_tagged
-from esmpi.tasks.base import Example, Part, Prompt, Score, Task, load_extra
+from esmpi.tasks.base import Score, Task, load_extra
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 Grid = list[list[int]]

@@ -7,20 +7,13 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-
-Example = dict[str, Any]
-"""One problem: a JSON object whose keys the task knows (`numbers`, `target`, ...)."""
-
-Part = Literal["train", "eval"]
-
-Prompt = str | list[dict[str, str]]
-"""The text that the engine completes, or messages (`role`, `content`) for the model's own chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from esmpi.tasks.base import Example, Part, Prompt, Score, Task
+from esmpi.data.problem import Example, Part, Prompt
+from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 _WORST = 2000

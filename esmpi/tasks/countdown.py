@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
+from esmpi.data.problem import Example
 from esmpi.tasks.answers import last_tagged
-from esmpi.tasks.base import Example, Score, Task, TaskConfig
+from esmpi.tasks.base import Score, Task, TaskConfig
 
 if TYPE_CHECKING:
     import numpy as np

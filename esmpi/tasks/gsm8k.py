@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
+from esmpi.data.problem import Example, Prompt
 from esmpi.tasks.answers import last_boxed, last_number
-from esmpi.tasks.base import Example, Prompt, Score, Task
+from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 INSTRUCTION = 'Think step by step. Then give the answer on a last line of its own: "####" and the number.'

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from esmpi.data.problem import Example, Prompt
 from esmpi.errors import UserError, nearest
 from esmpi.tasks.answers import last_tagged
-from esmpi.tasks.base import Example, Prompt, Score, Task, load_extra
+from esmpi.tasks.base import Score, Task, load_extra
 from esmpi.tasks.chat import ChatTaskConfig, chat
 from esmpi.tasks.countdown import answer_is_right
 

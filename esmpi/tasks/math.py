@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from esmpi.data.problem import Example, Prompt
 from esmpi.tasks.answers import last_boxed
-from esmpi.tasks.base import Example, Prompt, Score, Task, load_extra
+from esmpi.tasks.base import Score, Task, load_extra
 from esmpi.tasks.chat import ChatFormat, ChatTaskConfig, chat
 
 SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."

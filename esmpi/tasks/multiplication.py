@@ -10,8 +10,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from esmpi.data.problem import Example, Prompt
 from esmpi.tasks.answers import last_number
-from esmpi.tasks.base import Example, Prompt, Score, Task
+from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 if TYPE_CHECKING:

@@ -33,8 +33,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError, nearest, said
-from esmpi.tasks.base import Example, Part, Prompt, Score, Task
+from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 ENTRY_POINTS = "esmpi.tasks"

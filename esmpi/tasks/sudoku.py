@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from esmpi.data.problem import Example, Prompt
 from esmpi.tasks.answers import last_tagged
-from esmpi.tasks.base import Example, Prompt, Score, Task
+from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 if TYPE_CHECKING:

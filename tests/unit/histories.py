@@ -7,7 +7,8 @@ import torch
 
 from esmpi.model.base_model import matrix_shape
 from esmpi.noise import member_seed
-from esmpi.weights.views import View, Weights
+from esmpi.weights.host import Weights
+from esmpi.weights.views import View
 
 SEEDS = np.array([member_seed(1, 0, member) for member in range(6)], np.uint64)
 COEFFICIENTS = np.array([3e-3, -1e-3, 0.0, 2e-4, -2e-3, 1e-5], np.float32)

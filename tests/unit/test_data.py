@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from esmpi.config.sections import DataConfig
-from esmpi.data.problems import Problems, batch, check_files, load_problems
+from esmpi.data.batch import batch
+from esmpi.data.problems import Problems, check_files, load_problems
 from esmpi.errors import UserError
 from esmpi.es.random_streams import stream, stream_seed
 from esmpi.tasks import Example

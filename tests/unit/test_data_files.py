@@ -15,7 +15,8 @@ from support import ROOT, TINY_RUN, require
 
 from esmpi.config.reader import load_config, parse_config
 from esmpi.config.sections import DataConfig, EvalConfig
-from esmpi.data.problems import Problems, check_files, load_problems, with_shots
+from esmpi.data.problems import Problems, check_files, load_problems
+from esmpi.data.shots import with_shots
 from esmpi.errors import UserError
 from esmpi.tasks import Example
 from esmpi.tasks.countdown import Countdown, CountdownConfig

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmpi.noise import cpu, member_seed
-from esmpi.weights.views import View, Weights
+from esmpi.weights.host import Weights
+from esmpi.weights.views import View
 
 pytest.importorskip("triton", reason="pip install triton")
 
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
-from esmpi.weights import device as gpu_weights
-from esmpi.weights.device import DeviceWeights, StreamedWeights
+from esmpi.weights import streamed as streamed_module
+from esmpi.weights.device import DeviceWeights
+from esmpi.weights.streamed import StreamedWeights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -90,7 +92,7 @@ def views_on_device(row_parts: int, col_parts: int, dtype: torch.dtype) -> list[
 def test_placements_have_the_bits_of_host_weights(
     monkeypatch: pytest.MonkeyPatch, kind: type[Weights], row_parts: int, col_parts: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)  # so that theta takes several turns
+    monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)  # so that theta takes several turns
     model = make_model(MODEL)
     weights = kind(views_on_device(row_parts, col_parts, dtype), lambda view: read_from(model, view), 1)
     assert_same_history(weights, whole_weights(model, dtype))
@@ -100,7 +102,7 @@ def test_placements_have_the_bits_of_host_weights(
 def test_a_bfloat16_base_changes_live_weights_and_not_theta(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)
+    monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)
     model = make_model(MODEL)
     streamed = StreamedWeights(views_on_device(3, 2, dtype), lambda view: read_from(model, view), 1, bf16_base=True)
     on_host = Weights(sharded_views(model, 1, 1, dtype), lambda view: read_from(model, view), 1, bf16_base=True)
@@ -120,7 +122,7 @@ def test_a_bfloat16_base_changes_live_weights_and_not_theta(
 
 @pytest.mark.parametrize("kind", [DeviceWeights, StreamedWeights])
 def test_one_tensor_and_some_views_alone(monkeypatch: pytest.MonkeyPatch, kind: type[Weights]) -> None:
-    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)
+    monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)
     model = make_model(MODEL)
     weights = kind(views_on_device(1, 1, torch.float32), lambda view: read_from(model, view), 1)
     reference = whole_weights(model, torch.float32)
@@ -135,7 +137,7 @@ def test_one_tensor_and_some_views_alone(monkeypatch: pytest.MonkeyPatch, kind: 
 def test_another_model_is_shown_and_its_distance_told(
     monkeypatch: pytest.MonkeyPatch, kind: type[Weights], base: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(gpu_weights, "_STAGING_ELEMENTS", 700)
+    monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)
     model = make_model(MODEL)
     other = {name: tensor + 0.25 for name, tensor in model.items()}
     weights = kind(views_on_device(3, 2, dtype), lambda view: read_from(model, view), 1, bf16_base=base)

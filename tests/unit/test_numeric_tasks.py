@@ -6,7 +6,8 @@ from support import ROOT
 from test_tasks import make
 
 from esmpi.config.reader import load_config
-from esmpi.data.problems import batch, load_problems
+from esmpi.data.batch import batch
+from esmpi.data.problems import load_problems
 from esmpi.tasks import Example
 from esmpi.tasks.multiplication import MultiplicationConfig
 

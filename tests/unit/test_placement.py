@@ -2,8 +2,8 @@
 
 import pytest
 
-from esmpi.engines.placement import choose_placement, device_memory_wanted
 from esmpi.errors import UserError
+from esmpi.weights.placement import choose_placement, device_memory_wanted
 
 GIB = 2**30
 

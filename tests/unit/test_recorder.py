@@ -10,8 +10,8 @@ import pytest
 from support import LEAST_CONFIG
 
 from esmpi.es.population import Results, message_dtype
-from esmpi.evaluate import Evaluation
 from esmpi.files import FullError
+from esmpi.record.evaluation import Evaluation
 from esmpi.record.recorder import Recorder
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.run_file import RunFile

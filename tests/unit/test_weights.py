@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from esmpi.es.shaping import zscore
 from esmpi.noise import member_seed
-from esmpi.weights.views import View, Weights
+from esmpi.weights.host import Weights
+from esmpi.weights.views import View
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

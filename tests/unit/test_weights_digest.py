@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esmpi.weights.views import View, Weights
+from esmpi.weights.host import Weights
+from esmpi.weights.views import View
 
 MODEL = {"a.weight": (24, 40), "b.bias": (33,)}
 

@@ -10,7 +10,8 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np, torch
-from esmpi.weights.views import View, Weights
+from esmpi.weights.views import View
+from esmpi.weights.host import Weights
 
 torch.set_num_threads(1)
 whole = View.whole("whole.weight", torch.empty(50_000, 1_000))

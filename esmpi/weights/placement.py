@@ -1,17 +1,18 @@
 """Choose where theta is, before memory is taken: beside the live weights on a GPU, or in host memory."""
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from esmpi.errors import UserError
 
-if TYPE_CHECKING:
-    from esmpi.weights.views import Placement  # imports numba, which must not be there before vLLM starts
+Placement = Literal["device", "host", "host+bf16"]
+"""Where theta is: beside the live weights; in host memory; there, with a bfloat16 copy that stands for theta on the
+device while members are evaluated (live = cast(bf16(theta) + sigma * eps)). Theta has the same bits in any case."""
 
 _WEIGHTS_SHARE = 0.7
 """Of the memory that an engine may use, theta and live weights take at most so much; the rest is for the cache."""
 
 
-def choose_placement(wanted: str, theta: int, live: int, memory: int) -> "tuple[Placement, str]":
+def choose_placement(wanted: str, theta: int, live: int, memory: int) -> tuple[Placement, str]:
     """Return where theta is to be, and why.
 
     Parameters

@@ -1,0 +1,169 @@
+"""Weights in host memory: theta, and the live weights that are written from it. The base of those on a GPU."""
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from esmpi.noise import cpu
+from esmpi.weights.views import Block, Read, View, split
+
+_BLOCK_ELEMENTS = 1 << 19
+"""About what one kernel call gets: big enough to hide Python, small enough to share out evenly."""
+
+
+class Weights:
+    """Theta, float32 in host memory, and the live weights, there as well, that are written from it.
+
+    Live weights are only ever a cast of theta or of theta + sigma * eps: nothing is restored by
+    subtraction, so nothing drifts. The work runs on `num_threads` threads and needs no temporary
+    larger than a block. `open_weights` chooses between this and its subclasses for a GPU.
+
+    Parameters
+    ----------
+    views : sequence of View
+        All that this process holds.
+    read : callable
+        See `Read`.
+    num_threads : int
+    cores : set of int, optional
+        Processors for the threads, where they would otherwise inherit a narrower choice.
+    bf16_base : bool
+        Whether bf16(theta) stands for theta in the live weights, as in placement `host+bf16`.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        read: Read,
+        num_threads: int,
+        cores: set[int] | None = None,
+        bf16_base: bool = False,
+    ):
+        self.views = list(views)
+        self._bf16_base = bf16_base
+        self._theta = [self._hold(read(view).to(torch.float32).contiguous()) for view in self.views]
+        self._blocks = self._split(_BLOCK_ELEMENTS)
+
+        def settle() -> None:
+            if cores:
+                os.sched_setaffinity(0, cores)  # of this thread alone
+
+        self._pool = ThreadPoolExecutor(num_threads, "esmpi-weights", initializer=settle)
+        cpu.warm_up()
+        self._prepare()
+        self.restore()
+
+    def _hold(self, values: torch.Tensor) -> torch.Tensor:
+        """Return a part of theta, moved to where theta is to be."""
+        return values
+
+    def _prepare(self) -> None:
+        """Make ready what a placement needs, once theta is in place."""
+
+    @property
+    def num_weights(self) -> int:
+        """Weights held here."""
+        return sum(theta.numel() for theta in self._theta)
+
+    def theta(self) -> Iterator[tuple[View, torch.Tensor]]:
+        """Yield each view with its part of theta (float32, the shape of `view.live`, not a copy)."""
+        yield from zip(self.views, self._theta, strict=True)
+
+    def load(self, read: Read) -> None:
+        """Replace theta by what `read(view)` returns, as at the start; the live weights are not touched."""
+        for view, theta in self.theta():
+            theta.copy_(read(view))
+        self._loaded()
+
+    def show(self, read: Read) -> None:
+        """Write live = cast(what `read(view)` returns), as if it were theta; theta is not touched."""
+        with torch.no_grad():
+            for view in self.views:
+                if view.live is not None:
+                    values = read(view)
+                    # cast before it moves: a GPU may have no room for a tensor more
+                    view.live.copy_((values.bfloat16() if self._bf16_base else values).to(view.live.dtype))
+
+    def squared_distance(self, read: Read, counted: Collection[int] | None = None) -> float:
+        """Return the squared Euclidean norm of theta minus what `read(view)` returns; `counted` is as in `digest`."""
+        total = []
+        for number, (view, theta) in enumerate(self.theta()):
+            if counted is None or number in counted:
+                num_rows = max(1, _BLOCK_ELEMENTS // max(1, theta.shape[1]))
+                pairs = zip(theta.split(num_rows), read(view).split(num_rows), strict=True)
+                total += [float((mine.cpu().double() - other.double()).square().sum()) for mine, other in pairs]
+        return math.fsum(total)
+
+    def _loaded(self) -> None:
+        """Bring up to date what a placement derives from theta."""
+
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
+        """Write live = cast(theta + scale * eps(seed)); `scale` is sign * sigma.
+
+        With `only`, a collection of canonical names, no other tensors are touched.
+        """
+
+        def work(block: Block) -> None:
+            assert block.live is not None
+            theta = block.theta.bfloat16().float() if self._bf16_base else block.theta
+            cpu.perturb(_numpy(block.live), theta.numpy(), block.first, block.stride, block.key, seed, scale)
+
+        self._each(work, [b for b in self._blocks if only is None or self.views[b.view].name in only])
+
+    def restore(self) -> None:
+        """Write live = cast(theta)."""
+        with torch.no_grad():
+            for view, theta in self.theta():
+                if view.live is not None:
+                    view.live.copy_(theta.bfloat16() if self._bf16_base else theta)
+
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        """Add the members' noise, times their coefficients, to theta; the live weights are not touched.
+
+        `seeds` is (N,) uint64, `coefficients` (N,) float32; members count in the order given.
+        One with coefficient 0 costs nothing: it would not change a bit.
+        """
+        used = np.flatnonzero(coefficients)
+        if used.size:
+            self._update(seeds[used].astype(np.uint64), coefficients[used].astype(np.float32))
+
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        def work(block: Block) -> None:
+            cpu.update(block.theta.numpy(), block.first, block.stride, block.key, seeds, coefficients)
+
+        self._each(work, self._blocks)
+
+    def digest(self, counted: Collection[int] | None = None) -> int:
+        """Return the 64-bit digest of theta: equal for equal bits, whatever the layout.
+
+        The digest of a model whose tensors lie in several processes is the sum of theirs, modulo 2^64. What
+        several of them hold must count in one only: `counted` are the numbers of the views that do.
+        """
+        blocks = [block for block in self._blocks if counted is None or block.view in counted]
+        shares = self._pool.map(
+            lambda block: cpu.digest(block.theta.numpy(), block.first, block.stride, block.key), blocks
+        )
+        return sum(shares) % 2**64
+
+    def _each(self, work: Callable[[Block], None], blocks: Sequence[Block]) -> None:
+        for _ in self._pool.map(work, blocks):
+            pass
+
+    def _split(self, num_elements: int) -> list[Block]:
+        """Return theta and the live weights cut into blocks of about so many elements."""
+        return [
+            block
+            for number, (view, theta) in enumerate(zip(self.views, self._theta, strict=True))
+            for block in split(number, view, theta, num_elements)
+        ]
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a host tensor's memory as the kernels want it: float32, or the bits of bfloat16 as uint16."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()

@@ -1,0 +1,160 @@
+"""Weights whose live part is on a GPU, with theta in host memory and streamed. The bits are those of a CPU."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from esmpi.noise.gpu import DeviceBlocks, to_device
+from esmpi.weights.device import ALL, device_of, perturb_all, tables_of
+from esmpi.weights.host import Weights
+from esmpi.weights.views import Block, split
+
+_STAGING_ELEMENTS = 1 << 22
+"""Float32 elements of each of the two buffers on the device that theta passes through: 16 MiB."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Blocks that fit into a staging buffer together."""
+
+    blocks: list[Block]
+    """With theta on the host."""
+    staged: list[torch.Tensor]
+    """The parts of the buffer that take their theta."""
+    tables: list[DeviceBlocks]
+    """The blocks with theta in the buffer."""
+    base: list[torch.Tensor]
+    """With `bf16_base`: what stands for these blocks' theta on the device."""
+
+
+class StreamedWeights(Weights):
+    """Theta in pinned host memory, streamed through two buffers on the GPU, so that copies and kernels overlap.
+
+    With `bf16_base` only an update streams: live weights are written from a bfloat16 copy on the device.
+    """
+
+    def _hold(self, values: torch.Tensor) -> torch.Tensor:
+        return values.pin_memory() if torch.cuda.is_available() else values
+
+    def _prepare(self) -> None:
+        device = device_of(self.views)
+        self._base = [theta.to(device, torch.bfloat16) for theta in self._theta] if self._bf16_base else []
+        blocks = self._split(_STAGING_ELEMENTS)
+        based = [
+            block.live
+            for number, (view, theta) in enumerate(zip(self.views, self._base, strict=False))
+            for block in split(number, replace(view, live=theta), self._theta[number], _STAGING_ELEMENTS)
+            if block.live is not None
+        ]
+        size = max([_STAGING_ELEMENTS, *(block.theta.numel() for block in blocks)])
+        buffers = [torch.empty(size, device=device) for _ in range(2)]
+        self._streams = [torch.cuda.Stream(device) for _ in buffers] if device.type == "cuda" else []
+        self._chunks: list[_Chunk] = []
+        for number, members in enumerate(_pack(blocks, size)):
+            buffer, staged, used = buffers[number % 2], [], 0
+            for i in members:
+                count = blocks[i].theta.numel()
+                staged.append(buffer[used : used + count].view(blocks[i].theta.shape))
+                used += count
+            chosen = [blocks[i] for i in members]
+            moved = [replace(block, theta=part) for block, part in zip(chosen, staged, strict=True)]
+            base = [based[i] for i in members] if self._bf16_base else []
+            self._chunks.append(_Chunk(chosen, staged, tables_of(moved), base))
+        if self._bf16_base:
+            self._base_tables = self._tables_of_base(None)
+
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
+        device = device_of(self.views)
+        if self._bf16_base:
+            perturb_all(self._base_tables if only is None else self._tables_of_base(only), seed, scale, device)
+            return
+
+        def work(chunk: _Chunk) -> None:
+            tables = chunk.tables
+            if only is not None:
+                pairs = zip(chunk.blocks, chunk.staged, strict=True)
+                chosen = [replace(block, theta=part) for block, part in pairs if self.views[block.view].name in only]
+                tables = tables_of(chosen)
+            perturb_all(tables, seed, scale, device)
+
+        self._stream(work)
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            if self._bf16_base:
+                for view, base in zip(self.views, self._base, strict=True):
+                    assert view.live is not None
+                    view.live.copy_(base)
+            else:
+                self._stream(_write_live)
+
+    def _loaded(self) -> None:
+        for base, theta in zip(self._base, self._theta, strict=False):
+            base.copy_(theta)
+
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        on_device = to_device(seeds, coefficients, device_of(self.views))
+
+        def work(chunk: _Chunk) -> None:
+            for table in chunk.tables:
+                table.update(*on_device)
+            for block, part in zip(chunk.blocks, chunk.staged, strict=True):
+                block.theta.copy_(part, non_blocking=True)
+            for base, part in zip(chunk.base, chunk.staged, strict=False):
+                base.copy_(part)
+
+        self._stream(work)
+
+    def _tables_of_base(self, only: Collection[str] | None) -> list[DeviceBlocks]:
+        return tables_of(
+            block
+            for number, (view, base) in enumerate(zip(self.views, self._base, strict=True))
+            if only is None or view.name in only
+            for block in split(number, view, base, ALL)
+        )
+
+    def _stream(self, work: Callable[[_Chunk], None]) -> None:
+        """Bring theta to the device a chunk at a time and work on it there; return when all is done."""
+        device = device_of(self.views)
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream(device))
+        for number, chunk in enumerate(self._chunks):
+            # A buffer has a stream of its own: what happens to it stays in order, and the two overlap.
+            with _on(self._streams[number % 2] if self._streams else None):
+                for block, part in zip(chunk.blocks, chunk.staged, strict=True):
+                    part.copy_(block.theta, non_blocking=True)
+                work(chunk)
+        for stream in self._streams:
+            stream.synchronize()
+
+
+def _write_live(chunk: _Chunk) -> None:
+    for block, part in zip(chunk.blocks, chunk.staged, strict=True):
+        assert block.live is not None
+        block.live.copy_(part)
+
+
+@contextmanager
+def _on(stream: "torch.cuda.Stream | None") -> Iterator[None]:
+    if stream is None:
+        yield
+    else:
+        with torch.cuda.stream(stream):
+            yield
+
+
+def _pack(blocks: Sequence[Block], size: int) -> Iterator[list[int]]:
+    """Group blocks, by number, that fit into `size` elements together."""
+    group: list[int] = []
+    used = 0
+    for number, block in enumerate(blocks):
+        if group and used + block.theta.numel() > size:
+            yield group
+            group, used = [], 0
+        group.append(number)
+        used += block.theta.numel()
+    if group:
+        yield group
