@@ -26,10 +26,11 @@ import numpy as np
 
 from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
+from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.files import FullError, write_whole
 from esmpi.noise import NOISE_VERSION
 from esmpi.store import members as member_table
-from esmpi.store.members import LOG_ONLY, MEMBER_DTYPE, Segment, read_columns, write_columns
+from esmpi.store.members import LOG_ONLY, Segment, read_columns, write_columns
 from esmpi.store.seal import image_of, put, put_attribute, read_sealed, seal
 from esmpi.store.validation import check_contents
 from esmpi.version import __version__
