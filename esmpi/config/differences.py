@@ -41,7 +41,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Diff
     A key that one of them lacks, as an older esmpi did not have it, counts as having its default.
     """
     for section in sorted({*old, *new}):
-        known = {field.name: field for kind in reversed(section_types(section)) for field in fields(kind)}
+        known = {field.name: field for kind in reversed(section_types(section, old, new)) for field in fields(kind)}
         before, after = old.get(section, {}), new.get(section, {})
         for key in sorted({*before, *after}):
             default = default_of(known[key]) if key in known else None

@@ -10,6 +10,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,12 +94,19 @@ def parse_config(tree: dict[str, Any], overrides: Sequence[str] = (), notes: lis
     return config
 
 
-def section_types(section: str) -> list[type]:
-    """Return the types that a section may have: one, or those of all plug-ins that ship with esmpi."""
+def section_types(section: str, *configs: Mapping[str, Any]) -> list[type]:
+    """Return the types that a section may have: its own, or those of the plug-ins that resolved configs name, the last
+    one first, and then those of all plug-ins that ship with esmpi."""
     if section not in _ROOMS:
         return [_sections()[section]] if section in _sections() else []
-    room = importlib.import_module(_ROOMS[section][0])
-    return [found[0] for found in room.sections().values()]
+    module, name_key = _ROOMS[section]
+    room = importlib.import_module(module)
+    types = []
+    for config in reversed(configs):
+        with suppress(UserError):  # a user's file that is not here any more
+            if found := room.find_section(str(config.get(section, {}).get(name_key))):
+                types.append(found[0])
+    return [*types, *(found[0] for found in room.sections().values())]
 
 
 def _sections() -> dict[str, type]:

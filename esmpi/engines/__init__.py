@@ -64,9 +64,8 @@ def _from_file(kind: str) -> type[EngineConfig]:
     module, _ = plugins.run_file("engine.kind", path)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, EngineConfig)):
-        there = [
-            key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, EngineConfig)
-        ]
+        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+        there = [one.__name__ for one in own if isinstance(one, type) and issubclass(one, EngineConfig)]
         raise UserError(f"engine.kind: {path} has no subclass of EngineConfig called {name!r}{nearest(name, there)}")
     return found
 

@@ -87,8 +87,6 @@ class Request:
     prompt: str
     seed: int = 0
     """For a temperature above 0: the same requests give the same completions. 0 to 2^63 - 1."""
-    member: int = 0
-    """Which member of the wave completes it: its place in what `engine.weights.perturb` was given."""
 
 
 class Engine(ABC):
@@ -98,8 +96,6 @@ class Engine(ABC):
     """Theta and the live weights."""
     tokenizer: Any
     """The model's tokenizer, as transformers has it. An engine without one overrides `render` and `prompt_lengths`."""
-    wave_size: ClassVar[int] = 1
-    """Members that the engine evaluates at once."""
 
     @property
     @abstractmethod
@@ -108,7 +104,7 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """Complete each request with the live weights of its member; the completions come in the requests' order."""
+        """Complete each request with the live weights; the completions come in the requests' order."""
 
     @abstractmethod
     def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
