@@ -175,6 +175,10 @@ def _check_unchanged(run: "RunFile", config: "Config") -> None:
 
     before, now = run.attributes["config"], config.to_dict()
     changed = [str(one) for one in differences(before, now) if one.matters(sampled=config.eval.temperature > 0)]
+    known = before["eval"].get("suites", {})
+    for name, source in now["eval"]["suites"].items():
+        if known.get(name, source) != source:  # a suite that is new here may be evaluated, but not under a known name
+            changed.append(f"eval.suites: {name}: {known[name]!r} -> {source!r}")
     if changed:
         raise UserError(
             "--suite NAME is needed, a new one: the run's own evaluations were made otherwise, and one of another kind "
