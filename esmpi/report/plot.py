@@ -106,6 +106,19 @@ def plot(run: RunFile, path: Path) -> None:
     UserError
         If matplotlib is not installed.
     """
+    figure = draw(run)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def draw(run: RunFile) -> "Figure":
+    """Return the picture of a run: fitness and held-out accuracy over generations.
+
+    Raises
+    ------
+    UserError
+        If matplotlib is not installed.
+    """
     figure = _figure(9, 3.6)
     from matplotlib.ticker import MaxNLocator
 
@@ -146,5 +159,4 @@ def plot(run: RunFile, path: Path) -> None:
         f"N {config['es']['population_size']}, sigma {config['es']['sigma']:g}",
         fontsize=10,
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    return figure

@@ -1,0 +1,53 @@
+"""The main program as a function: `esmpi.tune`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esmpi.report.view import Run
+
+
+def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, Any]) -> "Run":
+    """Collective. Train in this process as `python -m esmpi.run` does, and return the run.
+
+    Call it again with the same arguments to resume a run that was stopped. Under mpiexec or srun every rank calls it.
+    SIGINT and SIGTERM stop the run after the current generation, if this is the main thread.
+
+    Parameters
+    ----------
+    config : path or mapping
+        A YAML file, or its contents: sections with their keys.
+    **overrides
+        Sections with the keys to change, such as ``es={"sigma": 2e-3}, run={"name": "mine"}``.
+
+    Returns
+    -------
+    Run
+        Its `finished` tells whether all generations are there.
+
+    Raises
+    ------
+    UserError
+        If something is wrong with the config, the data, the model or the run directory; the message says what to do.
+
+    Examples
+    --------
+    >>> run = esmpi.tune("configs/quickstart.yaml", es={"generations": 2})
+    >>> run.evaluations[["suite", "generation", "accuracy"]]
+    """
+    from esmpi.config.reader import load_config, parse_config
+    from esmpi.report.view import open_run
+    from esmpi.run import train_here
+    from esmpi.store.run_file import RUN_FILE
+
+    changes = [
+        f"{section}.{key}={json.dumps(value)}" for section, keys in overrides.items() for key, value in keys.items()
+    ]
+    if isinstance(config, Mapping):
+        checked = parse_config(dict(config), changes)
+    else:
+        checked = load_config(config, changes)
+    train_here(checked)
+    return open_run(checked.directory / RUN_FILE)

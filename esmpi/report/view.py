@@ -1,0 +1,180 @@
+"""A run from Python: its figures as pandas frames, its samples, its weights of any generation, its picture."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from esmpi.config.sections import HELD_OUT
+from esmpi.errors import UserError, nearest
+from esmpi.store.run_file import RunFile, run_file_path, samples_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+
+def open_run(path: str | Path) -> "Run":
+    """Open a run to look at it, also while it is going on; nothing is locked or written.
+
+    Parameters
+    ----------
+    path : path
+        A run directory, such as runs/quickstart, or a log-only file.
+
+    Raises
+    ------
+    UserError
+        If there is no run, or its file is damaged.
+    """
+    return Run(RunFile.open(run_file_path(path)))
+
+
+class Run:
+    """A run, as it was when it was opened: `open_run` gives one.
+
+    Frames need pandas, `plot` needs matplotlib, and both come with `pip install 'esmpi[report]'`.
+    """
+
+    def __init__(self, file: RunFile):
+        self._file = file
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"<esmpi.Run {self.directory}: {self.num_generations} of {config['es']['generations']} generations, "
+            f"theta {self._file.theta_digest:016x}>"
+        )
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self._file.path.parent
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the last start, by section and key."""
+        config: dict[str, Any] = self._file.attributes["config"]
+        return config
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """All attributes of the run file: provenance, digests and so on; see `esmpi/store/FORMAT.md`."""
+        return self._file.attributes
+
+    @property
+    def num_generations(self) -> int:
+        """How many generations are committed."""
+        return self._file.num_generations
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has all its generations."""
+        return self.num_generations >= self.config["es"]["generations"]
+
+    @cached_property
+    def generations(self) -> "pd.DataFrame":
+        """A row for each generation; the columns are those of /generations in `esmpi/store/FORMAT.md`."""
+        from esmpi.store.run_file import GENERATION_DTYPE
+
+        return _frame(np.array(self._file.generations, GENERATION_DTYPE))
+
+    @cached_property
+    def members(self) -> "pd.DataFrame":
+        """A row for each member of each generation: `generation`, `member`, and the columns of /members."""
+        from esmpi.es.member_columns import MEMBER_DTYPE
+
+        rows = self._file.members
+        frame = _frame(np.concatenate([np.empty(0, MEMBER_DTYPE), *rows]))
+        sizes = [len(row) for row in rows]
+        frame.insert(0, "generation", np.repeat(np.arange(len(rows)), sizes))
+        frame.insert(1, "member", np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)]))
+        return frame
+
+    @cached_property
+    def evaluations(self) -> "pd.DataFrame":
+        """A row for each evaluation: `suite`, `generation` (0 is the base model), and its figures."""
+        rows = [{"suite": suite} | row for suite, rows in self._file.evaluations.items() for row in rows]
+        return _pandas().DataFrame(rows or {"suite": [], "generation": []})
+
+    def samples(self, suite: str = HELD_OUT, generation: int | None = None) -> "pd.DataFrame":
+        """Return every completion of an evaluation: `example`, `prompt`, `completion`, `reward`, `correct` and so on.
+
+        Parameters
+        ----------
+        suite : str
+        generation : int, optional
+            Default: the last one at which the suite was evaluated.
+
+        Raises
+        ------
+        UserError
+            If there was no such evaluation, or its file is missing or damaged.
+        """
+        rows = self._file.evaluations.get(suite)
+        if not rows:
+            raise UserError(f"no evaluation of {suite!r} in {self._file.path}{nearest(suite, self._file.evaluations)}")
+        known = sorted(int(row["generation"]) for row in rows)
+        chosen = known[-1] if generation is None else generation
+        if chosen not in known:
+            raise UserError(f"{suite} was not evaluated at generation {chosen}, but at {', '.join(map(str, known))}")
+        path = samples_path(self._file.path, suite, chosen)
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return _pandas().DataFrame([json.loads(line) for line in lines if line])
+        except (OSError, ValueError) as error:
+            raise UserError(f"the samples in {path} cannot be read: {error}") from error
+
+    def theta(
+        self, generation: int | None = None, *, best: bool = False, model: str | None = None
+    ) -> "dict[str, torch.Tensor]":
+        """Return theta of a generation, rebuilt from the log and checked against its digest.
+
+        Parameters
+        ----------
+        generation : int, optional
+            0 is the base model; default: the last one.
+        best : bool
+            Take the generation with the highest held-out accuracy instead.
+        model : str, optional
+            Where the base model is now, if not where the config says.
+
+        Returns
+        -------
+        dict of str to Tensor
+            By canonical name, float32, in the canonical shape, on the CPU.
+
+        Raises
+        ------
+        UserError
+            If there is no such generation, the base model is missing, or the result has another digest.
+        """
+        import os
+
+        from esmpi.store.replay import base_model, replay
+
+        chosen = self._file.choose_generation(generation, best)
+        base = base_model(self.config, model)
+        weights = replay(self._file, base, chosen, len(os.sched_getaffinity(0)), from_base=False)
+        return {view.name: tensor.view(view.shape) for view, tensor in weights.theta()}
+
+    def plot(self) -> "Figure":
+        """Return the picture of `esmpi report`, fitness and held-out accuracy over generations; a notebook shows it."""
+        from esmpi.report.plot import draw
+
+        return draw(self._file)
+
+
+def _frame(table: np.ndarray) -> "pd.DataFrame":
+    return _pandas().DataFrame({name: table[name] for name in table.dtype.names or ()})
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError("frames need pandas: pip install 'esmpi[report]'") from error
+    return pandas
