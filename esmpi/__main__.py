@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from esmpi import run
+from esmpi.arguments import add_config, parse
 from esmpi.commands import eval as evaluate_command
 from esmpi.errors import UserError
+from esmpi.leave import leave
+from esmpi.mpi.world import on_all_ranks
 from esmpi.version import __version__
 
 _EVAL = "evaluate a run at a generation, or any model; also under mpiexec or srun"
@@ -18,7 +21,7 @@ _EVAL = "evaluate a run at a generation, or any model; also under mpiexec or sru
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit code: 0, or 2 for an error that is the user's to mend."""
-    arguments = run.parse(_parser(), argv)
+    arguments = parse(_parser(), argv)
     try:
         return int(arguments.process(arguments))
     except UserError as error:
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.set_defaults(process=evaluate_command.process)
 
     submit = commands.add_parser("submit", help="submit a run to Slurm (by submitit), or an array of runs")
-    run.add_config_arguments(submit)
+    add_config(submit)
     submit.add_argument("--nodes", type=int, default=1, help="default: 1")
     submit.add_argument("--gpus-per-node", type=int, default=0, help="default: 0")
     submit.add_argument("--tasks-per-node", type=int, help="ranks of a node; default: one for each GPU, or one")
@@ -150,7 +153,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from esmpi.launch.doctor import examine
 
     config = None if arguments.config is None else load_config(arguments.config, arguments.overrides)
-    return run.on_all_ranks(lambda comm: examine(comm, config))
+    return on_all_ranks(lambda comm: examine(comm, config))
 
 
 def _pairs(option: str, words: Sequence[str]) -> list[tuple[str, str]]:
@@ -282,4 +285,4 @@ def _rebuild(arguments):  # type: ignore[no-untyped-def]  # the types would impo
 
 
 if __name__ == "__main__":
-    run.leave(main())
+    leave(main())

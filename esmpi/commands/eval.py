@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
 from esmpi.mpi.launcher import speaks_for_all
-from esmpi.run import on_all_ranks
+from esmpi.mpi.world import on_all_ranks
 
 if TYPE_CHECKING:
     from esmpi.config.sections import Config
