@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the program's arguments to a parser."""
+    """Add the program's arguments to its parser."""
     add_config(parser)
     parser.add_argument(
         "--dry-run",
@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print the resolved config and the plan, then stop; loads no model",
     )
     parser.add_argument("--ranks", type=positive, help="with --dry-run: plan for so many MPI ranks")
-    parser.set_defaults(process=process)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m esmpi.run",
         description="Fine-tune a language model with Evolution Strategies. Run it alone, or as "
         "`mpiexec -n 4 python -m esmpi.run ...` or `srun python -m esmpi.run ...`. "
-        "The same command again goes on where the run stopped.",
+        "Rerun the same command to resume a run that was stopped.",
     )
     add_arguments(parser)
     return process(parse(parser, argv))

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esmpi.arguments import add_generation, add_overrides
 from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
 from esmpi.mpi.launcher import speaks_for_all
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from esmpi.mpi.comm import Comm
     from esmpi.resume import Digests
     from esmpi.store.run_file import RunFile
+
+HELP = "evaluate a run at a generation, or any model; also under mpiexec or srun"
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +36,10 @@ _MAY_CHANGE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to a parser."""
+    """Add the command's arguments to its parser."""
     parser.add_argument("target", help="run directory or log-only file, or a config, whose model is evaluated as it is")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.eval=test.jsonl")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--generation", type=int, help="0 is the base model; default: the last one")
-    which.add_argument("--best", action="store_true", help="the generation with the highest held-out accuracy")
+    add_overrides(parser, "such as data.eval=test.jsonl")
+    add_generation(parser)
     parser.add_argument("--suite", help="name of the result, if it is not like the run's own; of the held-out problems")
     parser.add_argument("--out", type=Path, help="folder for results and samples (default: the run directory)")
 
