@@ -1,11 +1,9 @@
 """Whether what a run file says, each part well formed, belongs together: a seal tells damage, not what was made up."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esmpi.config.sections import is_suite_name
-
-if TYPE_CHECKING:
-    from esmpi.store.run_file import RunFile
+from esmpi.store.history import History
 
 _KINDS = {
     **{"config": dict, "provenance": list, "tensors": list, "aliases": dict, "model_digest": int, "forks": list},
@@ -18,7 +16,7 @@ _NAMED = (("run", "name"), ("es", "generations"), ("model", "path"), ("task", "n
 """What of the config is said of any run; what else a command needs it checks as a config."""
 
 
-def check_contents(run: "RunFile") -> None:
+def check_contents(run: History) -> None:
     """Raise ValueError if the parts of a run file do not belong together."""
     _check_attributes(run.attributes)
     if len(run.members) != run.num_generations:
