@@ -33,9 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; return the exit code.
+    """Run the program.
 
-    0: the run has all its generations; `STOPPED`: it was stopped before; 2: an error that is the user's to mend.
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; by default those of this process.
+
+    Returns
+    -------
+    int
+        The exit code. 0: the run has all its generations. `STOPPED`: it was stopped before that, and the same command
+        resumes it. 2: an error that is the user's to mend. 1: any other error.
     """
     parser = argparse.ArgumentParser(
         prog="python -m esmpi.run",
@@ -48,32 +57,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def process(arguments: argparse.Namespace) -> int:
-    """Load the config, then train or, for a dry run, tell the plan."""
-    speaks = speaks_for_all()
+    """Train, or print the plan of a dry run; return the exit code."""
+    stop = StopFlag()
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
-            from esmpi.launch.dry_run import describe
-
-            if speaks:
-                started_by = launcher()
-                print(describe(config, arguments.ranks or (started_by.size if started_by else 1)))
+            _print_plan(config, arguments.ranks)
             return 0
-        # before all that takes its time: a signal that is not yet taken over ends the process
-        stop = StopFlag()
-        stop.install()
-        if speaks:
-            from esmpi.launch.dry_run import check_inputs
-
-            check_inputs(config)  # other ranks may see another file system: they look for themselves later
+        stop.install()  # before anything slow: until then a signal ends the process
+        _check_inputs(config)
         if arguments.ranks is not None:
             raise UserError("--ranks is for --dry-run: the launcher decides, as in mpiexec -n 4 python -m esmpi.run")
     except UserError as error:
-        # All ranks read the same config and fail alike: one says so.
-        if speaks:
+        # All ranks read the same config and fail alike, so one of them prints the error.
+        if speaks_for_all():
             print(f"esmpi: {error}", file=sys.stderr)
         return 2
     return on_all_ranks(partial(_train, config, stop=stop))
+
+
+def _print_plan(config: Config, num_ranks: int | None) -> None:
+    from esmpi.launch.dry_run import describe
+
+    if speaks_for_all():
+        started_by = launcher()
+        print(describe(config, num_ranks or (started_by.size if started_by else 1)))
+
+
+def _check_inputs(config: Config) -> None:
+    from esmpi.launch.dry_run import check_inputs
+
+    if speaks_for_all():  # other ranks may see another file system, and check their own later
+        check_inputs(config)
 
 
 def _train(config: Config, comm: "Comm", stop: StopFlag) -> int:
