@@ -9,9 +9,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from esmpi.store.columns import write_columns
 from esmpi.store.format import GENERATION_DTYPE, JSON_ATTRIBUTES, LOG_ONLY_GENERATIONS
 from esmpi.store.history import History
-from esmpi.store.members import LOG_ONLY, Segment, seeds_by_config, write_columns, write_members
+from esmpi.store.members import LOG_ONLY, Segment, seeds_by_config, write_members
 from esmpi.store.seal import image_of, put, put_attribute
 
 _EVALUATION_UNITS = {"seconds": "s", "tokens_mean": "tokens"}

@@ -17,7 +17,8 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.es.population import ABSENT, plan
-from esmpi.store.seal import checksum, image_of, put, put_attribute, read_sealed, seal
+from esmpi.store.columns import describe, read_columns, write_columns
+from esmpi.store.seal import checksum, image_of, read_sealed, seal
 
 SEGMENT_BYTES = 4 * 2**20
 """The members' rows in a run file are at most about so large. A smaller run, and that is most, has no segment."""
@@ -114,7 +115,7 @@ def write_members(
         if table.size:
             source = h5py.VirtualSource(".", f"tail/{name}", table.shape, dtype)
             layout[first : first + len(table), : table.shape[1]] = source
-        _describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)).id, name)
+        describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)).id, name)
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -136,41 +137,6 @@ def rows_of(table: np.ndarray) -> list[np.ndarray]:
     return [row[row["status"] != ABSENT] for row in table]
 
 
-def write_columns(group: h5py.Group, table: np.ndarray, columns: Sequence[str] | None = None) -> None:
-    """Write a structured table as a data set for each of its columns, or for those named."""
-    for name in columns or table.dtype.names or ():
-        _describe(put(group, name, table[name]), name)
-
-
-def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | None = None, ndim: int = 2) -> np.ndarray:
-    """Return data sets as a structured table; of columns that are not to be read, zeros.
-
-    Raises
-    ------
-    ValueError
-        If they have not one shape, of `ndim` dimensions, or less data than their shape says.
-    """
-    names: Sequence[str] = columns or dtype.names or ()
-    shape = group[names[0]].shape
-    for name in names:
-        check_column(group[name], shape, ndim)
-    table = np.zeros(shape, dtype)
-    for name in names:
-        table[name] = group[name][()]
-    return table
-
-
-def check_column(dataset: h5py.Dataset, shape: tuple[int, ...], ndim: int) -> None:
-    """Raise ValueError unless a data set has this shape and all the data that go with it.
-
-    HDF5 gives any shape to a data set that stores nothing: one of terabytes fits into a kilobyte.
-    """
-    if dataset.shape != shape or len(shape) != ndim:
-        raise ValueError(f"{dataset.name} has shape {dataset.shape}")
-    if dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
-        raise ValueError(f"{dataset.name} has shape {dataset.shape}, but not so many data")
-
-
 def seeds_by_config(config: dict[str, Any], rows: Sequence[np.ndarray]) -> list[np.ndarray] | None:
     """Return the seeds that a config leads to for members' rows, (N,) uint64 a generation; None if it says nothing."""
     try:
@@ -178,10 +144,3 @@ def seeds_by_config(config: dict[str, Any], rows: Sequence[np.ndarray]) -> list[
     except KeyError:
         return None
     return [plan(run_seed, generation, len(row), antithetic).seeds for generation, row in enumerate(rows)]
-
-
-def _describe(dataset: h5py.h5d.DatasetID, name: str) -> None:
-    if name.startswith("seconds") or name == "unix_time":
-        put_attribute(dataset, "unit", "s")
-    elif name == "tokens":
-        put_attribute(dataset, "unit", "tokens")

@@ -11,6 +11,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.noise import NOISE_VERSION
+from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
     FORMAT_VERSION,
     GENERATION_DTYPE,
@@ -23,8 +24,6 @@ from esmpi.store.members import (
     LOG_ONLY,
     MEMBER_DTYPE,
     Segment,
-    check_column,
-    read_columns,
     read_segment,
     rows_of,
     seeds_by_config,
