@@ -9,18 +9,28 @@ from esmpi.store.seal import put, put_attribute
 
 
 def write_columns(group: h5py.Group, table: np.ndarray, columns: Sequence[str] | None = None) -> None:
-    """Write a structured table as a data set for each of its columns, or for those named."""
+    """Write a structured array as a data set for each of its columns, or for those that are named."""
     for name in columns or table.dtype.names or ():
         describe(put(group, name, table[name]), name)
 
 
 def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | None = None, ndim: int = 2) -> np.ndarray:
-    """Return data sets as a structured table; of columns that are not to be read, zeros.
+    """Return data sets as a structured array.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        The data sets, named as the fields of `dtype`.
+    dtype : dtype
+    columns : sequence of str, optional
+        The columns to read, by default all; the others are zero.
+    ndim : int
+        Dimensions that the table has.
 
     Raises
     ------
     ValueError
-        If they have not one shape, of `ndim` dimensions, or less data than their shape says.
+        If the data sets differ in shape, do not have `ndim` dimensions, or store less data than their shape says.
     """
     names: Sequence[str] = columns or dtype.names or ()
     shape = group[names[0]].shape
@@ -33,9 +43,9 @@ def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | No
 
 
 def check_column(dataset: h5py.Dataset, shape: tuple[int, ...], ndim: int) -> None:
-    """Raise ValueError unless a data set has this shape and all the data that go with it.
+    """Raise ValueError unless a data set has this shape, `ndim` dimensions, and all the data that its shape promises.
 
-    HDF5 gives any shape to a data set that stores nothing: one of terabytes fits into a kilobyte.
+    HDF5 allows a data set of any shape that stores nothing: terabytes fit into a file of a kilobyte.
     """
     if dataset.shape != shape or len(shape) != ndim:
         raise ValueError(f"{dataset.name} has shape {dataset.shape}")

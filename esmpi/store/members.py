@@ -1,9 +1,9 @@
 """The members' columns of a run file: plain data sets, or, once they are large, frozen segments and a tail.
 
-A commit replaces the whole run file, which must not become slower as a run grows. So the members' rows in it are kept
-under `SEGMENT_BYTES`: what would be more is first frozen into a segment, a sealed file of its own that never changes
-again, and the run file then has virtual data sets over all segments and the tail. Plain h5py and h5ls see one (G, N)
-table either way. HDF5 reads a segment that is missing as fill values; so the run file lists the checksums.
+A commit replaces the whole run file, and must not become slower as a run grows. So the run file itself keeps at most
+`SEGMENT_BYTES` of members' rows. Older rows are frozen into segments, sealed files that never change again, and the
+run file has virtual data sets over all segments and the tail. Plain h5py and h5ls see one (G, N) table either way.
+HDF5 reads a missing segment as fill values without an error, so the run file lists the segments' checksums.
 """
 
 import io
@@ -21,7 +21,7 @@ from esmpi.store.columns import describe, read_columns, write_columns
 from esmpi.store.seal import checksum, image_of, read_sealed, seal
 
 SEGMENT_BYTES = 4 * 2**20
-"""The members' rows in a run file are at most about so large. A smaller run, and that is most, has no segment."""
+"""The most that the members' rows in a run file take, roughly. Most runs are smaller, and have no segment."""
 
 MEMBER_DTYPE = np.dtype(
     [
@@ -44,7 +44,7 @@ _FILL = {"status": ABSENT, "fitness": np.nan}
 
 @dataclass(frozen=True)
 class Segment:
-    """A file of neighbouring generations' members."""
+    """A file with the members of consecutive generations."""
 
     file: str
     """Path, relative to the run file."""
@@ -53,16 +53,30 @@ class Segment:
     end: int
     """The generation after the last."""
     num_members: int
-    """Columns of its tables: the most members that one of its generations has."""
+    """Width of its tables: the most members that one of its generations has."""
     sha256: str
-    """Of the file from byte 512 on."""
+    """Checksum of the file from byte 512 on."""
 
 
 def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, memoryview]:
-    """Return the entry and the bytes of a segment of generations `first`, ...; they are to be written.
+    """Make a segment, which is not written yet.
 
-    The name says which generations, and the same ones make the same file: a segment that a killed writer left is
-    overwritten by itself.
+    The name says which generations it holds, and the same generations make the same file. So a segment that a killed
+    writer left behind is overwritten by the same bytes.
+
+    Parameters
+    ----------
+    first : int
+        The first generation.
+    rows : sequence of (N,) ndarray
+        The members of the generations, of MEMBER_DTYPE.
+
+    Returns
+    -------
+    Segment
+        Its entry in the run file.
+    memoryview
+        The bytes of the file.
     """
     table = padded(rows)
     image = image_of(lambda file: write_columns(file, table))
@@ -72,12 +86,18 @@ def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, memoryview]
 
 
 def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
-    """Return a segment's rows, one array a generation.
+    """Return the members in a segment, one array for each generation.
+
+    Parameters
+    ----------
+    run_file : Path
+        The run file that the segment belongs to.
+    segment : Segment
 
     Raises
     ------
     UserError
-        If the file is missing, damaged, or another one than the run file means.
+        If the file is missing, damaged, or not the one that the run file lists.
     """
     path = run_file.parent / segment.file
     try:
@@ -96,7 +116,18 @@ def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
 def write_members(
     file: h5py.File, segments: Sequence[Segment], tail: Sequence[np.ndarray], columns: Sequence[str] | None = None
 ) -> None:
-    """Write `/members`: of the tail alone, or virtual over the segments and `/tail`."""
+    """Write the group `/members`: plain data sets, or virtual ones over the segments and the group `/tail`.
+
+    Parameters
+    ----------
+    file : h5py.File
+    segments : sequence of Segment
+        Those that hold the members of the first generations.
+    tail : sequence of (N,) ndarray
+        The members of the generations that are in no segment, of MEMBER_DTYPE.
+    columns : sequence of str, optional
+        The columns to write, for a file without segments; by default all.
+    """
     table = padded(tail)
     if not segments:
         write_columns(file.create_group("members"), table, columns)
@@ -119,12 +150,12 @@ def write_members(
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Return generations' members as one (G, N) table; shorter rows are filled up with ABSENT members."""
+    """Return the members of several generations as one (G, N) table, with shorter rows padded with ABSENT members."""
     width = max((len(row) for row in rows), default=0)
     absent = np.zeros(width, MEMBER_DTYPE)
     for name, value in _FILL.items():
         absent[name] = value
-    # by their bytes: NumPy copies records field by field, thirty times as slowly
+    # joined as bytes: NumPy copies records field by field, which is thirty times as slow
     parts: list[np.ndarray] = []
     for row in rows:
         parts += [row] if len(row) == width else [row, absent[len(row) :]]
@@ -133,12 +164,24 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def rows_of(table: np.ndarray) -> list[np.ndarray]:
-    """Return the members of each generation, without those that are only padding."""
+    """Return the members of each generation in a (G, N) table, without the padding."""
     return [row[row["status"] != ABSENT] for row in table]
 
 
 def seeds_by_config(config: dict[str, Any], rows: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """Return the seeds that a config leads to for members' rows, (N,) uint64 a generation; None if it says nothing."""
+    """Return the seeds that follow from a config.
+
+    Parameters
+    ----------
+    config : dict
+    rows : sequence of (N,) ndarray
+        The members of each generation; only their number counts.
+
+    Returns
+    -------
+    list of (N,) uint64 ndarray, or None
+        None if the config does not have the keys that seeds depend on.
+    """
     try:
         run_seed, antithetic = config["run"]["seed"], config["es"]["antithetic"]
     except KeyError:
