@@ -32,7 +32,7 @@ _MAY_CHANGE = (
     *("run.name", "run.output_dir", "run.export_dtype", "run.fork_from", "run.stop_before_limit"),
     *("scoring.num_processes", "scoring.time_limit_s", "scoring.memory_gib"),
 )
-"""What may be otherwise than in the run without another name for the suite."""
+"""Keys that may differ from the run's without a new name for the suite."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def process(arguments: argparse.Namespace) -> int:
-    """Evaluate; return the exit code, as `esmpi.run` does."""
+    """Evaluate on all ranks; return the exit code."""
     if arguments.suite is not None and not is_suite_name(arguments.suite):
         if speaks_for_all():
             print(f"esmpi: --suite: {arguments.suite!r}: letters, digits, _ and - only", file=sys.stderr)
@@ -108,15 +108,15 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
 @dataclass(frozen=True, kw_only=True)
 class _Target:
     run: "RunFile | None"
-    """None: the model of a config."""
+    """None if the target is a config, whose model is evaluated."""
     generation: int
     config: "Config"
     directory: Path
-    """Where results go; held by this process."""
+    """Where results go; this process holds its lock."""
 
 
 def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
-    """Read, on rank 0, what is to be evaluated; the directory is held until `stack` is closed."""
+    """Read, on rank 0, what is to be evaluated, and lock the directory until `stack` is closed."""
     from esmpi.config.reader import load_config, parse_config
     from esmpi.files import locked
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
@@ -141,7 +141,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     if arguments.out is None and (run.attributes["log_only"] or path.name != RUN_FILE):
         raise UserError(f"--out DIR is needed: {path} is a file of its own, without a run directory")
     stack.enter_context(locked(directory))
-    # anew: what was committed before this process held the directory must not be lost by what it writes
+    # Read again: what another process committed before this one had the lock must not be overwritten.
     run = RunFile.open(path)
     config = parse_config(run.attributes["config"], arguments.overrides)
     _check_suite_is_free(arguments.suite, run.attributes["config"])
@@ -157,7 +157,7 @@ def _check_suite_is_free(suite: str | None, config: dict[str, Any]) -> None:
 
 
 def _digest_of_kind(config: "Config", digests: "Digests") -> str:
-    """Return a digest of all that the figures of a suite of the user's naming depend on, besides theta."""
+    """Return a digest of everything but theta that the results of a suite named by the user depend on."""
     from esmpi.setup import digest_of
 
     tree = config.to_dict()
@@ -168,7 +168,7 @@ def _digest_of_kind(config: "Config", digests: "Digests") -> str:
 
 
 def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digests") -> None:
-    """Raise UserError if the run has results of other problems, or of another kind, under one of these names."""
+    """Raise UserError if the run has results of other problems or of another kind under one of these names."""
     own = run.attributes["config"]["eval"].get("suites", {}).keys() | {HELD_OUT}
     if names.keys() & own and run.attributes["task_digest"] not in ("", digests.task):
         raise UserError("--suite NAME is needed, a new one: the task file is not the one that the run was begun with")
@@ -179,7 +179,7 @@ def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digest
 
 
 def _check_unchanged(run: "RunFile", config: "Config") -> None:
-    """Raise UserError if results would not be like those that the run has of the same suites."""
+    """Raise UserError if the results could not be compared with those that the run has of the same suites."""
     from esmpi.config.reader import changed_keys
 
     before, now = run.attributes["config"], config.to_dict()
