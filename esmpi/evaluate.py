@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from esmpi.engines import Completion, Engine, Sampling
+from esmpi.data.batch import in_parts
+from esmpi.engines import Completion, Engine, Request, Sampling
 from esmpi.es.random_streams import stream_seed
 from esmpi.record.evaluation import Evaluation
 from esmpi.scoring import Scored
@@ -46,7 +47,7 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
     started = time.perf_counter()
     config, comm = setup.config, setup.comm
     examples = setup.problems.suites[suite]
-    setup.engine.restore()
+    setup.engine.weights.restore()
     mine = [
         _complete(setup, suite, generation, items)
         for number, items in enumerate(_batches(setup, len(examples)))
@@ -71,7 +72,7 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
     if config.eval.divergence:
         terms = [term for part in gathered for term in part[2]]
         figures["kl_per_token"] = math.fsum(terms) / max(1, len(terms))
-        figures["theta_distance"] = setup.engine.distance()
+        figures["theta_distance"] = setup.engine.weights.distance()
     count = len(samples)
     result = Evaluation(
         accuracy=sum(sample["correct"] for sample in samples) / count,
@@ -93,24 +94,25 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
 def _batches(setup: "Setup", num_examples: int) -> list[list[tuple[int, int]]]:
     items = [(index, k) for k in range(setup.config.eval.num_samples) for index in range(num_examples)]
     data = setup.config.data
-    size = data.mini_batch_size or max(data.batch_size, _LEAST_BATCH)
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    return [list(part) for part in in_parts(items, data.mini_batch_size or max(data.batch_size, _LEAST_BATCH))]
 
 
 def _complete(setup: "Setup", suite: str, generation: int, items: list[tuple[int, int]]) -> _Batch:
     config = setup.config
     first = items[0][1] * len(setup.problems.suites[suite]) + items[0][0]
     examples = [setup.problems.suites[suite][index] for index, _ in items]
-    prompts = [setup.prompt(example) for example in examples]
     sampling = Sampling(
         max_tokens=config.sampling.max_tokens,
         temperature=config.eval.temperature,
         top_p=config.sampling.top_p if config.eval.temperature > 0 else 1.0,
-        # vLLM counts on from here prompt by prompt, so that mini-batches change nothing
-        seed=(stream_seed(config.run.seed, f"evaluation of {suite}", generation) + first) % 2**63,
     )
-    completions = setup.engine.generate(prompts, sampling)
-    return _Batch(items, prompts, completions, setup.scorer.submit(completions, examples))
+    # each prompt has a seed of its own, so that mini-batches change nothing
+    seed = stream_seed(config.run.seed, f"evaluation of {suite}", generation) + first
+    prompts = [setup.prompt(example) for example in examples]
+    requests = [Request(prompt=prompt, seed=(seed + i) % 2**63) for i, prompt in enumerate(prompts)]
+    completions = setup.engine.generate(requests, sampling)
+    scored = setup.scorer.submit([completion.text for completion in completions], examples)
+    return _Batch(items, prompts, completions, scored)
 
 
 def _divergence(engine: Engine, batches: Sequence[_Batch]) -> list[float]:
@@ -120,9 +122,9 @@ def _divergence(engine: Engine, batches: Sequence[_Batch]) -> list[float]:
     "Approximating KL divergence", 2020): never negative, and unbiased for tokens that the tuned model sampled.
     """
     tuned = [engine.logprobs(batch.prompts, batch.completions) for batch in batches]
-    engine.show_base()
+    engine.weights.show_base()
     base = [engine.logprobs(batch.prompts, batch.completions) for batch in batches]
-    engine.restore()
+    engine.weights.restore()
     ratios = [
         other - one
         for before, after in zip(base, tuned, strict=True)

@@ -1,11 +1,20 @@
-"""Find plug-ins by name: a room of plug-ins is a package in which every public module is one.
+"""Find plug-ins by name: a module of a room, a class in a Python file, or an installed package's entry point.
 
-Adding a plug-in is adding a module: there is no list to extend.
+A room of plug-ins is a package such as `esmpi.engines`, in which every public module is one plug-in. Adding a plug-in
+is adding a module: there is no list to extend.
 """
 
+import importlib
 import importlib.util
 import pkgutil
+import sys
 from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from esmpi.errors import UserError, nearest, said
 
 _CONTRACT = "base"
 """Name of the module that says what the plug-ins of a room are."""
@@ -23,3 +32,79 @@ def modules(package: str) -> dict[str, str]:
     found = pkgutil.iter_modules(spec.submodule_search_locations)
     names = sorted(module.name for module in found if not module.name.startswith("_") and module.name != _CONTRACT)
     return {name.removesuffix("_"): f"{package}.{name}" for name in names}
+
+
+@cache
+def classes(package: str, base: type) -> tuple[type, ...]:
+    """Return the subclasses of `base` that the plug-ins of a room define, in the order of their modules."""
+    found = []
+    for name in modules(package).values():
+        module = importlib.import_module(name)
+        found += [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, base) and value.__module__ == name
+        ]
+    return tuple(found)
+
+
+def from_entry_point(key: str, group: str, name: str, base: type) -> Any:
+    """Return the class that an installed package offers under a name, None if none does.
+
+    Raises
+    ------
+    UserError
+        If it cannot be loaded, or is no subclass of `base`. The message starts with `key`, the key of the config.
+    """
+    for entry in entry_points(group=group, name=name):
+        try:
+            found = entry.load()
+        except Exception as error:  # whatever the package raises
+            raise UserError(f"{key}: the entry point {name} of {group} cannot be loaded: {said(error)}") from error
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise UserError(
+                f"{key}: the entry point {name} of {group} is not a subclass of {base.__module__}.{base.__qualname__}"
+            )
+        return found
+    return None
+
+
+def names_a_file(name: str) -> bool:
+    """Return whether a name is of the form `path/to/file.py:object`."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def run_file(key: str, path: str, source: bytes = b"") -> tuple[ModuleType, bytes]:
+    """Run a Python file as a module of its own; return the module and the source that was run.
+
+    Parameters
+    ----------
+    key : str
+        Key of the config that names the file; error messages start with it.
+    path : str
+    source : bytes
+        What another process has read from the file; it is run in place of what the file holds now.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it raises.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        names = [str(entry) for entry in Path(path).parent.glob("*.py")]
+        raise UserError(f"{key}: no file {path}{nearest(path, names)}")
+    spec = importlib.util.spec_from_file_location(f"esmpi_{key.partition('.')[0]}_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # As for a script, modules that lie beside the file can be imported.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    sys.modules[spec.name] = module  # dataclasses and pickle look a module up there
+    try:
+        source = source or file.read_bytes()
+        exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise UserError(f"{key}: {path} cannot be run: {said(error)}") from error
+    return module, source

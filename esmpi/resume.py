@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esmpi.config.reader import changed_keys
+from esmpi.config.differences import differences
 from esmpi.config.sections import GENERATED, Config
 from esmpi.engines import Engine
 from esmpi.errors import UserError
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from esmpi.session import Session, Setup
 
 log = logging.getLogger(__name__)
-
-MAY_CHANGE = (
-    *("engine.", "snapshot.", "log.", "es.generations", "run.export_dtype", "run.stop_before_limit"),
-    "es.dispatch",  # theta is the same, whoever evaluated what
-    "run.profile",
-    # the directory may have been renamed: run_uuid tells which run it is
-    *("run.name", "run.output_dir"),
-    *("eval.every", "eval.suites", "eval.divergence"),
-    # where model and problems lie does not matter: their digests tell whether they are the same
-    *("model.path", "model.revision", "model.trust_remote_code", "model.stage_to", "data.train", "data.eval"),
-    *("scoring.num_processes", "scoring.time_limit_s", "scoring.memory_gib"),
-)
-"""Sections and keys that the next start of a run may have otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +43,13 @@ def open_run(config: Config, engine: Engine, digests: Digests) -> RunFile:
     path = config.directory / RUN_FILE
     if path.exists():
         run = RunFile.open(path)
-        _check_same(run, config, engine.digest(), digests)
+        _check_same(run, config, engine.weights.digest(), digests)
         run.attributes["config"] = _resumed(run, config)
         run.attributes["task_digest"] = digests.task
         run.attributes["suite_digests"] = run.attributes["suite_digests"] | digests.suites
         return run
-    names = [name for name, _ in engine.tensors()]
-    run = RunFile.create(path, config.to_dict(), engine.digest(), digests.data, names, engine.aliases())
+    names = [name for name, _ in engine.weights.tensors()]
+    run = RunFile.create(path, config.to_dict(), engine.weights.digest(), digests.data, names, engine.weights.aliases)
     run.attributes |= {"task_digest": digests.task, "suite_digests": digests.suites}
     if config.run.fork is not None:
         _fork(run, *config.run.fork, config)
@@ -79,9 +66,8 @@ def _resumed(run: RunFile, config: Config) -> dict[str, Any]:
 
 def _check_same(run: RunFile, config: Config, model_digest: int, digests: Digests) -> None:
     here = run.path.parent
-    changed = changed_keys(run.attributes["config"], _resumed(run, config))
-    may_change = MAY_CHANGE if config.sampling.temperature > 0 else (*MAY_CHANGE, "data.mini_batch_size")
-    refused = [line for line in changed if not line.startswith(may_change)]
+    changed = differences(run.attributes["config"], _resumed(run, config))
+    refused = [str(one) for one in changed if one.matters(sampled=config.sampling.temperature > 0)]
     advice = f"to go on from it otherwise, run.name=NEW run.fork_from={here}@{run.num_generations}"
     if refused:
         raise UserError(
@@ -196,8 +182,8 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
     for i, members in enumerate(rows):
         seeds[i, : len(members)], factors[i, : len(members)] = members["seed"], members["coefficient"]
     for one, other in zip(comm.broadcast_array(seeds), comm.broadcast_array(factors), strict=True):
-        engine.update(one, other)
-    engine.restore()
+        engine.weights.update(one, other)
+    engine.weights.restore()
     digest = setup.agreed_digest()
     with comm.together():
         if run is not None and digest != run.digest_after(generation):
@@ -221,14 +207,14 @@ def _load_snapshot(setup: "Setup", snapshots: Iterator[tuple[int, Path, int]]) -
         chosen = comm.allgather_object(chosen)[0]
         if chosen is None:
             if touched:
-                engine.load(None)
+                engine.weights.load(None)
             return 0
         generation, name, digest = chosen
         touched, error = True, None
         try:
-            engine.load(Path(name))
-            if engine.digest() != digest:
-                error = f"theta from it is {engine.digest():016x}, the run had {digest:016x}"
+            engine.weights.load(Path(name))
+            if engine.weights.digest() != digest:
+                error = f"theta from it is {engine.weights.digest():016x}, the run had {digest:016x}"
         except UserError as refusal:
             error = str(refusal)
         errors = comm.allgather_object(error)

@@ -21,13 +21,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from esmpi.config.sections import ScoringConfig
-from esmpi.engines.base import Completion
+from esmpi.es.population import FAILURES
 from esmpi.tasks import Example, Score, Task
 
 log = logging.getLogger(__name__)
-
-FAILURES = ("raised", "timed_out", "died")
-"""How a reward can fail: it raised (or returned no reasonable number), took too long, or ended its process."""
 
 _LARGEST_REWARD = 1e100
 """A reward from here on is a mistake; sums of smaller ones cannot overflow."""
@@ -103,9 +100,9 @@ class Scorer:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, completions: Sequence[Completion], examples: Sequence[Example]) -> "Future[Scored]":
-        """Start scoring completions, one for each example."""
-        items = [(completion.text, example) for completion, example in zip(completions, examples, strict=True)]
+    def submit(self, completions: Sequence[str], examples: Sequence[Example]) -> "Future[Scored]":
+        """Start scoring completions, texts, one for each example."""
+        items = list(zip(completions, examples, strict=True))
         failed = Score(reward=self._config.failure_reward, correct=False)
         scored = Scored(scores=[failed] * len(items))
         batch = _Batch(scored, Future(), len(items))

@@ -1,4 +1,4 @@
-"""All that a run works with, and how it is put in place: model, problems, run directory."""
+"""What a run works with. `esmpi.setup` puts it in place."""
 
 import logging
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import numpy as np
 from esmpi.config.sections import Config
 from esmpi.data.problems import Problems
 from esmpi.data.shots import with_shots
-from esmpi.engines import Engine
+from esmpi.engines import Engine, Sampling
 from esmpi.es.dispatch import Dispatch
 from esmpi.es.population import ExchangeError, describe_digests
 from esmpi.model.base_model import BaseModel
@@ -25,9 +25,6 @@ from esmpi.tasks import Example, Task
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 120.0
-"""How long a requeued job waits for what it was before to let go of the run directory."""
-
 
 @dataclass(kw_only=True)
 class Setup:
@@ -35,7 +32,7 @@ class Setup:
 
     config: Config
     comm: Comm
-    checkpoint: BaseModel
+    base: BaseModel
     engine: Engine
     task: Task
     problems: Problems
@@ -47,7 +44,7 @@ class Setup:
 
     def agreed_digest(self) -> int:
         """Collective. Return theta's digest; raise ExchangeError, naming the ranks, unless all have the same."""
-        digests = self.comm.allgather_array(np.array([self.engine.digest()], np.uint64))[:, 0].tolist()
+        digests = self.comm.allgather_array(np.array([self.engine.weights.digest()], np.uint64))[:, 0].tolist()
         if len(set(digests)) > 1:
             raise ExchangeError(describe_digests(digests))
         return int(digests[0])
@@ -74,6 +71,12 @@ class Session(Setup):
     """Of theta."""
     evaluated: set[tuple[str, int]] = field(default_factory=set)
     """Suites and generations that were evaluated before."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the members' completions are sampled."""
+        sampling = self.config.sampling
+        return Sampling(max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
 
     @property
     def finished(self) -> bool:
@@ -104,13 +107,13 @@ class Session(Setup):
         if dtype != "none":
             out = self.config.directory / "model"
             export(
-                self.checkpoint,
-                self.engine.tensors(),
-                self.engine.aliases(),
+                self.base,
+                self.engine.weights.tensors(),
+                self.engine.weights.aliases,
                 out,
                 dtype,
                 self.run.describe(self.generation),
-                card_files(self.run, self.generation, self.checkpoint),
+                card_files(self.run, self.generation, self.base),
             )
             log.info("theta of generation %d exported to %s (%s)", self.generation, out, dtype)
         log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)

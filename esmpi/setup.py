@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from esmpi.config.reader import changed_keys
+from esmpi.config.differences import differences
 from esmpi.config.sections import Config
 from esmpi.data.problems import load_problems
-from esmpi.engines import load_engine
+from esmpi.engines import engine_config
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
 from esmpi.files import clean_up, locked
@@ -57,13 +57,13 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
         model = _model_folder(config, comm, place)
     with comm.together():
         problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
-        checkpoint = BaseModel(model)
+        base = BaseModel(model)
         with watch.phase("engine"):
-            engine = load_engine(config, checkpoint, place)
+            engine = engine_config(config).open(config.model, base, place)
         setup = Setup(
             config=config,
             comm=comm,
-            checkpoint=checkpoint,
+            base=base,
             engine=engine,
             task=task,
             problems=problems,
@@ -73,7 +73,7 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
     log.info(
         "%s: %s weights, %d ranks x %d threads, %d members, ready in %.1f s (%s)",
         config.run.name,
-        f"{engine.num_weights:,}",
+        f"{engine.weights.num_weights:,}",
         comm.size,
         config.engine.num_threads or len(place.cores),
         config.es.population_size,
@@ -147,7 +147,7 @@ def start_logging(level: str, comm: Comm) -> None:
 def _agree_on_config(config: Config, comm: Comm) -> None:
     said = comm.allgather_object(config.to_dict())
     for rank, other in enumerate(said):
-        if changed := changed_keys(said[0], other):
+        if changed := [str(one) for one in differences(said[0], other)]:
             raise RuntimeError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
 
 

@@ -2,21 +2,26 @@
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 
-from esmpi.data.batch import batch
-from esmpi.engines import Sampling
-from esmpi.es.population import Members, check, message_dtype, plan
+from esmpi.data.batch import batch, in_parts
+from esmpi.engines import Request
+from esmpi.es.member_columns import SENT
+from esmpi.es.population import Members, check, message_of, plan
 from esmpi.es.random_streams import stream_seed
 from esmpi.es.shaping import coefficients
 from esmpi.evaluate import evaluate
 from esmpi.record.profile import gather_profile
-from esmpi.scoring import FAILURES, Scored
+from esmpi.scoring import Scored
 from esmpi.session import Session
 from esmpi.stopwatch import Stopwatch
 from esmpi.tasks import Example
+from esmpi.weights.model_weights import Perturbation
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ def train(session: Session) -> None:
     session.recorder.wait()
     if not session.finished:
         log.info(
-            "%s: generation %d is committed, the same command goes on from it",
+            "%s: generation %d is committed; rerun the same command to resume",
             session.stop_reason(),
             session.generation,
         )
@@ -62,19 +67,20 @@ def profile_generation(session: Session) -> bool:
 
 def run_generation(session: Session, watch: Stopwatch) -> bool:
     """Collective. Take theta one generation on and commit it; return whether any rank wants to stop."""
-    config, comm, engine, generation = session.config, session.comm, session.engine, session.generation
+    config, generation, weights = session.config, session.generation, session.engine.weights
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
         examples = batch(config.data, session.problems.train, config.run.seed, generation)
-    message = evaluate_members(session, members, examples, watch)
+        requests = make_requests(session, examples)
+    mine = evaluate_members(session, members, requests, examples, watch)
     with watch.phase("exchange"):
-        messages = comm.allgather_array(message)
+        messages = exchange(session, mine)
     with watch.phase("shape"):
         results = check(messages, members)
         session.dispatch.learn(results)
         factors = coefficients(results["fitness"], members.signs, config.es.shaping, config.es.step_size)
     with watch.phase("update"):
-        engine.update(members.seeds, factors)
+        weights.update(members.seeds, factors)
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
@@ -83,61 +89,94 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     return bool(messages["stop"].any())
 
 
-def evaluate_members(session: Session, members: Members, examples: list[Example], watch: Stopwatch) -> np.ndarray:
-    """Collective. Perturb, generate and score this rank's members; return the message about it, () of message_dtype."""
-    config, engine = session.config, session.engine
-    prompts = [session.prompt(example) for example in examples]
-    size = config.data.mini_batch_size or len(prompts)
-    seed = stream_seed(config.run.seed, "sampling", session.generation)
-    mini_batches = [
-        (
-            prompts[start : start + size],
-            Sampling(
-                max_tokens=config.sampling.max_tokens,
-                temperature=config.sampling.temperature,
-                top_p=config.sampling.top_p,
-                # The same for all members, as the prompts are: their fitness differs by their weights alone. vLLM
-                # counts on from here prompt by prompt, so that mini-batches change nothing.
-                seed=(seed + start) % 2**63,
-            ),
-        )
-        for start in range(0, len(prompts), size)
-    ]
-    mine: list[int] = []
-    times: list[tuple[float, float, float]] = []  # of each: perturbing began, generating began, it ended
-    tokens: list[int] = []
-    pending: list[Future[Scored]] = []
+@dataclass(slots=True)
+class Evaluated:
+    """A member that this rank has evaluated. Columns of `esmpi.es.member_columns.SENT` are attributes here."""
+
+    member: int
+    seed: int
+    sign: int
+    times: tuple[float, float, float]
+    """When perturbing began, when generating began, and when it ended, by `time.perf_counter`."""
+    tokens: int
+    scores: "Future[Scored]"
+
+    @property
+    def seconds(self) -> float:
+        """Of perturbing and generating."""
+        return self.times[2] - self.times[0]
+
+    @property
+    def fitness(self) -> float:
+        """Mean reward, NaN without any."""
+        return self.scores.result().fitness
+
+
+def make_requests(session: Session, examples: Sequence[Example]) -> list[Request]:
+    """Return the requests of a generation's prompts, the same for every member.
+
+    Their seeds are the same, too: the fitness of members differs by their weights alone. Each prompt has a seed of its
+    own, so that mini-batches change nothing.
+    """
+    seed = stream_seed(session.config.run.seed, "sampling", session.generation)
+    return [Request(prompt=session.prompt(one), seed=(seed + i) % 2**63) for i, one in enumerate(examples)]
+
+
+def evaluate_members(
+    session: Session,
+    members: Members,
+    requests: Sequence[Request],
+    examples: Sequence[Example],
+    watch: Stopwatch,
+) -> list[Evaluated]:
+    """Collective. Perturb, generate and begin to score, member by member; return this rank's, once all are scored.
+
+    Scoring of one member overlaps the next one's generation.
+    """
+    mine: list[Evaluated] = []
     with session.dispatch.members(len(members)) as dealt:
         for index in dealt:
-            session.recorder.check()  # what cannot be committed need not be gone on with
-            began = time.perf_counter()
-            engine.perturb(members.seeds.item(index), members.signs.item(index) * config.es.sigma)
-            perturbed = time.perf_counter()
-            completions = [one for some, sampling in mini_batches for one in engine.generate(some, sampling)]
-            times.append((began, perturbed, time.perf_counter()))
-            mine.append(index)
-            tokens.append(sum(completion.num_tokens for completion in completions))
-            pending.append(session.scorer.submit(completions, examples))
+            session.recorder.check()  # stop early if the last commit failed
+            mine.append(evaluate_member(session, index, members, requests, examples))
         with watch.phase("wait"):
-            scores = [future.result() for future in pending]
-    began_at, perturbed_at, ended_at = np.array(times, np.float64).reshape(-1, 3).T
+            for one in mine:
+                one.scores.result()
+    began_at, perturbed_at, ended_at = np.array([one.times for one in mine], np.float64).reshape(-1, 3).T
     watch.add_all("perturb", began_at, perturbed_at)
     watch.add_all("generate", perturbed_at, ended_at)
-    for scored in scores:
-        for span in scored.spans:
+    for one in mine:
+        for span in one.scores.result().spans:
             watch.add("score", *span)
-    with watch.phase("exchange"):
-        length = session.dispatch.most_members(len(members), len(mine))
-    message = np.zeros((), message_dtype(length))
-    message["digest"], message["stop"] = session.digest, session.wants_stop()
-    for kind in FAILURES:
-        message[f"score_{kind}"] = sum(scored.failures[kind] for scored in scores)
-    message["member"] = -1
-    columns = {"member": mine, "seed": members.seeds[mine], "sign": members.signs[mine], "seconds": ended_at - began_at}
-    columns |= {"tokens": tokens, "fitness": [scored.fitness for scored in scores]}
-    for name, column in columns.items():
-        message[name][: len(mine)] = column
-    return message
+    return mine
+
+
+def evaluate_member(
+    session: Session, index: int, members: Members, requests: Sequence[Request], examples: Sequence[Example]
+) -> Evaluated:
+    """Write a member's live weights, complete the prompts with them, and begin to score the completions."""
+    config, engine = session.config, session.engine
+    seed, sign = members.seeds.item(index), members.signs.item(index)
+    began = time.perf_counter()
+    engine.weights.perturb([Perturbation(seed, sign * config.es.sigma)])
+    perturbed = time.perf_counter()
+    completions = [
+        completion
+        for mini_batch in in_parts(requests, config.data.mini_batch_size)
+        for completion in engine.generate(mini_batch, session.sampling)
+    ]
+    times = (began, perturbed, time.perf_counter())
+    scores = session.scorer.submit([completion.text for completion in completions], examples)
+    return Evaluated(index, seed, sign, times, sum(completion.num_tokens for completion in completions), scores)
+
+
+def exchange(session: Session, mine: Sequence[Evaluated]) -> np.ndarray:
+    """Collective. Send what this rank has evaluated; return the messages of all ranks, (ranks,) of message_dtype."""
+    failures = Counter[str]()
+    for one in mine:
+        failures.update(one.scores.result().failures)
+    columns = {column.name: [getattr(one, column.name) for one in mine] for column in SENT}
+    length = session.dispatch.most_members(session.config.es.population_size, len(mine))
+    return session.comm.allgather_array(message_of(length, session.digest, session.wants_stop(), failures, columns))
 
 
 def evaluate_if_due(session: Session, generation: int) -> bool:
@@ -170,4 +209,4 @@ def snapshot_if_due(session: Session, stop: bool) -> None:
     is_best = best is not None and best["generation"] == generation > 0
     if last or is_best:
         session.recorder.wait()  # theta of a generation that is not committed would be nobody's
-        session.snapshots.save(generation, session.engine.tensors(), last=last, best=is_best)
+        session.snapshots.save(generation, session.engine.weights.tensors(), last=last, best=is_best)

@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
+from esmpi.engines import Request
+
 ROOT = Path(__file__).parents[1]
 TINY_RUN = ROOT / "tests" / "tiny.yaml"
 
@@ -25,6 +27,12 @@ LEAST_CONFIG = {
     "task": {"name": "countdown"},
 }
 """What any run file says of its config."""
+
+
+def requests(prompts: Sequence[str], seed: int = 0) -> list[Request]:
+    """Return prompts as an engine takes them, each with a seed of its own."""
+    return [Request(prompt=prompt, seed=seed + i) for i, prompt in enumerate(prompts)]
+
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Columns = dict[str, np.ndarray]

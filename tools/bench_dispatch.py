@@ -43,20 +43,23 @@ class Sleeping:
     def __init__(self, engine: Any, seconds: dict[int, float]):
         self._engine, self._seconds, self._seed = engine, seconds, 0
 
+        self._perturb, engine.weights.perturb = engine.weights.perturb, self.perturb
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def perturb(self, seed: int, scale: float) -> None:
+    def perturb(self, wave: Sequence[Any]) -> None:
         """Perturb, and remember whose turn it is."""
-        self._seed = seed
-        self._engine.perturb(seed, scale)
+        [member] = wave
+        self._seed = member.seed
+        self._perturb(wave)
 
-    def generate(self, prompts: Sequence[str], sampling: Any) -> list[Any]:
+    def generate(self, requests: Sequence[Any], sampling: Any) -> list[Any]:
         """Sleep, then say what has the right form or not."""
         from esmpi.engines import Completion
 
         time.sleep(self._seconds[self._seed])
-        well_formed = stream(self._seed % 2**32, "answers").random(len(prompts)) < 0.5
+        well_formed = stream(self._seed % 2**32, "answers").random(len(requests)) < 0.5
         texts = ["1 + 1</think>\n<answer>1 + 1</answer>" if one else "1 + 1" for one in well_formed]
         return [Completion(text=text, num_tokens=1, truncated=False) for text in texts]
 

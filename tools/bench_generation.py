@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,26 +27,24 @@ PARTS = ("perturb", "generate", "score", "exchange", "update")
 class Alternating:
     """An engine that completes the prompts with theta itself before each perturbation, and notes the time of that."""
 
-    def __init__(self, engine: Any, prompts: list[str], sampling: Any):
+    def __init__(self, engine: Any, requests: Sequence[Any], sampling: Any):
         self._engine = engine
-        self._prompts, self._sampling = prompts, sampling
+        self._requests, self._sampling = requests, sampling
+        self._perturb = engine.weights.perturb
         self.inference = self.extra = Clock()
         self.num_tokens = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def perturb(self, seed: int, scale: float) -> None:
+    def perturb(self, wave: Sequence[Any]) -> None:
         """Complete the prompts with theta, then perturb."""
         begin = Clock.now()
-        self._engine.restore()
+        self._engine.weights.restore()
         restored = Clock.now()
-        completions = self._engine.generate(self._prompts, self._sampling)
+        completions = self._engine.generate(self._requests, self._sampling)
         end = Clock.now()
         self.inference += end - restored
         self.extra += end - begin
         self.num_tokens += sum(one.num_tokens for one in completions)
-        self._engine.perturb(seed, scale)
+        self._perturb(wave)
 
 
 class Clock:
@@ -87,7 +86,8 @@ def main() -> None:
         from esmpi.engines import Sampling
         from esmpi.setup import open_session, start_logging
         from esmpi.stopwatch import Stopwatch
-        from esmpi.train import run_generation
+        from esmpi.train import make_requests, run_generation
+        from esmpi.weights.model_weights import Perturbation
 
         start_logging("warning", comm)
         session = open_session(config, comm, stack, StopFlag())
@@ -96,15 +96,16 @@ def main() -> None:
         rounds = []
         for number in range(arguments.rounds):
             examples = batch(config.data, session.problems.train, config.run.seed, session.generation)
-            prompts = [session.prompt(example) for example in examples]
+            requests = make_requests(session, examples)
             if number == 0:
-                engine.perturb(1, config.es.sigma)
-                engine.generate(prompts, sampling)
-            alternating = Alternating(engine, prompts, sampling)
-            session.engine = alternating  # type: ignore[assignment]  # it stands for the engine in all but type
+                engine.weights.perturb([Perturbation(1, config.es.sigma)])
+                engine.generate(requests, sampling)
+            alternating = Alternating(engine, requests, sampling)
+            engine.weights.perturb = alternating.perturb
             comm.barrier()
             begin = Clock.now()
             run_generation(session, Stopwatch())
+            del engine.weights.perturb  # the instance's, in front of the class's own
             rounds.append((alternating, Clock.now() - begin - alternating.extra))
         if session.run is not None:
             report(session.run.generations, rounds, comm.size)

@@ -155,7 +155,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
 
     from esmpi.config.reader import load_config
     from esmpi.data.problems import load_problems
-    from esmpi.engines import Completion, Engine, Sampling
+    from esmpi.engines import Completion, Engine, Request, Sampling
     from esmpi.es.dispatch import DISPATCHES
     from esmpi.model.base_model import BaseModel
     from esmpi.model.find import fetch_model
@@ -165,21 +165,21 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     from esmpi.stop.signals import StopFlag
     from esmpi.store.run_file import RunFile
     from esmpi.tasks import Example, Score, make_task
+    from esmpi.weights.model_weights import Perturbation
 
-    class IdleEngine(Engine):
-        """Makes nothing and says so at once; a perturbation is but a number that the completion tells."""
+    class IdleWeights:
+        """Does nothing to no weights, and remembers whose turn it is."""
 
-        num_weights, max_length = 1, None
+        num_weights, names, aliases = 1, ("w",), {}  # type: ignore[var-annotated]
 
         def __init__(self) -> None:
-            self._seed, self._digest = 0, 1
-            self._answers = [[Completion(text=str(i), num_tokens=1, truncated=False)] for i in range(1024)]
+            self.seed, self._digest = 0, 1
 
-        def perturb(self, seed: int, scale: float) -> None:
-            self._seed = seed
+        def perturb(self, wave: Sequence[Perturbation]) -> None:
+            self.seed = wave[0].seed
 
         def restore(self) -> None:
-            self._seed = 0
+            self.seed = 0
 
         def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
             self._digest += 1
@@ -193,11 +193,14 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
             return iter(())
 
-        def live(self) -> Iterator[tuple[str, torch.Tensor]]:
-            return iter(())
+    class IdleEngine(Engine):
+        """Makes nothing and says so at once; a perturbation is but a number that the completion tells."""
 
-        def aliases(self) -> dict[str, str]:
-            return {}
+        max_length = None
+
+        def __init__(self) -> None:
+            self.weights: Any = IdleWeights()
+            self._answers = [[Completion(text=str(i), num_tokens=1, truncated=False)] for i in range(1024)]
 
         def render(self, prompt: str | list[dict[str, str]]) -> str:
             return str(prompt)
@@ -208,14 +211,8 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
             return [[0.0]] * len(prompts)
 
-        def show_base(self) -> None:
-            pass
-
-        def distance(self) -> float:
-            return 0.0
-
-        def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
-            return self._answers[self._seed & 1023]
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+            return self._answers[self.weights.seed & 1023]
 
     class IdleScorer(Scorer):
         """Scores in place: what processes cost is a completion's price, not a generation's."""
@@ -228,8 +225,8 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         def close(self) -> None:
             pass
 
-        def submit(self, completions: Sequence[Completion], examples: Sequence[Example]) -> "Future[Scored]":
-            return self._known[int(completions[0].text)]
+        def submit(self, completions: Sequence[str], examples: Sequence[Example]) -> "Future[Scored]":
+            return self._known[int(completions[0])]
 
     seconds: list[float] = []
 
@@ -253,11 +250,11 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     engine = IdleEngine()
     run = None
     if comm.is_root:
-        run = TimedRunFile.create(config.directory / "run.h5", config.to_dict(), engine.digest(), "", ["w"], {})
+        run = TimedRunFile.create(config.directory / "run.h5", config.to_dict(), engine.weights.digest(), "", ["w"], {})
     session = Session(
         config=config,
         comm=comm,
-        checkpoint=BaseModel(fetch_model(config.model.path)),
+        base=BaseModel(fetch_model(config.model.path)),
         engine=engine,
         task=task,
         problems=load_problems(config.data, task, config.run.seed, config.eval.suites),

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.noise import member_seed
-from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 from esmpi.store.snapshot_keeper import SnapshotKeeper, snapshot_path
 from esmpi.store.snapshot_writer import check_seal

@@ -26,14 +26,6 @@ HELP = "evaluate a run at a generation, or any model; also under mpiexec or srun
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE = (
-    *("engine.", "log.", "snapshot.", "eval.every", "eval.suites", "eval.divergence"),
-    *("model.path", "model.revision", "model.trust_remote_code", "model.stage_to"),
-    *("run.name", "run.output_dir", "run.export_dtype", "run.fork_from", "run.stop_before_limit"),
-    *("scoring.num_processes", "scoring.time_limit_s", "scoring.memory_gib"),
-)
-"""Keys that may differ from the run's without a new name for the suite."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
@@ -173,21 +165,21 @@ def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digest
     if names.keys() & own and run.attributes["task_digest"] not in ("", digests.task):
         raise UserError("--suite NAME is needed, a new one: the task file is not the one that the run was begun with")
     for name, digest in names.items():
-        if name in run.evaluations and run.attributes["suite_digests"].get(name, digest) != digest:
+        if run.attributes["suite_digests"].get(name, digest) != digest:
             kind = "problems" if name in own else "problems, or of another task, sampling, seed or number of samples"
             raise UserError(f"--suite NAME is needed, a new one: {name} has results of other {kind}")
 
 
 def _check_unchanged(run: "RunFile", config: "Config") -> None:
     """Raise UserError if the results could not be compared with those that the run has of the same suites."""
-    from esmpi.config.reader import changed_keys
+    from esmpi.config.differences import differences
 
     before, now = run.attributes["config"], config.to_dict()
-    changed = [line for line in changed_keys(before, now) if not line.startswith(_MAY_CHANGE)]
+    changed = [str(one) for one in differences(before, now) if one.matters(sampled=config.eval.temperature > 0)]
+    known = before["eval"].get("suites", {})
     for name, source in now["eval"]["suites"].items():
-        known = before["eval"].get("suites", {}).get(name, source)
-        if known != source:
-            changed.append(f"eval.suites: {name}: {known!r} -> {source!r}")
+        if known.get(name, source) != source:  # a suite that is new here may be evaluated, but not under a known name
+            changed.append(f"eval.suites: {name}: {known[name]!r} -> {source!r}")
     if changed:
         raise UserError(
             "--suite NAME is needed, a new one: the run's own evaluations were made otherwise, and one of another kind "

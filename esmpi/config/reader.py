@@ -4,11 +4,13 @@ Importing this module is cheap: no torch, no MPI.
 """
 
 import dataclasses
+import importlib
 import re
 import reprlib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +18,32 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from esmpi.config.sections import Config
+from esmpi.config.keys import default_of, key_of
+from esmpi.config.sections import Config, EngineSection
 from esmpi.errors import UserError, nearest
-from esmpi.tasks import TASKS, Task, find_task
+
+_ROOMS = {"engine": ("esmpi.engines", "kind"), "task": ("esmpi.tasks", "name")}
+"""Sections whose keys belong to a plug-in: the room that it is in, and the key that names it.
+
+The rooms stand above the config and are known here by their names alone. Each has `find_section(name)`, which returns
+what a plug-in says of the config or None, `sections()`, the same of all that ship with esmpi, by name, and
+`valid_names()`, for messages.
+"""
 
 
 class ConfigError(UserError):
     """A config that cannot be run."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
     """Read a YAML file, apply overrides such as `es.sigma=2e-3`, and check everything.
+
+    Parameters
+    ----------
+    path : path
+    overrides : sequence of str
+    notes : list of str, optional
+        Takes a line for each group of the file's keys that an override made void: see `parse_config`.
 
     Raises
     ------
@@ -43,27 +60,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections: {', '.join(_sections())}")
-    return parse_config(tree, overrides)
+    return parse_config(tree, overrides, notes)
 
 
-def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Check a tree of plain types, as YAML or JSON gives it, into a Config; see `load_config`."""
+def parse_config(tree: dict[str, Any], overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
+    """Check a tree of plain types, as YAML or JSON gives it, into a Config; see `load_config`.
+
+    An override that names another engine or task drops those keys of the tree that only the former one has, and says
+    so in `notes`.
+    """
     tree = {name: dict(keys) if isinstance(keys, dict) else keys for name, keys in tree.items()}
-    for override in overrides:
-        _apply_override(tree, override)
+    overridden = {_apply_override(tree, override) for override in overrides}
     sections = _sections()
     for name in tree:
         if name not in sections:
             raise ConfigError(f"{name}: unknown section{nearest(str(name), sections)}")
     parsed = {}
-    for name, section_type in sections.items():
-        keys = tree.get(name)
+    defaults: dict[str, dict[str, Any]] = {}
+    for name, plain_type in sections.items():
+        section_type, keys = plain_type, tree.get(name)
         keys = {} if keys is None else keys
         if not isinstance(keys, dict):
             raise ConfigError(f"{name}: must be a section with keys of its own, got {reprlib.repr(keys)}")
-        if name == "sampling":  # after `task`: the order is that of the sections
-            keys = _task(tree["task"]).default_sampling | keys
-        parsed[name] = _parse_section(name, _task(keys).config_type if name == "task" else section_type, keys)
+        if name in _ROOMS:
+            section_type, of_others = _find_section(name, keys)
+            defaults |= of_others
+            keys = _without_foreign_keys(name, section_type, keys, overridden, notes if notes is not None else [])
+        parsed[name] = _parse_section(name, section_type, defaults.get(name, {}) | keys)
     config = Config(**parsed)
     form = getattr(config.task, "chat_format", "none")
     if config.data.few_shot is not None and form not in ("none", "model"):
@@ -71,41 +94,83 @@ def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return "section.key: old -> new" for each key in which two resolved configs differ."""
-    lines = []
-    for section in sorted({*old, *new}):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                lines.append(f"{section}.{key}: {before.get(key)!r} -> {after.get(key)!r}")
-    return lines
+def section_types(section: str, *configs: Mapping[str, Any]) -> list[type]:
+    """Return the types that a section may have: its own, or those of the plug-ins that resolved configs name, the last
+    one first, and then those of all plug-ins that ship with esmpi."""
+    if section not in _ROOMS:
+        return [_sections()[section]] if section in _sections() else []
+    module, name_key = _ROOMS[section]
+    room = importlib.import_module(module)
+    types = []
+    for config in reversed(configs):
+        with suppress(UserError):  # a user's file that is not here any more
+            if found := room.find_section(str(config.get(section, {}).get(name_key))):
+                types.append(found[0])
+    return [*types, *(found[0] for found in room.sections().values())]
 
 
 def _sections() -> dict[str, type]:
     return {field.name: typing.cast(type, field.type) for field in dataclasses.fields(Config)}
 
 
-def _task(keys: dict[str, Any]) -> type[Task]:
-    name = keys.get("name")
-    task = find_task(name) if isinstance(name, str) else None
-    if task is None:
-        what = "missing key" if name is None else f"unknown task {name!r}"
+def _find_section(section: str, keys: Mapping[str, Any]) -> tuple[type, dict[str, dict[str, Any]]]:
+    """Return the type of a plug-in's section, and its defaults for other sections."""
+    module, name_key = _ROOMS[section]
+    room = importlib.import_module(module)
+    name = keys.get(name_key, EngineSection.kind if section == "engine" else None)
+    found: tuple[type, dict[str, dict[str, Any]]] | None = room.find_section(name) if isinstance(name, str) else None
+    if found is None:
+        what = "missing key" if name is None else f"unknown {section} {name!r}"
         if str(name).endswith(".py"):
-            raise ConfigError(f"task.name: {name}: which function of it? Write {name}:FUNCTION")
-        raise ConfigError(f"task.name: {what}{nearest(str(name), [*TASKS, 'gym:<name>', 'file.py:function'])}")
-    return task
+            raise ConfigError(f"{section}.{name_key}: {name}: which object in it? Write {name}:NAME")
+        raise ConfigError(f"{section}.{name_key}: {what}{nearest(str(name), room.valid_names())}")
+    return found
+
+
+def _without_foreign_keys(
+    section: str, section_type: type, keys: dict[str, Any], overridden: set[tuple[str, str]], notes: list[str]
+) -> dict[str, Any]:
+    """Return a plug-in's keys without those that only other plug-ins of its room have.
+
+    Where an override chose the plug-in, such keys of the file are dropped, and `notes` says so. One that has its
+    default has no effect, and stands in the run files of older versions. Any other is an error.
+    """
+    room, name_key = importlib.import_module(_ROOMS[section][0]), _ROOMS[section][1]
+    own = _fields(section_type)
+    others = {name: _fields(found[0]) for name, found in room.sections().items()}
+    kept, dropped = {}, []
+    for key, value in keys.items():
+        owners = [name for name, fields in others.items() if key in fields]
+        if key in own or not owners:
+            kept[key] = value
+        elif (section, name_key) in overridden and (section, key) not in overridden:
+            dropped.append(f"{section}.{key}")
+        elif value != default_of(others[owners[0]][key]):
+            raise ConfigError(
+                f"{section}.{key}: is only for {section}.{name_key}: {' or '.join(owners)}. Remove the key, or set "
+                f"{section}.{name_key}={owners[0]}"
+            )
+    if dropped:
+        notes.append(
+            f"{section}.{name_key}={keys[name_key]} does not use these keys of the config: {', '.join(dropped)}"
+        )
+    return kept
 
 
 def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(section_type)}
+    fields = _fields(section_type)
     hints = typing.get_type_hints(section_type)
     for key, value in keys.items():
         if key not in fields:
             raise ConfigError(f"{section}.{key}: unknown key{nearest(str(key), fields)}")
-        choices = _choices(hints[key])
-        if choices and value not in choices:
-            raise ConfigError(f"{section}.{key}: must be one of {', '.join(choices)}; got {reprlib.repr(value)}")
+        choices, names = _choices(hints[key]), key_of(fields[key]).choices()
+        if (choices and value not in choices) or (names and isinstance(value, str) and value not in names):
+            raise ConfigError(
+                f"{section}.{key}: must be one of {', '.join(choices or names)}; got {reprlib.repr(value)}"
+            )
+        for name in value if names and isinstance(value, list) else ():
+            if name not in names:
+                raise ConfigError(f"{section}.{key}: must be among {', '.join(names)}; got {reprlib.repr(name)}")
     for key, field in fields.items():
         if key not in keys and field.default is dataclasses.MISSING is field.default_factory:
             raise ConfigError(f"{section}.{key}: missing; it has no default")
@@ -121,6 +186,10 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
         raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {reprlib.repr(keys.get(key))}") from None
 
 
+def _fields(section_type: type) -> "dict[str, dataclasses.Field[Any]]":
+    return {field.name: field for field in dataclasses.fields(section_type)}
+
+
 def _choices(hint: Any) -> tuple[str, ...]:
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
@@ -129,7 +198,8 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return ()
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> tuple[str, str]:
+    """Put an override's value into the tree; return its section and key."""
     name, equals, text = override.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and section and key):
@@ -143,6 +213,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not isinstance(tree[section], dict):
         raise ConfigError(f"{section}: must be a section with keys of its own, got {reprlib.repr(tree[section])}")
     tree[section][key] = value
+    return section, key
 
 
 def _yaml(text: str) -> Any:

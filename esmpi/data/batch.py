@@ -1,8 +1,13 @@
 """Which of the training problems a generation sees."""
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 from esmpi.config.sections import DataConfig
 from esmpi.data.problem import Example
 from esmpi.es.random_streams import stream
+
+_T = TypeVar("_T")
 
 
 def batch(config: DataConfig, train: list[Example], run_seed: int, generation: int) -> list[Example]:
@@ -19,3 +24,10 @@ def batch(config: DataConfig, train: list[Example], run_seed: int, generation: i
         for epoch in {position // len(train) for position in positions}
     }
     return [train[orders[position // len(train)][position % len(train)]] for position in positions]
+
+
+def in_parts(items: Sequence[_T], size: int | None) -> Iterator[Sequence[_T]]:
+    """Yield neighbouring items, so many at a time; all of them at once without a size."""
+    step = size or max(1, len(items))
+    for start in range(0, len(items), step):
+        yield items[start : start + step]

@@ -1,17 +1,60 @@
-"""What an engine is: live weights that can be perturbed, and text made with them. Engines know no tasks."""
+"""What an engine is: live weights that can be perturbed, and text made with them. Engines know no tasks.
 
+An engine is one module or package of `esmpi.engines`, a class in a user's file, or an installed package's entry point.
+It consists of two classes: a config, with the engine's own keys, that opens the engine; and the engine. Importing the
+module must be cheap: what an engine computes with is imported when it is opened.
+"""
+
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
+from esmpi.config.sections import Config, EngineSection, ModelConfig
 from esmpi.errors import UserError, said
+from esmpi.weights.placement import size
 
 if TYPE_CHECKING:
-    import torch
+    from esmpi.model.base_model import BaseModel
+    from esmpi.mpi.comm import Place
+    from esmpi.weights.model_weights import ModelWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(EngineSection):
+    """The `engine` section of the config with an engine's own keys. An engine subclasses it.
+
+    `kind` is the engine's name and needs a default. A key that changes no result says so, with
+    `esmpi.config.keys.key(..., changes_result="no")`.
+    """
+
+    engine: ClassVar["type[Engine] | str"]
+    """The engine: a class, or where one is, `module:Class`, to be imported when it is opened. It is called with the
+    model's section of the config, this section, the base model, and the place where this rank runs."""
+
+    def open(self, model: ModelConfig, base: "BaseModel", place: "Place") -> "Engine":
+        """Load the model into the engine on this rank.
+
+        Raises
+        ------
+        UserError
+            If the engine is not installed, or cannot perturb all weights of this model.
+        """
+        opened: Any = self.engine
+        if isinstance(opened, str):
+            module, _, name = opened.partition(":")
+            opened = getattr(importlib.import_module(module), name)
+        engine: Engine = opened(model, self, base, place)
+        return engine
+
+    def plan(self, config: Config, base: "BaseModel") -> list[str]:
+        """Return what a dry run says of the memory that a rank needs; loads nothing."""
+        return [memory_line(config, base)]
+
+    def missing(self) -> list[str]:
+        """Return what this machine lacks for the engine, each with what to do: for `esmpi doctor`."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,58 +78,24 @@ class Sampling:
     temperature: float = 0.0
     """0 is greedy decoding."""
     top_p: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt to complete."""
+
+    prompt: str
     seed: int = 0
-    """For temperature > 0: the same seed and prompts give the same completions."""
+    """For a temperature above 0: the same requests give the same completions. 0 to 2^63 - 1."""
 
 
 class Engine(ABC):
-    """A model whose weights ES may change, with theta behind them (see `esmpi.weights.views`)."""
+    """A model whose weights ES may change, with theta behind them, and the text that it makes."""
 
-    @abstractmethod
-    def perturb(self, seed: int, scale: float) -> None:
-        """Write live = cast(theta + scale * eps(seed)); `scale` is sign * sigma."""
-
-    @abstractmethod
-    def restore(self) -> None:
-        """Write live = cast(theta)."""
-
-    @abstractmethod
-    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
-        """Add sum_i coefficient_i * eps_i to theta; the live weights follow at the next perturb or restore.
-
-        `seeds` is (N,) uint64, `coefficients` (N,) float32.
-        """
-
-    @abstractmethod
-    def load(self, snapshot: Path | None) -> None:
-        """Replace theta by a snapshot's, or by the base model's; the live weights follow as after an update.
-
-        Raises
-        ------
-        UserError
-            If the snapshot cannot be read here. Theta is then in part replaced: load another one, or the base.
-        """
-
-    @abstractmethod
-    def digest(self) -> int:
-        """Return the 64-bit digest of theta."""
-
-    @abstractmethod
-    def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
-        """Yield theta: canonical name and float32 tensor of the canonical shape, on the CPU, not to be changed."""
-
-    @abstractmethod
-    def live(self) -> Iterator[tuple[str, "torch.Tensor"]]:
-        """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed."""
-
-    @abstractmethod
-    def aliases(self) -> dict[str, str]:
-        """Return the names of tied tensors that are not canonical, with the canonical name of each."""
-
-    @property
-    @abstractmethod
-    def num_weights(self) -> int:
-        """How many weights theta has."""
+    weights: "ModelWeights"
+    """Theta and the live weights."""
+    tokenizer: Any
+    """The model's tokenizer, as transformers has it. An engine without one overrides `render` and `prompt_lengths`."""
 
     @property
     @abstractmethod
@@ -94,12 +103,8 @@ class Engine(ABC):
         """Tokens of a prompt and its completion that the model has room for, None if it has no limit."""
 
     @abstractmethod
-    def render(self, prompt: str | list[dict[str, str]]) -> str:
-        """Return the text of a prompt; messages go through the model's chat template."""
-
-    @abstractmethod
-    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
-        """Return how many tokens each prompt has."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Complete each request with the live weights; the completions come in the requests' order."""
 
     @abstractmethod
     def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
@@ -109,17 +114,19 @@ class Engine(ABC):
         model's length is left out at the end.
         """
 
-    @abstractmethod
-    def show_base(self) -> None:
-        """Write live = cast(base model), to compare with it; `restore` ends that. Theta stays."""
+    def render(self, prompt: str | list[dict[str, str]]) -> str:
+        """Return the text of a prompt; messages go through the model's chat template."""
+        return prompt if isinstance(prompt, str) else render_chat(self.tokenizer, prompt)
 
-    @abstractmethod
-    def distance(self) -> float:
-        """Return the Euclidean norm of theta minus the base model."""
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt has."""
+        return [len(ids) for ids in self.tokenizer(list(prompts))["input_ids"]]
 
-    @abstractmethod
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
-        """Complete each prompt with the live weights; the completions come in the prompts' order."""
+
+def memory_line(config: Config, base: "BaseModel") -> str:
+    """Return a line on the memory that the weights take."""
+    theta, live = 4 * base.num_weights, config.model.bytes_per_weight * base.num_weights
+    return f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:

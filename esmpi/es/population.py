@@ -1,16 +1,14 @@
 """The members of a generation: their seeds and signs, who evaluates whom, and what ranks send one another."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from esmpi.es.member_columns import SENT, Column
 from esmpi.noise import member_seeds
-
-OK, FAILED, ABSENT = 0, 1, 2
-"""Status of a member: evaluated; not (then its fitness is NaN and its coefficient 0); or, in files, only padding of a
-generation that has fewer members than others."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,11 @@ class Members:
         return len(self.seeds)
 
 
+FAILURES = ("raised", "timed_out", "died")
+"""How the reward of a completion can fail: it raised (or returned no reasonable number), took too long, or ended its
+process."""
+
+
 def message_dtype(length: int) -> np.dtype:
     """Return the dtype of the message that a rank sends to the others: all that is ever exchanged in a generation.
 
@@ -35,18 +38,46 @@ def message_dtype(length: int) -> np.dtype:
     return np.dtype(
         [
             ("digest", np.uint64),  # of theta before this generation's update
-            # completions whose reward could not be computed, by kind: see `esmpi.scoring.FAILURES`
-            *((f"score_{kind}", np.int64) for kind in ("raised", "timed_out", "died")),
-            ("seed", np.uint64, (length,)),
-            ("fitness", np.float64, (length,)),  # NaN: the member could not be evaluated
-            ("seconds", np.float32, (length,)),  # perturbing and generating
-            ("tokens", np.int32, (length,)),
-            ("member", np.int32, (length,)),  # -1: padding of a rank that has fewer
-            ("sign", np.int8, (length,)),
+            *((f"score_{kind}", np.int64) for kind in FAILURES),  # completions whose reward could not be computed
+            # the widest first, so that no room between columns is lost to alignment
+            *((column.name, column.dtype, (length,)) for column in sorted(SENT, key=_itemsize, reverse=True)),
             ("stop", np.uint8),  # 1: this rank was asked to stop after this generation
         ],
         align=True,
     )
+
+
+def _itemsize(column: Column) -> int:
+    return np.dtype(column.dtype).itemsize
+
+
+def message_of(
+    length: int, digest: int, stop: bool, failures: Mapping[str, int], columns: Mapping[str, ArrayLike]
+) -> np.ndarray:
+    """Return the message of a rank, () of message_dtype(length).
+
+    Parameters
+    ----------
+    length : int
+        The most members that a rank has.
+    digest : int
+        Of theta before this generation's update.
+    stop : bool
+        Whether this rank wants to stop after this generation.
+    failures : mapping of str to int
+        Completions of this rank whose reward could not be computed, by the kinds of `FAILURES`.
+    columns : mapping of str to (n,) array
+        What `esmpi.es.member_columns.SENT` asks for, of the n members that this rank evaluated.
+    """
+    message = np.zeros((), message_dtype(length))
+    message["digest"], message["stop"] = digest, stop
+    for kind in FAILURES:
+        message[f"score_{kind}"] = failures.get(kind, 0)
+    message["member"] = -1
+    for column in SENT:
+        values = np.asarray(columns[column.name], column.dtype)
+        message[column.name][: len(values)] = values
+    return message
 
 
 class Results:

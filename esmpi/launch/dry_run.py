@@ -2,13 +2,12 @@
 
 from esmpi.config.sections import Config
 from esmpi.data.problems import check_files
+from esmpi.engines import engine_config
 from esmpi.errors import UserError, nearest
 from esmpi.es.population import share
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
-from esmpi.weights.placement import device_memory_wanted, size
-
-_BYTES = {"float32": 4, "bfloat16": 2}
+from esmpi.weights.placement import size
 
 
 def check_inputs(config: Config) -> BaseModel | None:
@@ -60,30 +59,7 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
         lines.append(f"warning         {shares.count(0)} ranks have no member: they only wait")
     if model is None:
         return [*lines, "memory          not known before the model is downloaded"]
-    return lines + _memory(config, model) + _snapshots(config, model)
-
-
-def _memory(config: Config, model: BaseModel) -> list[str]:
-    theta, live = 4 * model.num_weights, _BYTES[config.model.dtype] * model.num_weights
-    line = f"memory          {model.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
-    engine = config.engine
-    if engine.kind == "vllm":
-        num_workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
-        least = device_memory_wanted(theta // num_workers, live // num_workers) / engine.gpu_memory_utilization
-        return [
-            f"{line}, over {num_workers} GPUs; vLLM's cache takes what is left of "
-            f"{engine.gpu_memory_utilization:.0%} of a GPU, or {engine.cpu_kv_cache_gib} GiB on a CPU",
-            f"theta           {_WHERE[engine.theta_placement].format(least=size(int(least)))}",
-        ]
-    shape = model.config
-    if {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():
-        heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
-        head_size = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
-        token = 2 * shape["num_hidden_layers"] * heads * head_size * _BYTES[config.model.dtype]
-        prompts = config.data.mini_batch_size or config.data.batch_size
-        cache = size(token * prompts * config.sampling.max_tokens)
-        line += f" + cache {cache} ({prompts} prompts x {config.sampling.max_tokens} new tokens, and the prompts' own)"
-    return [line]
+    return lines + engine_config(config).plan(config, model) + _snapshots(config, model)
 
 
 def _snapshots(config: Config, model: BaseModel) -> list[str]:
@@ -98,11 +74,3 @@ def _snapshots(config: Config, model: BaseModel) -> list[str]:
 
 def _range(counts: list[int]) -> str:
     return f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[-1]} to {counts[0]}"
-
-
-_WHERE = {
-    "auto": "on the GPU if that has {least} or more, else in host memory",
-    "device": "on the GPU, which must have {least} or more",
-    "host": "in host memory, streamed to the GPU",
-    "host+bf16": "in host memory, a bfloat16 copy of it on the GPU",
-}

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.es.population import FAILED, OK, Results, idle_seconds
-from esmpi.es.shaping import mean_and_std
+from esmpi.es.exact_sums import mean_and_std
+from esmpi.es.member_columns import FAILED, MEMBER_DTYPE, OK
+from esmpi.es.population import FAILURES, Results, idle_seconds
 from esmpi.files import FullError, write_whole
 from esmpi.record.evaluation import Evaluation
 from esmpi.record.sinks import Sinks
-from esmpi.scoring import FAILURES
 from esmpi.stopwatch import Stopwatch
-from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile, samples_path
 
 log = logging.getLogger(__name__)

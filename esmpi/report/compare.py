@@ -4,21 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from esmpi.config.differences import differences
 from esmpi.errors import UserError
 from esmpi.store.run_file import RunFile, run_file_path
-
-_NO_DIFFERENCE = (
-    "run.name",
-    "es.generations",
-    "es.dispatch",
-    "run.output_dir",
-    "run.stop_before_limit",
-    "run.profile",
-    "log.",
-    "engine.",
-    "model.path",
-)
-"""Keys that say nothing about what a run is."""
 
 
 def compare(paths: Sequence[str | Path]) -> str:
@@ -57,14 +45,22 @@ def compare(paths: Sequence[str | Path]) -> str:
     return "\n".join([*table, *unread])
 
 
+_DIGESTS = {"model": "model_digest", "data": "data_digest"}
+"""Attribute of the run file with a digest of what the keys of a section name."""
+
+
 def _differing_keys(runs: Sequence[RunFile]) -> list[str]:
-    configs = [_flat(run) for run in runs]
-    keys = sorted({key for config in configs for key in config})
-    return [
-        key
-        for key in keys
-        if not key.startswith(_NO_DIFFERENCE) and any(config.get(key) != configs[0].get(key) for config in configs)
-    ]
+    """Return the keys that make these runs different ones."""
+    first = runs[0].attributes
+    sampled = first["config"].get("sampling", {}).get("temperature", 0.0) > 0
+    found: dict[str, None] = {}
+    for run in runs[1:]:
+        for one in differences(first["config"], run.attributes["config"]):
+            digest = _DIGESTS.get(one.section, "")
+            by_digest = one.changes_result == "by_digest" and run.attributes.get(digest) != first.get(digest)
+            if by_digest or one.matters(sampled):
+                found[one.name] = None
+    return sorted(found)
 
 
 def _flat(run: RunFile) -> dict[str, Any]:

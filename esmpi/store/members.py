@@ -16,30 +16,18 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
-from esmpi.es.population import ABSENT, plan
+from esmpi.es.member_columns import ABSENT, MEMBER_DTYPE, STORED
+from esmpi.es.population import plan
 from esmpi.store.columns import describe, read_columns, write_columns
 from esmpi.store.seal import checksum, image_of, read_sealed, seal
 
 SEGMENT_BYTES = 4 * 2**20
 """The most that the members' rows in a run file take, roughly. Most runs are smaller, and have no segment."""
 
-MEMBER_DTYPE = np.dtype(
-    [
-        ("seed", np.uint64),
-        ("sign", np.int8),
-        ("status", np.uint8),
-        ("fitness", np.float64),
-        ("coefficient", np.float32),
-        ("rank", np.int32),
-        ("seconds", np.float32),
-        ("tokens", np.int32),
-    ]
-)
-
 LOG_ONLY = ("seed", "coefficient")
 """The columns from which, with the base model, theta can be rebuilt; seeds are left out where the config gives them."""
 
-_FILL = {"status": ABSENT, "fitness": np.nan}
+_FILL = {column.name: column.absent for column in STORED if column.absent != 0}
 
 
 @dataclass(frozen=True)

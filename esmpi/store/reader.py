@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
+from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.noise import NOISE_VERSION
 from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
@@ -22,7 +23,6 @@ from esmpi.store.format import (
 from esmpi.store.history import History
 from esmpi.store.members import (
     LOG_ONLY,
-    MEMBER_DTYPE,
     Segment,
     read_segment,
     rows_of,

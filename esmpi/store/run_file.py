@@ -21,13 +21,14 @@ import numpy as np
 
 from esmpi.config.sections import is_suite_name
 from esmpi.errors import UserError
+from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.files import FullError, write_whole
 from esmpi.noise import NOISE_VERSION
 from esmpi.store import members as member_table
 from esmpi.store.format import FORMAT_VERSION, GENERATION_DTYPE, PROFILE_DTYPE
 from esmpi.store.history import History
 from esmpi.store.image import image_of_run
-from esmpi.store.members import MEMBER_DTYPE, Segment
+from esmpi.store.members import Segment
 from esmpi.store.reader import read_run
 from esmpi.store.seal import seal
 from esmpi.version import __version__

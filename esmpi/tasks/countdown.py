@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
+from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example
 from esmpi.tasks.answers import last_tagged
-from esmpi.tasks.base import Score, Task, TaskConfig
+from esmpi.tasks.base import Score, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,14 +57,15 @@ class CountdownConfig(TaskConfig):
     """Operators that the hidden solution may use; each is at least possible."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.num_numbers or min(self.num_numbers) < 2 or max(self.num_numbers) > 6:
             raise ValueError("num_numbers: counts between 2 and 6 are possible")
         for name in ("number_range", "target_range"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
-                raise ValueError(f"{name}: wants 0 <= smallest <= largest, got [{low}, {high}]")
+                raise ValueError(f"{name}: must be 0 <= smallest <= largest, got [{low}, {high}]")
         if not self.operators or set(self.operators) - set(_OPERATORS):
-            raise ValueError(f"operators: wants some of {_OPERATORS!r}, got {self.operators!r}")
+            raise ValueError(f"operators: must be some of {_OPERATORS!r}, got {self.operators!r}")
 
 
 def evaluate(expression: str) -> Fraction:

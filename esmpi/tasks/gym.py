@@ -61,7 +61,7 @@ class GymConfig(ChatTaskConfig):
 class Gym(Task):
     """Examples have `seed`, and the `question` and `answer` that the data set makes of it."""
 
-    name: ClassVar[str] = "gym"
+    name: ClassVar[str] = f"{PREFIX}<name>"
     config_type: ClassVar[type[GymConfig]] = GymConfig
     default_sampling: ClassVar[dict[str, Any]] = {"max_tokens": 1024, "temperature": 0.0}
 
@@ -83,6 +83,10 @@ class Gym(Task):
             self._entry(0)
         except (TypeError, ValueError, AssertionError, KeyError) as error:  # all that their checks raise
             raise UserError(f"task.params: {config.name} does not take {config.params}: {error}") from None
+
+    @classmethod
+    def goes_by(cls, name: str) -> bool:
+        return name.startswith(PREFIX)
 
     def prompt(self, example: Example) -> Prompt:
         return chat(self.config.chat_format, f"{example['question']}\n\n{INSTRUCTION}\n")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from esmpi.config.keys import key
 from esmpi.data.problem import Example, Prompt
 from esmpi.tasks.answers import last_number
 from esmpi.tasks.base import Score, Task
@@ -28,14 +29,10 @@ class MultiplicationConfig(ChatTaskConfig):
     """Multiplication's own keys."""
 
     name: str = "multiplication"
-    digits: int = 3
+    digits: int = key(3, minimum=1, maximum=_MAX_DIGITS)
     """Digits of both factors of the generated problems."""
     partial_credit: bool = False
     """Whether a wrong product is worth half the share of its last digits that are right, not 0."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.digits <= _MAX_DIGITS:
-            raise ValueError(f"digits: wants 1 to {_MAX_DIGITS}, got {self.digits}")
 
 
 class Multiplication(Task):

@@ -18,28 +18,22 @@ functions that return them, for `data.train: builtin` and `data.eval: builtin`. 
 
 import asyncio
 import copy
-import importlib.util
 import inspect
 import json
 import math
 import re
 import reprlib
 import string
-import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+from esmpi import plugins
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError, nearest, said
 from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
-
-ENTRY_POINTS = "esmpi.tasks"
-"""Group of the entry points by which installed packages offer tasks."""
 
 _WHOLE_PROMPT = "{prompt}"
 _DATA: dict[Part, str] = {"train": "train", "eval": "evaluation"}
@@ -60,6 +54,7 @@ class PythonTaskConfig(ChatTaskConfig):
     """A completion counts as right, for accuracy, from this reward on, unless the reward function says itself."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, weight in self.rewards.items():
             if not math.isfinite(weight):
                 raise ValueError(f"rewards: {name}: {weight} is no weight")
@@ -81,12 +76,20 @@ class PythonTask(Task):
         """Run the file, or in its place `source`, which another process has read from it."""
         self.config = config
         path, _, function = config.name.rpartition(":")
-        self._module, self.source = _load_module(path, source)
+        self._module, self.source = plugins.run_file("task.name", path, source)
         weights = config.rewards or {function: 1.0}
         if function not in weights:
             raise UserError(f"task.rewards: lacks {function!r}, which task.name asks for: give it a weight, too")
         self._rewards = [(name, weight, _as_reward(_function(self._module, name))) for name, weight in weights.items()]
         self._prompt = self._find_prompt()
+
+    @classmethod
+    def goes_by(cls, name: str) -> bool:
+        return plugins.names_a_file(name)
+
+    @classmethod
+    def make(cls, config: PythonTaskConfig, source: bytes) -> Task:
+        return cls(config, source)
 
     def _find_prompt(self) -> Callable[[Example], Any]:
         prompt: Any = getattr(self._module, "prompt", None)
@@ -205,46 +208,6 @@ class _Reward:
     """Returns numbers by name, from prompt, completion and example."""
     needs: tuple[tuple[str, ...], ...] = ()
     """Columns that it wants of an example: of each of these, one."""
-
-
-def find_python_task(name: str) -> type[Task] | None:
-    """Return the task of a name such as `file.py:function` or of an installed entry point; None if it is neither."""
-    if name.rpartition(":")[0].endswith(".py"):
-        return PythonTask
-    for entry in entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            task = entry.load()
-        except Exception as error:  # whatever the package raises
-            raise UserError(
-                f"task.name: the entry point {name} of {ENTRY_POINTS} cannot be loaded: {said(error)}"
-            ) from error
-        if not (inspect.isclass(task) and issubclass(task, Task)):
-            raise UserError(
-                f"task.name: the entry point {name} of {ENTRY_POINTS} is not a subclass of esmpi.tasks.Task"
-            )
-        return task
-    return None
-
-
-def _load_module(path: str, source: bytes) -> tuple[ModuleType, bytes]:
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        names = [str(entry) for entry in Path(path).parent.glob("*.py")]
-        raise UserError(f"task.name: no file {path}{nearest(path, names)}")
-    spec = importlib.util.spec_from_file_location(f"esmpi_task_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # as for a script: what lies beside it can be imported
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    sys.modules[spec.name] = module  # as for any module: dataclasses and pickle look it up there
-    try:
-        source = source or file.read_bytes()
-        exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise UserError(f"task.name: {path} cannot be run: {said(error)}") from error
-    return module, source
 
 
 def _function(module: ModuleType, name: str) -> Callable[..., Any]:

@@ -46,6 +46,7 @@ class SudokuConfig(ChatTaskConfig):
     """Whether a wrong grid that keeps what was given is worth half the share of blank cells that are right, not 0."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size not in _MAX_BLANKS:
             raise ValueError(f"size: must be one of 4, 9; got {self.size}")
         if self.num_blanks is None:
@@ -53,7 +54,7 @@ class SudokuConfig(ChatTaskConfig):
         low, high = self.num_blanks or (0, 0)
         if not 1 <= low <= high <= _MAX_BLANKS[self.size]:
             wanted = f"1 <= fewest <= most <= {_MAX_BLANKS[self.size]}"
-            raise ValueError(f"num_blanks: size {self.size} wants {wanted}, got [{low}, {high}]")
+            raise ValueError(f"num_blanks: must be {wanted} for size {self.size}, got [{low}, {high}]")
 
 
 class Sudoku(Task):

@@ -149,6 +149,10 @@ class Weights:
         )
         return sum(shares) % 2**64
 
+    def close(self) -> None:
+        """End the threads; nothing else may be called afterwards."""
+        self._pool.shutdown()
+
     def _each(self, work: Callable[[Block], None], blocks: Sequence[Block]) -> None:
         for _ in self._pool.map(work, blocks):
             pass

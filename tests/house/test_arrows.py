@@ -25,8 +25,8 @@ FLOORS = (
     ("stop",),
     ("mpi",),
     ("noise", "config"),
-    ("files", "provenance", "stopwatch"),
-    ("plugins", "version", "errors", "assets", "arguments", "leave"),
+    ("files", "provenance", "stopwatch", "plugins"),
+    ("version", "errors", "assets", "arguments", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
 

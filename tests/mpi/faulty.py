@@ -22,10 +22,11 @@ from esmpi.mpi.launcher import launcher
 def main() -> int:
     # not for the processes that score, which import this file, too
     from esmpi import train
-    from esmpi.engines.hf import HfEngine
+    from esmpi.engines.hf.engine import HfEngine
+    from esmpi.weights.model_weights import ModelWeights
 
     fault, rank, stamp, *arguments = sys.argv[1:]
-    update, generate = HfEngine.update, HfEngine.generate
+    update, generate = ModelWeights.update, HfEngine.generate
     updates = 0
 
     def counting_update(self, seeds, coefficients):  # type: ignore[no-untyped-def]
@@ -52,17 +53,17 @@ def main() -> int:
 
     started_by = launcher()
 
-    def stale_evaluate(session: Any, *rest: Any) -> np.ndarray:
+    def stale_exchange(session: Any, *rest: Any) -> np.ndarray:
         session.digest ^= session.generation  # 0 at first
-        return evaluate(session, *rest)
+        return exchange(session, *rest)
 
-    evaluate = train.evaluate_members
+    exchange = train.exchange
     if fault == "stale" and started_by.rank == int(rank):
-        train.evaluate_members = stale_evaluate
+        train.exchange = stale_exchange
     elif fault == "leave" and started_by.rank == int(rank):
         Comm.barrier = failing_barrier
     elif (started_by.rank if started_by else 0) == int(rank):
-        HfEngine.update, HfEngine.generate = counting_update, faulty_generate
+        ModelWeights.update, HfEngine.generate = counting_update, faulty_generate
     return run.main(arguments)
 
 

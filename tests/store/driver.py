@@ -19,10 +19,9 @@ from typing import Any
 import h5py
 
 # The program's own imports are made inside functions: here they are made before the first fork.
-import esmpi.engines.hf
-import esmpi.train
 from esmpi import run
 from esmpi.config.reader import load_config
+from esmpi.engines import engine_config
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
@@ -50,8 +49,8 @@ def warm_up(config: str) -> None:
     folder = find_model(model.path)
     assert folder is not None
     place = Place("here", 0, 1, (0,))
-    engine = esmpi.engines.hf.HfEngine(model, load_config(config).engine, BaseModel(folder), place)
-    engine._weights._pool.shutdown()
+    engine = engine_config(load_config(config)).open(model, BaseModel(folder), place)
+    engine.weights.close()
     cpu.warm_up()
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from support import ROOT, TINY_RUN, Run
 
+from esmpi.es.member_columns import STORED
+
 Table = dict[str, list[str]]
 
 SMALL = (
@@ -49,6 +51,11 @@ def test_attributes(run: Path) -> None:
     with h5py.File(run / "snapshots" / "g000001.h5") as file:
         assert set(file.attrs) == set(table("snapshots/*.h5"))
         assert set(file) == {"theta"}
+
+
+def test_the_members_columns_are_those_that_the_program_describes() -> None:
+    described = {column.name: [np.dtype(column.dtype).name, column.unit, column.doc] for column in STORED}
+    assert table("/members/COLUMN") == described
 
 
 @pytest.mark.parametrize("group", ["generations", "members", "profile"])

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from esmpi.__main__ import main
 from esmpi.config.reader import load_config
 from esmpi.engines import load_engine
+from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.model.snapshot import Snapshot, SnapshotError
@@ -25,7 +26,6 @@ from esmpi.mpi.comm import Comm, Place
 from esmpi.noise import member_seed
 from esmpi.run import STOPPED
 from esmpi.store import members as member_table
-from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.replay import replay
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 from esmpi.store.snapshot_keeper import check_snapshot
@@ -199,15 +199,15 @@ def test_a_snapshot_of_another_theta_is_refused(copied: Path, base: BaseModel) -
 def test_an_engine_takes_theta_from_a_snapshot_and_back(finished: Path, base: BaseModel) -> None:
     run = RunFile.open(finished / "run.h5")
     engine = load_engine(load_config(TINY_RUN), base, Place("here", 0, 1, (0,)))
-    engine.load(finished / "snapshots" / "g000003.h5")
-    assert engine.digest() == run.theta_digest
-    engine.restore()
-    theta = dict(engine.tensors())
-    assert all(torch.equal(live, theta[name]) for name, live in engine.live())
-    engine.load(None)
-    assert engine.digest() == run.digest_after(0)
+    engine.weights.load(finished / "snapshots" / "g000003.h5")
+    assert engine.weights.digest() == run.theta_digest
+    engine.weights.restore()
+    theta = dict(engine.weights.tensors())
+    assert all(torch.equal(live, theta[name]) for name, live in engine.weights.live())
+    engine.weights.load(None)
+    assert engine.weights.digest() == run.digest_after(0)
     with pytest.raises(SnapshotError, match="no snapshot"):
-        engine.load(finished / "snapshots" / "none.h5")
+        engine.weights.load(finished / "snapshots" / "none.h5")
 
 
 def test_a_stop_signal_writes_a_snapshot(launch: Run, tmp_path: Path) -> None:
@@ -353,15 +353,15 @@ def test_a_longer_log_replays_from_segments_and_as_a_log_only_file(
 ) -> None:
     monkeypatch.setattr(member_table, "SEGMENT_BYTES", 10 * 30 * MEMBER_DTYPE.itemsize)
     engine = load_engine(load_config(TINY_RUN), base, Place("here", 0, 1, (0,)))
-    names = [name for name, _ in engine.tensors()]
-    run = RunFile.create(tmp_path / "run.h5", LEAST_CONFIG, engine.digest(), "d", names, engine.aliases())
+    names = [name for name, _ in engine.weights.tensors()]
+    run = RunFile.create(tmp_path / "run.h5", LEAST_CONFIG, engine.weights.digest(), "d", names, engine.weights.aliases)
     rng = np.random.default_rng(0)
     for generation in range(40):
         members, row = np.zeros(30, MEMBER_DTYPE), np.zeros(1, GENERATION_DTYPE)[0]
         members["seed"] = [member_seed(0, generation, member) for member in range(30)]
         members["coefficient"] = 1e-4 * rng.normal(size=30)
-        engine.update(members["seed"], members["coefficient"])
-        row["generation"], row["theta_digest"] = generation, engine.digest()
+        engine.weights.update(members["seed"], members["coefficient"])
+        row["generation"], row["theta_digest"] = generation, engine.weights.digest()
         run.commit(row, members)
     assert len(run.segments) >= 3
     config = load_config(TINY_RUN).to_dict()
@@ -377,5 +377,5 @@ def test_a_longer_log_replays_from_segments_and_as_a_log_only_file(
         verified: list[int] = []
         weights = replay(RunFile.open(path), base, 40, 2, check=verified.append)
         assert verified == list(range(1, 41))
-        for (_, replayed), (_, live) in zip(weights.theta(), engine.tensors(), strict=True):
+        for (_, replayed), (_, live) in zip(weights.theta(), engine.weights.tensors(), strict=True):
             assert torch.equal(replayed.view(live.shape), live)

@@ -11,10 +11,9 @@ import pytest
 from support import LEAST_CONFIG, require
 
 from esmpi.errors import UserError
-from esmpi.es.population import ABSENT
+from esmpi.es.member_columns import ABSENT, MEMBER_DTYPE
 from esmpi.files import FullError
 from esmpi.store import members as member_table
-from esmpi.store.members import MEMBER_DTYPE
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 
 DIGEST = 0xFEDCBA9876543210

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmpi.config.reader import ConfigError, changed_keys, load_config, parse_config
+from esmpi.config.differences import differences
+from esmpi.config.reader import ConfigError, load_config, parse_config
 from esmpi.config.sections import Config
 from esmpi.errors import UserError
 
@@ -93,7 +94,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         # choices
         ("model.dtype=float16", r"model\.dtype: must be one of float32, bfloat16; got 'float16'"),
         ("model.dtype=[float32]", r"model\.dtype: must be one of float32, bfloat16; got \['float32'\]"),
-        ("es.shaping=zscores", r"es\.shaping: must be one of zscore, centered_rank; got 'zscores'"),
+        ("es.shaping=zscores", r"es\.shaping: must be one of centered_rank, zscore; got 'zscores'"),
         ("es.dispatch=dynamc", r"es\.dispatch: must be one of static, dynamic; got 'dynamc'"),
         ("data.order=epoch", r"data\.order: must be one of fixed, random, epochs; got 'epoch'"),
         ("engine.device=tpu", r"engine\.device: must be one of auto, cpu, cuda; got 'tpu'"),
@@ -113,34 +114,37 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("task.number_range=[1]", r"task\.number_range: .*length 2.*\[1\]"),
         ("task.number_range=[1, a]", r"task\.number_range: .*int.*'a'"),
         # values
-        ("es.sigma=0", r"es\.sigma: wants 1e-12 <= sigma"),
-        ("es.sigma=.nan", r"es\.sigma: wants 1e-12 <= sigma"),
-        ("es.sigma=.inf", r"es\.sigma: wants 1e-12 <= sigma"),
-        ("es.alpha=-1e-3", r"es\.alpha: wants 1e-12 <= alpha"),
-        ("es.population_size=1", r"es\.population_size: wants 2 to 10 million, got 1"),
-        ("es.generations=-1", r"es\.generations: wants 0 to 10\^9, got -1"),
-        ("run.seed=-1", r"run\.seed: wants 0 <= seed"),
-        ("run.seed=9223372036854775808", r"run\.seed: wants 0 <= seed < 2\^63"),
+        ("es.sigma=0", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
+        ("es.sigma=.nan", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
+        ("es.sigma=.inf", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
+        ("es.alpha=-1e-3", r"es\.alpha: must be at least 1e-12 and below 1,?000"),
+        ("es.population_size=1", r"es\.population_size: must be between 2 and 10,000,000, got 1"),
+        ("es.generations=-1", r"es\.generations: must be between 0 and 1,000,000,000, got -1"),
+        ("run.seed=-1", r"run\.seed: must be between 0 and [0-9,]+, got -1"),
+        (
+            "run.seed=9223372036854775808",
+            r"run\.seed: must be between 0 and 9,223,[0-9,]+, got 9223372036854775808",
+        ),
         ("run.name=a/b", r"run\.name: letters, digits .*'a/b'"),
         ("run.name=..", r"run\.name: '\.\.' is no name"),
         ("run.name=", r"run\.name: .*str.*None"),
-        ("data.batch_size=0", r"data\.batch_size: at least 1, got 0"),
-        ("data.mini_batch_size=0", r"data\.mini_batch_size: at least 1"),
-        ("data.num_eval=0", r"data\.num_eval: at least 1"),
-        ("engine.num_threads=0", r"engine\.num_threads: at least 1"),
-        ("sampling.max_tokens=0", r"sampling\.max_tokens: at least 1"),
-        ("sampling.temperature=-1", r"sampling\.temperature: wants 0 to 100"),
-        ("sampling.top_p=0", r"sampling\.top_p: wants 0 < top_p"),
+        ("data.batch_size=0", r"data\.batch_size: must be at least 1, got 0"),
+        ("data.mini_batch_size=0", r"data\.mini_batch_size: must be at least 1"),
+        ("data.num_eval=0", r"data\.num_eval: must be at least 1"),
+        ("engine.num_threads=0", r"engine\.num_threads: must be between 1 and 4,096, got 0"),
+        ("sampling.max_tokens=0", r"sampling\.max_tokens: must be at least 1"),
+        ("sampling.temperature=-1", r"sampling\.temperature: must be between 0 and 100, got -1"),
+        ("sampling.top_p=0", r"sampling\.top_p: must be above 0 and at most 1, got 0"),
         ("sampling.top_p=0.9", r"sampling\.top_p: has no effect on greedy decoding"),
-        ("eval.every=0", r"eval\.every: at least 1"),
-        ("snapshot.every=0", r"snapshot\.every: at least 1, got 0"),
-        ("snapshot.keep=0", r"snapshot\.keep: at least 1, got 0"),
-        ("run.fork_from=runs/first", r"run\.fork_from: wants PATH@GENERATION, .*'runs/first'"),
-        ("run.fork_from=runs/first@-1", r"run\.fork_from: wants PATH@GENERATION"),
+        ("eval.every=0", r"eval\.every: must be at least 1"),
+        ("snapshot.every=0", r"snapshot\.every: must be at least 1, got 0"),
+        ("snapshot.keep=0", r"snapshot\.keep: must be at least 1, got 0"),
+        ("run.fork_from=runs/first", r"run\.fork_from: must be PATH@GENERATION, .*'runs/first'"),
+        ("run.fork_from=runs/first@-1", r"run\.fork_from: must be PATH@GENERATION"),
         ("run.fork_from=@3", r"run\.fork_from: .*"),
         ("task.num_numbers=[1]", r"task\.num_numbers: "),
-        ("task.operators=+^", r"task\.operators: wants some of '\+-\*/'"),
-        ("task.target_range=[9, 3]", r"task\.target_range: wants 0 <= smallest <= largest"),
+        ("task.operators=+^", r"task\.operators: must be some of '\+-\*/'"),
+        ("task.target_range=[9, 3]", r"task\.target_range: must be 0 <= smallest <= largest"),
         # syntax
         ("es.sigma", r"'es\.sigma' is no override: write section\.key=value"),
         ("sigma=3", r"'sigma=3' is no override: write section\.key=value"),
@@ -235,12 +239,90 @@ def test_changed_keys_name_both_values(config_file: Path) -> None:
     def resolved(*overrides: str) -> dict:
         return load_config(config_file, overrides).to_dict()
 
-    assert changed_keys(resolved(), resolved()) == []
-    changed = changed_keys(resolved("es.sigma=1e-3"), resolved("es.sigma=2e-3", "run.seed=4"))
-    assert changed == ["es.alpha: 0.0005 -> 0.001", "es.sigma: 0.001 -> 0.002", "run.seed: 0 -> 4"]
-    older = resolved()
-    del older["es"]["shaping"], older["log"]["level"]
-    assert changed_keys(older, resolved()) == ["es.shaping: None -> 'zscore'", "log.level: None -> 'info'"]
+    assert not list(differences(resolved(), resolved()))
+    changed = differences(resolved("es.sigma=1e-3"), resolved("es.sigma=2e-3", "run.seed=4"))
+    assert [str(one) for one in changed] == [
+        "es.alpha: 0.0005 -> 0.001",
+        "es.sigma: 0.001 -> 0.002",
+        "run.seed: 0 -> 4",
+    ]
+
+
+def test_a_key_that_an_older_esmpi_lacked_has_its_default(config_file: Path) -> None:
+    older, config = (load_config(config_file).to_dict() for _ in range(2))
+    del older["es"]["shaping"], older["log"]["sinks"], older["task"]["num_numbers"]
+    assert not list(differences(older, config))
+    config["es"]["shaping"] = "centered_rank"
+    assert [str(one) for one in differences(older, config)] == ["es.shaping: 'zscore' -> 'centered_rank'"]
+
+
+CHANGED = {
+    "run.name": "no",
+    "run.seed": "yes",
+    "run.profile": "no",
+    "model.path": "by_digest",
+    "model.dtype": "yes",
+    "engine.num_threads": "no",
+    "es.sigma": "yes",
+    "es.generations": "no",
+    "es.dispatch": "no",
+    "task.num_numbers": "yes",
+    "data.train": "by_digest",
+    "data.mini_batch_size": "if_sampled",
+    "sampling.top_p": "yes",
+    "scoring.failure_reward": "yes",
+    "scoring.time_limit_s": "no",
+    "eval.every": "no",
+    "eval.num_samples": "yes",
+    "snapshot.every": "no",
+    "log.level": "no",
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_key_says_whether_it_changes_the_result(config_file: Path, name: str) -> None:
+    before, after = (load_config(config_file).to_dict() for _ in range(2))
+    section, _, key = name.partition(".")
+    after[section][key] = "another value"
+    [found] = differences(before, after)
+    assert (found.name, found.changes_result) == (name, CHANGED[name])
+    assert found.matters(sampled=False) == (CHANGED[name] == "yes")
+    assert found.matters(sampled=True) == (CHANGED[name] in ("yes", "if_sampled"))
+
+
+def test_a_key_that_nobody_knows_changes_the_result(config_file: Path) -> None:
+    before, after = (load_config(config_file).to_dict() for _ in range(2))
+    after["es"]["later"] = 1
+    [found] = differences(before, after)
+    assert found.matters(sampled=False)
+
+
+def test_an_override_of_the_engine_drops_the_keys_of_the_other_one(tmp_path: Path) -> None:
+    path = tmp_path / "vllm.yaml"
+    path.write_text(
+        "run: {name: x}\nmodel: {path: m}\nes: {generations: 1}\ntask: {name: countdown}\n"
+        "engine: {kind: vllm, num_threads: 2, max_model_len: 1024, prefix_caching: true}\n"
+    )
+    notes: list[str] = []
+    engine = load_config(path, ["engine.kind=hf"], notes).engine
+    assert (engine.kind, engine.num_threads) == ("hf", 2)
+    assert not hasattr(engine, "max_model_len")
+    assert notes == [
+        "engine.kind=hf does not use these keys of the config: engine.max_model_len, engine.prefix_caching"
+    ]
+    notes.clear()
+    # what is said on the same command line is an error, and so is a file that does not agree with itself
+    with pytest.raises(
+        ConfigError, match=r"engine\.max_num_seqs: is only for engine\.kind: vllm\. Remove the key, or set"
+    ):
+        load_config(path, ["engine.kind=hf", "engine.max_num_seqs=8"])
+    path.write_text(path.read_text().replace("kind: vllm, ", ""))
+    with pytest.raises(ConfigError, match=r"engine\.max_model_len: is only for engine\.kind: vllm"):
+        load_config(path)
+    # run files of older versions have every engine's keys, at their defaults
+    path.write_text(path.read_text().replace("max_model_len: 1024, prefix_caching: true", "max_model_len: null"))
+    assert load_config(path, notes=notes).engine.kind == "hf"
+    assert notes == []
 
 
 def test_configs_cannot_be_changed(config_file: Path) -> None:

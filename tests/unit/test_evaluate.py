@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import LEAST_CONFIG, read
+from support import LEAST_CONFIG, read, requests
 
-from esmpi.config.sections import EngineConfig, ModelConfig
+from esmpi.config.sections import ModelConfig
 from esmpi.engines import Completion, Sampling
-from esmpi.engines.hf import HfEngine
+from esmpi.engines.hf import HfConfig
+from esmpi.engines.hf.engine import HfEngine
 from esmpi.evaluate import _Batch, _divergence, _means, _pass_at
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
@@ -64,6 +65,7 @@ class Scripted:
 
     def __init__(self, tuned: list[float], base: list[float]):
         self.said, self.shown, self.restored = {False: tuned, True: base}, False, 0
+        self.weights = self  # which it stands for as well
 
     def logprobs(self, prompts: list[str], completions: list[Completion]) -> list[list[float]]:
         return [self.said[self.shown]]
@@ -114,19 +116,19 @@ def test_the_divergence_of_a_real_model_is_zero_before_and_positive_after_an_upd
     assert folder is not None
     place = Place(host="here", local_rank=0, num_local_ranks=1, cores=(0,))
     config = ModelConfig(path="esmpi:tiny_countdown", dtype="float32")
-    engine = HfEngine(config, EngineConfig(device="cpu"), BaseModel(folder), place)
-    engine.restore()
+    engine = HfEngine(config, HfConfig(device="cpu"), BaseModel(folder), place)
+    engine.weights.restore()
     prompts = ["3+4=", "You are"]
-    batch: Any = _Batch([(0, 0), (1, 0)], prompts, engine.generate(prompts, Sampling(max_tokens=9)), None)  # type: ignore[arg-type]
+    batch: Any = _Batch([(0, 0), (1, 0)], prompts, engine.generate(requests(prompts), Sampling(max_tokens=9)), None)  # type: ignore[arg-type]
     zeros = _divergence(engine, [batch])
     assert len(zeros) == sum(completion.num_tokens for completion in batch.completions) > 2
     assert not any(zeros)
-    assert engine.distance() == 0
-    engine.update(np.array([member_seed(0, 0, 0)], np.uint64), np.array([0.01], np.float32))
-    engine.restore()
+    assert engine.weights.distance() == 0
+    engine.weights.update(np.array([member_seed(0, 0, 0)], np.uint64), np.array([0.01], np.float32))
+    engine.weights.restore()
     assert math.fsum(_divergence(engine, [batch])) > 0
     # the noise is standard normal: 0.01 of it, over all weights
-    assert engine.distance() == pytest.approx(0.01 * math.sqrt(engine.num_weights), rel=0.01)
+    assert engine.weights.distance() == pytest.approx(0.01 * math.sqrt(engine.weights.num_weights), rel=0.01)
 
 
 def test_figures_of_any_name_and_value_come_back_from_the_run_file(tmp_path: Path) -> None:

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import ROOT, require
+from support import ROOT, requests, require
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from esmpi.config.sections import EngineConfig, ModelConfig
+from esmpi.config.sections import ModelConfig
 from esmpi.engines import Sampling
 from esmpi.engines.base import render_chat
-from esmpi.engines.hf import HfEngine
+from esmpi.engines.hf import HfConfig
+from esmpi.engines.hf.engine import HfEngine
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 from esmpi.noise import cpu, member_seed, tensor_key
 from esmpi.tasks.countdown import PROMPT
+from esmpi.weights.model_weights import Perturbation
 
 TINY = "esmpi:tiny_countdown"
 PLACE = Place(host="here", local_rank=0, num_local_ranks=1, cores=(0,))
@@ -38,7 +40,7 @@ def folder(path: str = TINY) -> Path:
 
 def load(path: str = TINY, dtype: str = "float32") -> HfEngine:
     config = ModelConfig(path=path, dtype=dtype)  # type: ignore[arg-type]
-    return HfEngine(config, EngineConfig(device="cpu"), BaseModel(folder(path)), PLACE)
+    return HfEngine(config, HfConfig(device="cpu"), BaseModel(folder(path)), PLACE)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +79,12 @@ def greedy_by_hand(model: torch.nn.Module, ids: list[int], ends: list[int], max_
 
 
 def test_a_padded_batch_says_what_each_prompt_alone_says(engine: HfEngine) -> None:
-    engine.restore()
+    engine.weights.restore()
     model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder())
     ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     assert len({len(one) for one in ids}) > 1, "the prompts must need padding"
-    completions = engine.generate(PROMPTS, Sampling(max_tokens=40))
+    completions = engine.generate(requests(PROMPTS), Sampling(max_tokens=40))
     for one, completion in zip(ids, completions, strict=True):
         expected = greedy_by_hand(model, one, [tokenizer.eos_token_id], 40)
         assert completion.num_tokens == len(expected)
@@ -91,25 +93,25 @@ def test_a_padded_batch_says_what_each_prompt_alone_says(engine: HfEngine) -> No
 
 
 def test_max_tokens_cuts_off(engine: HfEngine) -> None:
-    engine.restore()
-    for completion in engine.generate(PROMPTS, Sampling(max_tokens=3)):
+    engine.weights.restore()
+    for completion in engine.generate(requests(PROMPTS), Sampling(max_tokens=3)):
         assert completion.truncated
         assert completion.num_tokens == 3
 
 
 def test_sampling_depends_on_its_seed_alone(engine: HfEngine) -> None:
-    engine.restore()
-    sampling = Sampling(max_tokens=12, temperature=1.5, seed=1)
+    engine.weights.restore()
+    sampling = Sampling(max_tokens=12, temperature=1.5)
     torch.manual_seed(5)
     expected_next = torch.rand(1)
     torch.manual_seed(5)
-    first = engine.generate(PROMPTS, sampling)
+    first = engine.generate(requests(PROMPTS, 1), sampling)
     assert torch.equal(torch.rand(1), expected_next), "torch's global generator was moved"
-    assert engine.generate(PROMPTS, sampling) == first
-    other = engine.generate(PROMPTS, Sampling(max_tokens=12, temperature=1.5, seed=2))
+    assert engine.generate(requests(PROMPTS, 1), sampling) == first
+    other = engine.generate(requests(PROMPTS, 2), sampling)
     assert [c.text for c in other] != [c.text for c in first]
-    almost_greedy = engine.generate(PROMPTS, Sampling(max_tokens=12, temperature=1.5, top_p=1e-6, seed=3))
-    assert almost_greedy == engine.generate(PROMPTS, Sampling(max_tokens=12))
+    almost_greedy = engine.generate(requests(PROMPTS, 3), Sampling(max_tokens=12, temperature=1.5, top_p=1e-6))
+    assert almost_greedy == engine.generate(requests(PROMPTS), Sampling(max_tokens=12))
 
 
 def test_the_models_own_sampling_defaults_do_not_count(tmp_path: Path) -> None:
@@ -118,7 +120,8 @@ def test_the_models_own_sampling_defaults_do_not_count(tmp_path: Path) -> None:
     defaults = json.loads(path.read_text()) | {"repetition_penalty": 9.0, "do_sample": True, "temperature": 5.0}
     path.write_text(json.dumps(defaults))
     own, plain = load(str(tmp_path / "model")), load()
-    assert own.generate(PROMPTS, Sampling(max_tokens=30)) == plain.generate(PROMPTS, Sampling(max_tokens=30))
+    sampling = Sampling(max_tokens=30)
+    assert own.generate(requests(PROMPTS), sampling) == plain.generate(requests(PROMPTS), sampling)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -127,8 +130,8 @@ def test_live_weights_are_the_perturbed_checkpoint(which: str, dtype: str, llama
     path = str(llama) if which == "llama" else TINY
     engine, checkpoint = load(path, dtype), BaseModel(folder(path))
     seed = member_seed(1, 2, 3)
-    engine.perturb(seed, -0.01)
-    live = {name: tensor.clone() for name, tensor in engine.live()}
+    engine.weights.perturb([Perturbation(seed, -0.01)])
+    live = {name: tensor.clone() for name, tensor in engine.weights.live()}
     assert set(live) == set(checkpoint.tensors), "every stored tensor is perturbed, and nothing else"
     for name, tensor in live.items():
         theta = checkpoint.read(name, (0, tensor.shape[0]), (0, tensor[0].numel())).numpy().reshape(1, -1)
@@ -136,20 +139,20 @@ def test_live_weights_are_the_perturbed_checkpoint(which: str, dtype: str, llama
         cpu.perturb(expected, theta, 0, 0, tensor_key(name), seed, -0.01)
         assert torch.equal(tensor.flatten(), torch.from_numpy(expected)[0].to(tensor.dtype)), name
         assert not torch.equal(tensor.flatten(), torch.from_numpy(theta)[0].to(tensor.dtype)), name
-    engine.restore()
-    for name, tensor in engine.live():
+    engine.weights.restore()
+    for name, tensor in engine.weights.live():
         theta = checkpoint.read(name, (0, tensor.shape[0]), (0, tensor[0].numel()))
         assert torch.equal(tensor.view(theta.shape), theta.to(tensor.dtype)), name
 
 
 def test_a_perturbation_changes_what_it_says_and_restoring_brings_it_back(engine: HfEngine) -> None:
-    engine.restore()
+    engine.weights.restore()
     sampling = Sampling(max_tokens=40)
-    before = engine.generate(PROMPTS, sampling)
-    engine.perturb(member_seed(0, 0, 0), 0.05)
-    assert engine.generate(PROMPTS, sampling) != before
-    engine.restore()
-    assert engine.generate(PROMPTS, sampling) == before
+    before = engine.generate(requests(PROMPTS), sampling)
+    engine.weights.perturb([Perturbation(member_seed(0, 0, 0), 0.05)])
+    assert engine.generate(requests(PROMPTS), sampling) != before
+    engine.weights.restore()
+    assert engine.generate(requests(PROMPTS), sampling) == before
 
 
 def test_a_model_that_is_not_its_checkpoint_is_refused(llama: Path, tmp_path: Path) -> None:
@@ -188,15 +191,17 @@ def test_a_tensor_has_the_name_that_the_checkpoint_stores(tmp_path: Path, stored
         renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     save_file(renamed, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     engine = load(str(tmp_path / "model"))
-    assert {name for name, _ in engine.tensors()} == set(renamed)
+    assert {name for name, _ in engine.weights.tensors()} == set(renamed)
     assert stored_as in renamed
-    assert engine.generate(PROMPTS, Sampling(max_tokens=30)) == load().generate(PROMPTS, Sampling(max_tokens=30))
+    assert engine.generate(requests(PROMPTS), Sampling(max_tokens=30)) == load().generate(
+        requests(PROMPTS), Sampling(max_tokens=30)
+    )
 
 
 def test_log_probabilities_are_those_of_each_sequence_alone(engine: HfEngine) -> None:
-    engine.restore()
-    sampling = Sampling(max_tokens=25, temperature=1.5, top_p=0.9, seed=4)
-    completions = engine.generate(PROMPTS, sampling)
+    engine.weights.restore()
+    sampling = Sampling(max_tokens=25, temperature=1.5, top_p=0.9)
+    completions = engine.generate(requests(PROMPTS, 4), sampling)
     assert len({completion.num_tokens for completion in completions}) > 1
     found = engine.logprobs(PROMPTS, completions)
     model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float64)
@@ -219,33 +224,35 @@ def test_log_probabilities_are_those_of_each_sequence_alone(engine: HfEngine) ->
 def test_the_base_model_is_shown_and_theta_comes_back(dtype: str, placement: str, llama: Path) -> None:
     """Of a model whose values bfloat16 does not hold: shown as if it were theta, so that nothing moved says nothing."""
     config = ModelConfig(path=str(llama), dtype=dtype)  # type: ignore[arg-type]
-    keys = EngineConfig(device="cpu", theta_placement=placement)  # type: ignore[arg-type]
+    keys = HfConfig(device="cpu", theta_placement=placement)  # type: ignore[arg-type]
     engine = HfEngine(config, keys, BaseModel(llama), PLACE)
 
     def live() -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in engine.live()}
+        return {name: tensor.clone() for name, tensor in engine.weights.live()}
 
-    engine.restore()
-    base, digest = live(), engine.digest()
-    engine.show_base()
+    engine.weights.restore()
+    base, digest = live(), engine.weights.digest()
+    engine.weights.show_base()
     assert all(torch.equal(tensor, base[name]) for name, tensor in live().items())
-    assert engine.distance() == 0
+    assert engine.weights.distance() == 0
     seeds, factors = np.array([member_seed(0, 0, i) for i in range(3)], np.uint64), np.array([0.1, -0.2, 0.05])
-    engine.update(seeds, factors.astype(np.float32))
-    moved = engine.digest()
-    engine.restore()
+    engine.weights.update(seeds, factors.astype(np.float32))
+    moved = engine.weights.digest()
+    engine.weights.restore()
     tuned = live()
     assert not any(torch.equal(tensor, base[name]) for name, tensor in tuned.items())
-    engine.show_base()
+    engine.weights.show_base()
     assert all(torch.equal(tensor, base[name]) for name, tensor in live().items())
-    assert engine.digest() == moved != digest
+    assert engine.weights.digest() == moved != digest
     stored = BaseModel(llama)
     squares = [
         (tensor.double() - stored.read(name, (0, len(tensor)), (0, tensor[0].numel())).double().view(tensor.shape))
-        for name, tensor in engine.tensors()
+        for name, tensor in engine.weights.tensors()
     ]
-    assert engine.distance() == pytest.approx(float(sum(one.square().sum() for one in squares)) ** 0.5, rel=1e-6)
-    engine.restore()
+    assert engine.weights.distance() == pytest.approx(
+        float(sum(one.square().sum() for one in squares)) ** 0.5, rel=1e-6
+    )
+    engine.weights.restore()
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in live().items())
 
 

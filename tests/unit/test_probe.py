@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmpi.engines.probe import cut, derive_views, fingerprint
+from esmpi.engines.vllm.probe import cut, derive_views, fingerprint
 from esmpi.errors import UserError
 from esmpi.model.base_model import StoredTensor
 

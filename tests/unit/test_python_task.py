@@ -19,7 +19,6 @@ from support import ROOT
 from esmpi.config.reader import ConfigError, parse_config
 from esmpi.config.sections import DataConfig, ScoringConfig
 from esmpi.data.problems import Problems, load_problems
-from esmpi.engines import Completion
 from esmpi.errors import UserError
 from esmpi.scoring import Scorer
 from esmpi.tasks import Task, TaskConfig, make_task
@@ -397,8 +396,7 @@ def test_it_works_in_the_scorers_process(write: Write) -> None:
     )
     scorer = Scorer(partial(make_task, section(write(text))), ScoringConfig(time_limit_s=2, failure_reward=-1))
     texts = ["a", "raise", "b", "hang", "text", "dict", "c"]
-    completions = [Completion(text=text, num_tokens=1, truncated=False) for text in texts]
-    scored = scorer.submit(completions, [EXAMPLE] * len(texts)).result(timeout=120)
+    scored = scorer.submit(texts, [EXAMPLE] * len(texts)).result(timeout=120)
     scorer.close()
     assert [score.reward for score in scored.scores] == [3, -1, 3, -1, -1, -1, 3]
     assert scored.failures == {"raised": 3, "timed_out": 1, "died": 0}
@@ -417,8 +415,7 @@ def test_a_process_that_ends_between_two_completions_costs_one_at_most(write: Wr
     scorer = Scorer(partial(make_task, section(write(text))), ScoringConfig(failure_reward=0))
 
     def score(texts: list[str]) -> list[float]:
-        completions = [Completion(text=text, num_tokens=1, truncated=False) for text in texts]
-        return [s.reward for s in scorer.submit(completions, [EXAMPLE] * len(texts)).result(timeout=60).scores]
+        return [s.reward for s in scorer.submit(texts, [EXAMPLE] * len(texts)).result(timeout=60).scores]
 
     assert score(["a", "later"]) == [1, 1]
     time.sleep(1)  # longer than its timer

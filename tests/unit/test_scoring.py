@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from esmpi.config.sections import ScoringConfig
-from esmpi.engines.base import Completion
 from esmpi.scoring import Scored, Scorer, _serve
 from esmpi.tasks import Example, Score, Task, TaskConfig
 
@@ -86,8 +85,7 @@ def scorer() -> Iterator[Scorer]:
 
 
 def score(scorer: Scorer, texts: list[str], weights: list[float] | None = None) -> Scored:
-    completions = [Completion(text=text, num_tokens=1, truncated=False) for text in texts]
-    return scorer.submit(completions, [{"weight": weight} for weight in weights or [1] * len(texts)]).result()
+    return scorer.submit(texts, [{"weight": weight} for weight in weights or [1] * len(texts)]).result()
 
 
 def test_scores_come_in_order_and_fitness_is_their_mean(scorer: Scorer) -> None:
@@ -190,10 +188,7 @@ def test_huge_rewards_leave_a_status_not_a_crash(scorer: Scorer) -> None:
 
 
 def test_failure_in_one_member_leaves_the_scorer_usable(scorer: Scorer) -> None:
-    futures = [
-        scorer.submit([Completion(text=text, num_tokens=1, truncated=False)], [{"weight": 1}])
-        for text in ("raise", "3", "die", "4")
-    ]
+    futures = [scorer.submit([text], [{"weight": 1}]) for text in ("raise", "3", "die", "4")]
     fitness = [future.result().fitness for future in futures]
     assert [fitness[1], fitness[3]] == [3, 4]
     assert math.isnan(fitness[0])

@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from esmpi.es.shaping import SHAPINGS, coefficients, exact_sum
+from esmpi import plugins
+from esmpi.es.exact_sums import exact_sum
+from esmpi.es.shaping import coefficients, find_shaping
 
 fitness_lists = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=2, max_size=40)
+
+SHAPINGS = {name: find_shaping(name) for name in plugins.modules("esmpi.es.shapings")}
 
 
 def shaped(fitness: list[float], name: str = "zscore") -> list[float]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from esmpi.errors import UserError
-from esmpi.record.sinks import SINKS, Sink, Sinks
+from esmpi.record import sinks as sinks_module
+from esmpi.record.sinks import Sink, Sinks
 
 
 class Broken(Sink):
@@ -28,7 +29,7 @@ class Broken(Sink):
 def test_a_sink_that_fails_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(SINKS, "tensorboard", Broken)  # type: ignore[arg-type]
+    monkeypatch.setattr(sinks_module, "find_sink", lambda name: Broken)
     sinks = Sinks(["tensorboard"], tmp_path, {}, 0)
     for generation in range(4):
         sinks.write("generation", generation, {"x": 1.0})

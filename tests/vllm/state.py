@@ -17,13 +17,14 @@ import torch
 
 from esmpi.config.reader import parse_config
 from esmpi.config.sections import Config
-from esmpi.engines import Completion, Engine, Sampling, load_engine
+from esmpi.engines import Completion, Engine, Request, Sampling, engine_config
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
 from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
 from esmpi.store.snapshot_writer import write_snapshot
+from esmpi.weights.model_weights import Perturbation
 
 SEED, SCALE = member_seed(7, 1, 2), -0.02
 SEEDS = np.array([member_seed(7, 0, member) for member in range(5)], np.uint64)
@@ -58,29 +59,32 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
         break_perturb()
     if asked["fault"] == "keep packing":
         os.environ["ESMPI_KEEP_PACKING"] = "1"
-    engine = load_engine(config, checkpoint, Comm().place())
+    engine = engine_config(config).open(config.model, checkpoint, Comm().place())
     if asked["fault"] == "no reset":
         engine._llm.reset_prefix_cache = lambda: True  # type: ignore[attr-defined]
     sampling = Sampling(max_tokens=asked["max_tokens"])
 
     def say() -> list[str]:
-        return [completion.text for completion in engine.generate(asked["prompts"], sampling)]
+        return [
+            completion.text
+            for completion in engine.generate([Request(prompt=one) for one in asked["prompts"]], sampling)
+        ]
 
-    found: dict[str, Any] = {"num_weights": engine.num_weights, "environment": worker_environment(engine)}
+    found: dict[str, Any] = {"num_weights": engine.weights.num_weights, "environment": worker_environment(engine)}
     found["says"] = say()
-    engine.perturb(SEED, SCALE)
+    engine.weights.perturb([Perturbation(SEED, SCALE)])
     found["perturbed"] = hashes(engine)
     found["perturbed_says"] = say()
-    engine.restore()
+    engine.weights.restore()
     found["restored"] = hashes(engine)
     found["restored_says"] = say()
-    found["digest"] = engine.digest()
-    engine.update(SEEDS, COEFFICIENTS)
-    found["updated_digest"] = engine.digest()
+    found["digest"] = engine.weights.digest()
+    engine.weights.update(SEEDS, COEFFICIENTS)
+    found["updated_digest"] = engine.weights.digest()
     found |= compare_with_base(engine, asked["prompts"])
-    engine.perturb(SEED, SCALE)
+    engine.weights.perturb([Perturbation(SEED, SCALE)])
     found["updated_perturbed"] = hashes(engine)
-    found["theta"] = {name: digest_of(tensor) for name, tensor in engine.tensors()}
+    found["theta"] = {name: digest_of(tensor) for name, tensor in engine.weights.tensors()}
     found["loaded"] = load_and_digest(engine)
     return found
 
@@ -94,12 +98,12 @@ def compare_with_base(engine: Engine, prompts: list[str]) -> dict[str, Any]:
         )
         for n in range(1, len(prompts) + 1)
     ]
-    engine.restore()
+    engine.weights.restore()
     found: dict[str, Any] = {"updated": hashes(engine), "logprobs": engine.logprobs(prompts, completions)}
-    engine.show_base()
+    engine.weights.show_base()
     found |= {"shown": hashes(engine), "base_logprobs": engine.logprobs(prompts, completions)}
-    found["distance"] = engine.distance()
-    engine.restore()
+    found["distance"] = engine.weights.distance()
+    engine.weights.restore()
     return found | {"unshown": hashes(engine), "logprobs_again": engine.logprobs(prompts, completions)}
 
 
@@ -107,15 +111,15 @@ def load_and_digest(engine: Engine) -> list[int]:
     """Replace theta by the base model's, and then by that of a snapshot of what it was; return both digests."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.h5"
-        origin = {"generation": 1, "theta_digest": engine.digest(), "run_uuid": "", "config": {}}
-        write_snapshot(path, {name: tensor.clone() for name, tensor in engine.tensors()}, origin)
+        origin = {"generation": 1, "theta_digest": engine.weights.digest(), "run_uuid": "", "config": {}}
+        write_snapshot(path, {name: tensor.clone() for name, tensor in engine.weights.tensors()}, origin)
         digests = []
         for source in (None, path):
-            engine.load(source)
-            digests.append(engine.digest())
+            engine.weights.load(source)
+            digests.append(engine.weights.digest())
         path.unlink()
         try:
-            engine.load(path)
+            engine.weights.load(path)
             digests.append(0)
         except UserError:
             return digests
@@ -123,7 +127,7 @@ def load_and_digest(engine: Engine) -> list[int]:
 
 
 def hashes(engine: Engine) -> dict[str, str]:
-    return {name: digest_of(tensor) for name, tensor in engine.live()}
+    return {name: digest_of(tensor) for name, tensor in engine.weights.live()}
 
 
 def digest_of(tensor: torch.Tensor) -> str:

@@ -2,30 +2,28 @@
 
 import itertools
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from esmpi.config.sections import EngineConfig, ModelConfig
-from esmpi.engines.base import Completion, Engine, Sampling, render_chat
+from esmpi.config.sections import ModelConfig
+from esmpi.engines.base import Completion, Engine, Request, Sampling
+from esmpi.engines.vllm import VllmConfig
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, tied_embedding
 from esmpi.mpi.comm import Place
-from esmpi.weights.placement import choose_placement
-
-if TYPE_CHECKING:
-    from esmpi.weights.placement import Placement
+from esmpi.weights.model_weights import ModelWeights, Perturbation
+from esmpi.weights.placement import Placement, choose_placement
 
 log = logging.getLogger(__name__)
 
-_EXTENSION = "esmpi.engines.vllm_worker.WorkerExtension"
+_EXTENSION = "esmpi.engines.vllm.worker.WorkerExtension"
 _LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_", "SLURM", "PALS_", "FLUX_")
 _SELF_TEST_SCALE = 0.05
 _STREAMING_BYTES = 64 * 2**20
@@ -41,8 +39,8 @@ class VllmEngine(Engine):
         If vLLM is missing, or keeps weights where ES cannot reach them; the parameter is named.
     """
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: BaseModel, place: Place):
-        num_workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    def __init__(self, model: ModelConfig, engine: VllmConfig, base: BaseModel, place: Place):
+        num_workers = engine.num_workers
         cores = _share(place.cores[: engine.num_threads or len(place.cores)], num_workers)
         _set_environment(engine, place, cores)
         try:
@@ -53,7 +51,7 @@ class VllmEngine(Engine):
                 f"engine.kind: vllm cannot be imported ({error}): see the README on installing it"
             ) from error
         self._vllm = vllm
-        placement, utilization = _place_theta(model, engine, checkpoint, num_workers)
+        placement, utilization = _place_theta(model, engine, base)
         if current_platform.is_cpu():
             torch.set_num_threads(len(cores[0]))  # vLLM makes this a no-op later
             if num_workers == 1:
@@ -61,79 +59,39 @@ class VllmEngine(Engine):
         self._prefix_caching = engine.prefix_caching
         with _without_launcher():
             try:
-                self._llm = vllm.LLM(**_llm_arguments(model, engine, checkpoint.folder, utilization))
+                self._llm = vllm.LLM(**_llm_arguments(model, engine, base.folder, utilization))
             except (ValueError, TypeError, RuntimeError, OSError) as error:
                 raise UserError(f"engine: vLLM does not start: {' '.join(str(error).split())[:1500]}") from error
-        self._checkpoint = checkpoint
-        found = _rectangles(self._rpc("esmpi_find", str(checkpoint.folder), os.getpid()))
+        found = _rectangles(self._rpc("esmpi_find", str(base.folder), os.getpid()))
         cuts: dict[str, list[int]] = defaultdict(list)
         for name, rows, _ in itertools.chain(*found):
             cuts[name] += rows
-        views = _rectangles(self._rpc("esmpi_open", dict(cuts), cores, placement))
-        self._counted = _count_once(views, checkpoint)
-        self._names = list(dict.fromkeys(name for worker in views for name, _, _ in worker))
-        self._aliases = _aliases(self._names, checkpoint)
+        for trouble in self._rpc("esmpi_open", dict(cuts), cores, placement):
+            if trouble is not None:
+                raise UserError(trouble)
+        self.weights = ModelWeights(base, self._call_shards)
+        self.weights.aliases = _aliases(self.weights.names, base)
+        self.tokenizer = self._llm.get_tokenizer()
         if engine.self_test:
             self._self_test()
-
-    def perturb(self, seed: int, scale: float) -> None:
-        self._rpc("esmpi_perturb", seed, scale, None)
-
-    def restore(self) -> None:
-        self._rpc("esmpi_restore")
-
-    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
-        self._rpc("esmpi_update", seeds.tolist(), coefficients.tolist())
-
-    def load(self, snapshot: Path | None) -> None:
-        for error in self._rpc("esmpi_load", None if snapshot is None else str(snapshot)):
-            if error is not None:
-                raise UserError(error)
-
-    def show_base(self) -> None:
-        self._rpc("esmpi_show_base")
-
-    def distance(self) -> float:
-        return math.sqrt(math.fsum(self._rpc("esmpi_squared_distance", self._counted)))
-
-    def digest(self) -> int:
-        return sum(self._rpc("esmpi_digest", self._counted)) % 2**64
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return self._assemble(live=False)
-
-    def live(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return self._assemble(live=True)
-
-    def aliases(self) -> dict[str, str]:
-        return self._aliases
-
-    @property
-    def num_weights(self) -> int:
-        return sum(self._checkpoint.tensors[name].num_elements for name in self._names)
 
     @property
     def max_length(self) -> int:
         return int(self._llm.llm_engine.model_config.max_model_len)
 
-    def render(self, prompt: str | list[dict[str, str]]) -> str:
-        return prompt if isinstance(prompt, str) else render_chat(self._llm.get_tokenizer(), prompt)
-
-    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self._llm.get_tokenizer()(list(prompts))["input_ids"]]
-
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         parameters = [
             self._vllm.SamplingParams(
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                # each prompt a stream of its own, whatever is batched with it
-                seed=(sampling.seed + i) % 2**63 if sampling.temperature > 0 else None,
+                # each request has a stream of its own, whatever is batched with it
+                seed=request.seed if sampling.temperature > 0 else None,
             )
-            for i in range(len(prompts))
+            for request in requests
         ]
-        completions = [output.outputs[0] for output in self._generate(list(prompts), parameters)]
+        prompts = [request.prompt for request in requests]
+        completions = [output.outputs[0] for output in self._generate(prompts, parameters)]
         return [
             Completion(
                 text=one.text,
@@ -145,7 +103,7 @@ class VllmEngine(Engine):
         ]
 
     def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
-        before = self._llm.get_tokenizer()(list(prompts))["input_ids"]
+        before = self.tokenizer(list(prompts))["input_ids"]
         # vLLM must make one token more, for which there has to be room
         whole = [[*one, *other.tokens][: self.max_length - 1] for one, other in zip(before, completions, strict=True)]
         parameters = self._vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
@@ -164,16 +122,10 @@ class VllmEngine(Engine):
     def _rpc(self, method: str, *arguments: Any) -> list[Any]:
         return list(self._llm.collective_rpc(method, args=arguments))
 
-    def _assemble(self, live: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        from esmpi.model.base_model import matrix_shape
-
-        for name in self._names:
-            shape = self._checkpoint.tensors[name].shape
-            parts = [part for worker in self._rpc("esmpi_parts", name, live) for part in worker]
-            whole = torch.empty(matrix_shape(shape), dtype=parts[0][2].dtype)
-            for rows, cols, values in parts:
-                whole[rows[0] : rows[1], cols[0] : cols[1]] = values
-            yield name, whole.view(shape)
+    def _call_shards(self, method: str, *arguments: Any) -> list[Any]:
+        # arrays do not travel to worker processes
+        plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in arguments]
+        return self._rpc("esmpi_call", method, *plain)
 
     def _self_test(self) -> None:
         """Make sure that each kind of weight counts, and that theta written back is what was there before.
@@ -183,18 +135,18 @@ class VllmEngine(Engine):
         UserError
             With the tensors whose perturbation changes no output.
         """
-        from esmpi.engines.vllm_worker import kind_of
+        from esmpi.engines.vllm.worker import kind_of
 
         kinds: dict[str, list[str]] = defaultdict(list)
-        for name in self._names:
+        for name in self.weights.names:
             kinds[kind_of(name)].append(name)
         before = self._signature()
         ignored = []
         for kind, names in kinds.items():
-            self._rpc("esmpi_perturb", 1, _SELF_TEST_SCALE, names)
+            self.weights.perturb([Perturbation(1, _SELF_TEST_SCALE)], names)
             if self._signature() == before:
                 ignored.append(kind)
-            self._rpc("esmpi_restore")
+            self.weights.restore()
         if ignored:
             raise UserError(
                 f"engine: perturbing these weights changes no output of vLLM, so ES would train nothing there: "
@@ -214,17 +166,13 @@ class VllmEngine(Engine):
         return [(tuple(one.token_ids), one.cumulative_logprob) for one in outputs]
 
 
-def _place_theta(
-    model: ModelConfig, engine: EngineConfig, checkpoint: BaseModel, num_workers: int
-) -> "tuple[Placement, float]":
+def _place_theta(model: ModelConfig, engine: VllmConfig, base: BaseModel) -> tuple[Placement, float]:
     """Return where theta is to be, and the share of a GPU's memory that this leaves for vLLM."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():  # one memory: there is nothing else to choose
         return "host+bf16" if engine.theta_placement == "host+bf16" else "host", engine.gpu_memory_utilization
-    theta, live = (
-        checkpoint.num_weights * itemsize // num_workers for itemsize in (4, getattr(torch, model.dtype).itemsize)
-    )
+    theta, live = (base.num_weights * itemsize // engine.num_workers for itemsize in (4, model.bytes_per_weight))
     memory = current_platform.get_device_total_memory()
     allowed = int(engine.gpu_memory_utilization * memory)
     placement, why = choose_placement(engine.theta_placement, theta, live, allowed)
@@ -234,7 +182,7 @@ def _place_theta(
     return placement, engine.gpu_memory_utilization - ours / memory
 
 
-def _llm_arguments(model: ModelConfig, engine: EngineConfig, folder: Path, utilization: float) -> dict[str, Any]:
+def _llm_arguments(model: ModelConfig, engine: VllmConfig, folder: Path, utilization: float) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": model.dtype,
@@ -254,7 +202,7 @@ def _llm_arguments(model: ModelConfig, engine: EngineConfig, folder: Path, utili
     return arguments | engine.vllm_args
 
 
-def _set_environment(engine: EngineConfig, place: Place, cores: list[list[int]]) -> None:
+def _set_environment(engine: VllmConfig, place: Place, cores: list[list[int]]) -> None:
     """Tell vLLM, by its environment, which processes, processors and GPUs to use. Before it is imported."""
     num_workers = len(cores)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -307,39 +255,11 @@ def _rectangles(said: list[Any]) -> list[list[tuple[str, tuple[int, int], tuple[
     return [[(name, tuple(rows), tuple(cols)) for name, rows, cols in worker] for worker in said]
 
 
-def _count_once(views: list[list[tuple[str, Any, Any]]], checkpoint: BaseModel) -> list[list[int]]:
-    """Return, for each worker, the numbers of the views that count in the digest: each element exactly once.
-
-    Raises
-    ------
-    UserError
-        If a tensor is held in part only, or rectangles overlap without being the same.
-    """
-    from esmpi.model.base_model import matrix_shape
-
-    seen: dict[str, set[tuple[Any, Any]]] = defaultdict(set)
-    counted: list[list[int]] = []
-    for worker in views:
-        counted.append([])
-        for number, (name, rows, cols) in enumerate(worker):
-            if (rows, cols) not in seen[name]:
-                seen[name].add((rows, cols))
-                counted[-1].append(number)
-    for name, rectangles in seen.items():
-        held = np.zeros(matrix_shape(checkpoint.tensors[name].shape)[0], np.int64)
-        num_cols = matrix_shape(checkpoint.tensors[name].shape)[1]
-        for (row, end), (col, stop) in rectangles:
-            held[row:end] += stop - col
-        if (held != num_cols).any():
-            raise UserError(f"engine: vLLM's workers do not hold each element of {name} exactly once")
-    return counted
-
-
-def _aliases(names: list[str], checkpoint: BaseModel) -> dict[str, str]:
+def _aliases(names: list[str], base: BaseModel) -> dict[str, str]:
     """Return the checkpoint's tensors that are another name of a tied one; warn of those that nobody uses."""
-    unused = checkpoint.tensors.keys() - set(names)
+    unused = base.tensors.keys() - set(names)
     aliases = {}
-    if "lm_head.weight" in unused and checkpoint.config.get("tie_word_embeddings"):
+    if "lm_head.weight" in unused and base.config.get("tie_word_embeddings"):
         aliases["lm_head.weight"] = tied_embedding(names)
     rest = sorted(unused - aliases.keys())
     if rest:

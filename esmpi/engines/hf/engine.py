@@ -1,25 +1,24 @@
 """Engine `hf`: transformers' own generation, on the CPU or one GPU."""
 
 import logging
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from esmpi.config.sections import EngineConfig, ModelConfig
-from esmpi.engines.base import Completion, Engine, Sampling, render_chat
+from esmpi.config.sections import ModelConfig
+from esmpi.engines.base import Completion, Engine, Request, Sampling
+from esmpi.engines.hf import HfConfig
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
-from esmpi.model.snapshot import opened
 from esmpi.mpi.comm import Place
+from esmpi.weights.model_weights import ModelWeights
 from esmpi.weights.open import open_weights
 from esmpi.weights.placement import Placement, choose_placement
+from esmpi.weights.shard import WeightShard, call_here
 from esmpi.weights.views import View
 
 log = logging.getLogger(__name__)
@@ -35,49 +34,49 @@ class HfEngine(Engine):
         then perturb something else than the model.
     """
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, checkpoint: BaseModel, place: Place):
+    def __init__(self, model: ModelConfig, engine: HfConfig, base: BaseModel, place: Place):
         num_threads = engine.num_threads or len(place.cores)
         torch.set_num_threads(num_threads)
         disable_progress_bar()
         self._device = _device(engine.device, place.local_rank)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        self._checkpoint = checkpoint
-        if "quantization_config" in checkpoint.config:
-            raise UserError(f"model.path: {checkpoint.folder} is quantized: ES needs unquantized weights")
+        if "quantization_config" in base.config:
+            raise UserError(f"model.path: {base.folder} is quantized: ES needs unquantized weights")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.folder, padding_side="left", trust_remote_code=model.trust_remote_code
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                base.folder, padding_side="left", trust_remote_code=model.trust_remote_code
             )
             self._model = AutoModelForCausalLM.from_pretrained(
-                checkpoint.folder, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
+                base.folder, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
             )
         except (OSError, ValueError, ImportError) as error:  # unknown architecture, missing file or package, ...
-            raise UserError(f"model.path: transformers cannot load {checkpoint.folder}: {error}") from error
+            raise UserError(f"model.path: transformers cannot load {base.folder}: {error}") from error
         self._model.eval().requires_grad_(False).to(self._device)
 
         ends = self._model.generation_config.eos_token_id
         if ends is None:
-            ends = self._tokenizer.eos_token_id
+            ends = self.tokenizer.eos_token_id
         if ends is None:
-            raise UserError(f"model.path: {checkpoint.folder} names no end-of-text token (eos_token_id)")
+            raise UserError(f"model.path: {base.folder} names no end-of-text token (eos_token_id)")
         self._ends = ends if isinstance(ends, list) else [ends]
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token_id = self._ends[0]
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token_id = self._ends[0]
         # A model may bring its own defaults (temperature, repetition penalty, ...): a run's sampling is what
         # its config says and nothing else.
         self._model.generation_config = GenerationConfig(
-            eos_token_id=self._ends, pad_token_id=self._tokenizer.pad_token_id
+            eos_token_id=self._ends, pad_token_id=self.tokenizer.pad_token_id
         )
 
-        views, self._aliases = self._find_views(checkpoint)
-        unused = sorted(checkpoint.tensors.keys() - {view.name for view in views} - self._aliases.keys())
+        views, aliases = self._find_views(base)
+        unused = sorted(base.tensors.keys() - {view.name for view in views} - aliases.keys())
         if unused:
             log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", unused)
         placement = self._place_theta(engine.theta_placement, views)
-        self._weights = open_weights(views, lambda view: _read(checkpoint, view), num_threads, placement)
+        weights = open_weights(views, lambda view: _read(base, view), num_threads, placement)
+        self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
 
-    def _find_views(self, checkpoint: BaseModel) -> tuple[list[View], dict[str, str]]:
+    def _find_views(self, base: BaseModel) -> tuple[list[View], dict[str, str]]:
         """Return a view of each parameter under the name that the checkpoint stores, and its other names."""
         prefix = f"{self._model.base_model_prefix}."
         parameters: dict[int, torch.nn.Parameter] = {}
@@ -89,7 +88,7 @@ class HfEngine(Engine):
         views: list[View] = []
         aliases: dict[str, str] = {}
         for key, parameter in parameters.items():
-            canonical = next((name for name in names[key] if name in checkpoint.tensors), names[key][0])
+            canonical = next((name for name in names[key] if name in base.tensors), names[key][0])
             views.append(View.whole(canonical, parameter))
             aliases |= {name: canonical for name in names[key] if name != canonical}
         return views, aliases
@@ -105,61 +104,14 @@ class HfEngine(Engine):
         log.info("%s", why)
         return placement
 
-    def perturb(self, seed: int, scale: float) -> None:
-        self._weights.perturb(seed, scale)
-
-    def restore(self) -> None:
-        self._weights.restore()
-
-    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
-        self._weights.update(seeds, coefficients)
-
-    def load(self, snapshot: Path | None) -> None:
-        with opened(snapshot, self._checkpoint) as source:
-            self._weights.load(lambda view: source.read(view.name, view.rows, view.cols))
-
-    def show_base(self) -> None:
-        self._weights.show(self._read_base)
-
-    def distance(self) -> float:
-        return math.sqrt(self._weights.squared_distance(self._read_base))
-
-    def _read_base(self, view: View) -> torch.Tensor:
-        return self._checkpoint.read(view.name, view.rows, view.cols)
-
-    def digest(self) -> int:
-        return self._weights.digest()
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for view, theta in self._weights.theta():
-            yield view.name, theta.cpu().view(view.shape)
-
-    def aliases(self) -> dict[str, str]:
-        return self._aliases
-
-    @property
-    def num_weights(self) -> int:
-        return self._weights.num_weights
-
-    def live(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for view in self._weights.views:
-            assert view.live is not None
-            yield view.name, view.live.view(view.shape)
-
     @property
     def max_length(self) -> int | None:
         return getattr(self._model.config, "max_position_embeddings", None)
 
-    def render(self, prompt: str | list[dict[str, str]]) -> str:
-        return prompt if isinstance(prompt, str) else render_chat(self._tokenizer, prompt)
-
-    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self._tokenizer(list(prompts))["input_ids"]]
-
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
-        if not prompts:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        if not requests:
             return []
-        inputs = self._tokenizer(list(prompts), return_tensors="pt", padding=True)
+        inputs = self.tokenizer([request.prompt for request in requests], return_tensors="pt", padding=True)
         # Some tokenizers also return token_type_ids, which decoder models refuse.
         inputs = {key: inputs[key].to(self._device) for key in ("input_ids", "attention_mask")}
         prompt_length = inputs["input_ids"].shape[1]
@@ -168,16 +120,17 @@ class HfEngine(Engine):
             # A perturbed model can overflow; its completions are then noise with a bad reward, not a crash.
             settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
             settings |= {"remove_invalid_values": True}
-        generation = GenerationConfig(eos_token_id=self._ends, pad_token_id=self._tokenizer.pad_token_id, **settings)
+        generation = GenerationConfig(eos_token_id=self._ends, pad_token_id=self.tokenizer.pad_token_id, **settings)
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(sampling.seed)  # transformers samples from torch's global generator only
+            # transformers samples from torch's global generator only: one seed for the whole batch
+            torch.manual_seed(requests[0].seed)
             output = self._model.generate(**inputs, generation_config=generation)
         return [self._completion(tokens) for tokens in output[:, prompt_length:].tolist()]
 
     def _completion(self, tokens: list[int]) -> Completion:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         num_tokens = len(tokens) if end is None else end + 1
         return Completion(text=text, num_tokens=num_tokens, truncated=end is None, tokens=tuple(tokens[:num_tokens]))
 
@@ -185,7 +138,7 @@ class HfEngine(Engine):
         found = []
         # one after another: the scores of a batch would be as large as the vocabulary times all its tokens
         for prompt, completion in zip(prompts, completions, strict=True):
-            before = self._tokenizer(prompt)["input_ids"]
+            before = self.tokenizer(prompt)["input_ids"]
             tokens = torch.tensor([[*before, *completion.tokens]], device=self._device)
             with torch.inference_mode():
                 scores = self._model(tokens[:, :-1]).logits[0, len(before) - 1 :]
@@ -203,15 +156,15 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def _read(checkpoint: BaseModel, view: View) -> torch.Tensor:
+def _read(base: BaseModel, view: View) -> torch.Tensor:
     """Return the checkpoint's values for a view, after making sure that the engine holds just these."""
-    stored = checkpoint.tensors.get(view.name)
+    stored = base.tensors.get(view.name)
     if stored is None:
-        raise UserError(f"model.path: parameter {view.name} is not stored under that name in {checkpoint.folder}")
+        raise UserError(f"model.path: parameter {view.name} is not stored under that name in {base.folder}")
     if stored.shape != view.shape:
-        raise UserError(f"model.path: {view.name} has shape {view.shape}, but {stored.shape} in {checkpoint.folder}")
-    theta = checkpoint.read(view.name, view.rows, view.cols)
+        raise UserError(f"model.path: {view.name} has shape {view.shape}, but {stored.shape} in {base.folder}")
+    theta = base.read(view.name, view.rows, view.cols)
     assert view.live is not None
     if not torch.equal(theta.to(view.live.dtype), view.live.cpu()):
-        raise UserError(f"model.path: {view.name} does not hold the values of {checkpoint.folder}")
+        raise UserError(f"model.path: {view.name} does not hold the values of {base.folder}")
     return theta

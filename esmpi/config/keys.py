@@ -1,0 +1,106 @@
+"""What a config says of each of its keys, at the field: bounds, unit, choices, and whether it changes the result."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from esmpi import plugins
+
+ChangesResult = Literal["yes", "no", "by_digest", "if_sampled"]
+"""Whether another value of a key makes another run.
+
+yes: theta, or what an evaluation means, may become another. no: where files lie, how fast the run is, what it shows,
+how long it goes on. by_digest: the key says where something lies, and the digest of what was read there decides.
+if_sampled: only where completions are sampled, that is with a temperature above 0.
+"""
+
+_KEY = "esmpi.key"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Key:
+    """What is known of a key, beside its type, its default and its description."""
+
+    minimum: float | None = None
+    """The least value."""
+    above: float | None = None
+    """A value must be larger."""
+    maximum: float | None = None
+    """The largest value."""
+    below: float | None = None
+    """A value must be smaller."""
+    unit: str | None = None
+    """Unit of the value, such as s or GiB."""
+    plugins: str | None = None
+    """The room whose plug-ins are the valid names, such as `esmpi.es.shapings`."""
+    changes_result: ChangesResult = "yes"
+    """See `ChangesResult`."""
+
+    def choices(self) -> tuple[str, ...]:
+        """Return the valid names, empty if the key is not a plug-in's name."""
+        return () if self.plugins is None else tuple(plugins.modules(self.plugins))
+
+    def trouble(self, value: Any) -> str | None:
+        """Return what is wrong with a value, None if nothing is. None is a value that is left open, and valid."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        low_ok = (self.minimum is None or value >= self.minimum) and (self.above is None or value > self.above)
+        high_ok = (self.maximum is None or value <= self.maximum) and (self.below is None or value < self.below)
+        return None if low_ok and high_ok and not math.isnan(value) else f"must be {self.range()}, got {value}"
+
+    def range(self) -> str:
+        """Return the bounds in words, such as "at least 1"; empty without any."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"between {_number(self.minimum)} and {_number(self.maximum)}"
+        words = ("at least", self.minimum), ("above", self.above), ("at most", self.maximum), ("below", self.below)
+        return " and ".join(f"{word} {_number(bound)}" for word, bound in words if bound is not None) or "a number"
+
+
+def key(
+    default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None, **what: Any
+) -> Any:  # the type of the field that it stands for
+    """Return a dataclass field: a key of the config with its default, and what `Key` says of it."""
+    metadata = {_KEY: Key(**what)}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def key_of(field: "dataclasses.Field[Any]") -> Key:
+    """Return what is known of a field; one that says nothing of itself changes the result."""
+    known: Key = field.metadata.get(_KEY, Key())
+    return known
+
+
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """Return a field's default in the types that JSON has, None if it has none."""
+    value = None if field.default is dataclasses.MISSING else field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of the config. Its values are checked against what their fields say of them.
+
+    A subclass that checks more does so in `__post_init__`, after calling this one.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if trouble := key_of(field).trouble(getattr(self, field.name)):
+                raise ValueError(f"{field.name}: {trouble}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError, with a message that starts with the key's name, unless a condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -1,0 +1,37 @@
+"""Engine `hf`: transformers' own generation, on the CPU or one GPU."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from esmpi.config.keys import key
+from esmpi.config.sections import Config
+from esmpi.engines.base import EngineConfig, memory_line
+from esmpi.weights.placement import size
+
+if TYPE_CHECKING:
+    from esmpi.model.base_model import BaseModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfConfig(EngineConfig):
+    """Keys of engine hf."""
+
+    engine: ClassVar[str] = "esmpi.engines.hf.engine:HfEngine"
+
+    kind: str = key("hf", changes_result="no")
+    """transformers' own generation."""
+    device: Literal["auto", "cpu", "cuda"] = key("auto", changes_result="no")
+    """Where the live weights are; auto takes a GPU if this rank has one."""
+
+    def plan(self, config: Config, base: "BaseModel") -> list[str]:
+        shape = base.config
+        line = memory_line(config, base)
+        if not {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():
+            return [line]
+        heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
+        head_size = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+        token = 2 * shape["num_hidden_layers"] * heads * head_size * config.model.bytes_per_weight
+        prompts = config.data.mini_batch_size or config.data.batch_size
+        cache = size(token * prompts * config.sampling.max_tokens)
+        new = f"{prompts} prompts x {config.sampling.max_tokens} new tokens"
+        return [f"{line} + cache {cache} ({new}, and the prompts' own)"]

@@ -1,0 +1,80 @@
+"""Engine `vllm`: one vLLM engine a rank, in this process, or with worker processes for tensor parallelism."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from esmpi.config.keys import key, require
+from esmpi.config.sections import Config
+from esmpi.engines.base import EngineConfig, memory_line
+from esmpi.weights.placement import device_memory_wanted, size
+
+if TYPE_CHECKING:
+    from esmpi.model.base_model import BaseModel
+
+_SET_BY_ESMPI = {
+    *("model", "dtype", "trust_remote_code", "tensor_parallel_size", "pipeline_parallel_size", "seed"),
+    *("gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "worker_extension_cls"),
+    *("max_model_len", "max_num_seqs"),
+}
+_WHERE = {
+    "auto": "on the GPU if that has {least} or more, else in host memory",
+    "device": "on the GPU, which must have {least} or more",
+    "host": "in host memory, streamed to the GPU",
+    "host+bf16": "in host memory, a bfloat16 copy of it on the GPU",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmConfig(EngineConfig):
+    """Keys of engine vllm."""
+
+    engine: ClassVar[str] = "esmpi.engines.vllm.engine:VllmEngine"
+
+    kind: str = key("vllm", changes_result="no")
+    """vLLM."""
+    tensor_parallel_size: int = key(1, minimum=1, maximum=2**31, changes_result="no")
+    """Worker processes, with a GPU each, that share every layer of one model."""
+    pipeline_parallel_size: int = key(1, minimum=1, maximum=2**31, changes_result="no")
+    """Groups of workers that share the layers among them."""
+    gpu_memory_utilization: float = key(0.9, above=0, maximum=1, changes_result="no")
+    """Share of a GPU's memory for theta (if it is there), live weights, cache and activations."""
+    cpu_kv_cache_gib: int = key(1, minimum=1, maximum=2**31, unit="GiB", changes_result="no")
+    """Size of the cache on a CPU."""
+    max_model_len: int | None = key(None, minimum=1, maximum=2**31, unit="tokens", changes_result="no")
+    """The most tokens of a prompt and its completion. null: the model's own limit."""
+    max_num_seqs: int | None = key(None, minimum=1, maximum=2**31, changes_result="no")
+    """The most completions that are generated at once. null: vLLM's default."""
+    enforce_eager: bool = key(False, changes_result="no")
+    """No CUDA graphs: starts faster, generates slower."""
+    prefix_caching: bool = key(False, changes_result="no")
+    """Compute a beginning that prompts share once a call. Saves time; what shares a cache may round otherwise."""
+    self_test: bool = key(True, changes_result="no")
+    """Make sure at the start that a perturbation of each kind of weight changes the outputs."""
+    vllm_args: dict[str, Any] = key(factory=dict, changes_result="no")
+    """Further arguments of `vllm.LLM`, passed as they are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taken = sorted(_SET_BY_ESMPI & self.vllm_args.keys())
+        require(not taken, f"vllm_args: {', '.join(taken)}: esmpi sets this by a key of its own")
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes of a rank."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def plan(self, config: Config, base: "BaseModel") -> list[str]:
+        workers = self.num_workers
+        theta, live = 4 * base.num_weights, config.model.bytes_per_weight * base.num_weights
+        least = device_memory_wanted(theta // workers, live // workers) / self.gpu_memory_utilization
+        return [
+            f"{memory_line(config, base)}, over {workers} GPUs; vLLM's cache takes what is left of "
+            f"{self.gpu_memory_utilization:.0%} of a GPU, or {self.cpu_kv_cache_gib} GiB on a CPU",
+            f"theta           {_WHERE[self.theta_placement].format(least=size(int(least)))}",
+        ]
+
+    def missing(self) -> list[str]:
+        if find_spec("vllm") is None:
+            return ["engine.kind: vllm is not installed: pip install 'esmpi[vllm]', or engine.kind=hf"]
+        return []

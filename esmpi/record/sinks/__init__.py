@@ -1,0 +1,54 @@
+"""Send a run's figures to TensorBoard or Weights & Biases. The run file has them all; sinks are for looking on."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from esmpi import plugins
+from esmpi.errors import UserError
+from esmpi.record.sinks.base import Sink
+
+log = logging.getLogger(__name__)
+
+
+def find_sink(name: str) -> type[Sink]:
+    """Return a kind of sink by its name; raise KeyError if there is none."""
+    module = plugins.modules("esmpi.record.sinks")[name]
+    [found] = (sink for sink in plugins.classes("esmpi.record.sinks", Sink) if sink.__module__ == module)
+    return found
+
+
+class Sinks:
+    """All sinks of a run. One that fails is dropped with a warning: looking on must not end a run.
+
+    Raises
+    ------
+    UserError
+        If a sink's package is not installed.
+    """
+
+    def __init__(self, names: Sequence[str], directory: Path, attributes: Mapping[str, Any], first: int):
+        self._open: dict[str, Sink] = {}
+        for name in names:
+            try:
+                self._open[name] = find_sink(name)(directory, attributes, first)
+            except ImportError as error:
+                raise UserError(f"log.sinks: {name} is not installed: pip install 'esmpi[{name}]'") from error
+
+    def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
+        """Add figures of a generation to every sink."""
+        for name in list(self._open):
+            try:
+                self._open[name].write(group, generation, figures)
+            except Exception as error:  # a sink may raise anything: full disk, no network, ...
+                log.warning("log.sinks: %s failed and gets no more figures: %s", name, error)
+                del self._open[name]
+
+    def close(self) -> None:
+        """Close every sink."""
+        for name, sink in self._open.items():
+            try:
+                sink.close()
+            except Exception as error:
+                log.warning("log.sinks: %s could not be closed: %s", name, error)

@@ -1,0 +1,166 @@
+"""All weights of a model, wherever they lie: what the training loop perturbs, updates and compares."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from esmpi.errors import UserError
+from esmpi.model.base_model import BaseModel, matrix_shape
+
+if TYPE_CHECKING:
+    import torch
+
+    from esmpi.weights.shard import Rectangle
+
+Call = Callable[..., list[Any]]
+"""Calls a method of every shard, `call(method, *arguments)`, and returns what each returns, in the shards' order."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What makes a member's weights of theta."""
+
+    seed: int
+    """Of the member's noise, 0 to 2^64 - 1."""
+    scale: float
+    """sign * sigma."""
+
+
+class ModelWeights:
+    """Theta and the live weights of an engine. The same class for every engine: only `call` differs.
+
+    Parameters
+    ----------
+    base : BaseModel
+    call : Call
+        How the shards (`esmpi.weights.shard.WeightShard`) are reached.
+    aliases : mapping of str to str, optional
+        Names of tied tensors that are not canonical, with the canonical name of each.
+
+    Raises
+    ------
+    UserError
+        If the shards hold a tensor in part only, or hold parts that overlap without being the same.
+    """
+
+    def __init__(self, base: BaseModel, call: Call, aliases: Mapping[str, str] | None = None):
+        self._base = base
+        self._call = call
+        held = [
+            # from another process tuples come as lists
+            [(name, tuple(rows), tuple(cols)) for name, rows, cols in shard]
+            for shard in call("rectangles")
+        ]
+        self._counted = count_once(held, base)
+        self.names: list[str] = list(dict.fromkeys(name for shard in held for name, _, _ in shard))
+        """Canonical names of theta's tensors."""
+        self.aliases = dict(aliases or {})
+        """Names of tied tensors that are not canonical, with the canonical name of each."""
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights theta has."""
+        return sum(self._base.tensors[name].num_elements for name in self.names)
+
+    def perturb(self, wave: Sequence[Perturbation], only: Collection[str] | None = None) -> None:
+        """Write the live weights of the members of a wave: live = cast(theta + scale * eps(seed)).
+
+        With `only`, canonical names, no other tensors are touched.
+
+        Raises
+        ------
+        ValueError
+            If the wave has more than one member: the live weights are those of one.
+        """
+        [member] = wave
+        self._call("perturb", member.seed, member.scale, None if only is None else list(only))
+
+    def restore(self) -> None:
+        """Write live = cast(theta)."""
+        self._call("restore")
+
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        """Add sum_i coefficient_i * eps_i to theta; the live weights follow at the next perturb or restore.
+
+        `seeds` is (N,) uint64, `coefficients` (N,) float32.
+        """
+        self._call("update", seeds, coefficients)
+
+    def load(self, snapshot: Path | None) -> None:
+        """Replace theta by a snapshot's, or by the base model's; the live weights follow as after an update.
+
+        Raises
+        ------
+        UserError
+            If the snapshot cannot be read here. Theta is then in part replaced: load another one, or the base.
+        """
+        for error in self._call("load", None if snapshot is None else str(snapshot)):
+            if error is not None:
+                raise UserError(error)
+
+    def show_base(self) -> None:
+        """Write live = cast(base model), to compare with it; `restore` ends that. Theta stays."""
+        self._call("show_base")
+
+    def distance(self) -> float:
+        """Return the Euclidean norm of theta minus the base model."""
+        return math.sqrt(math.fsum(self._call("squared_distance", self._counted)))
+
+    def digest(self) -> int:
+        """Return the 64-bit digest of theta."""
+        return sum(self._call("digest", self._counted)) % 2**64
+
+    def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield theta: canonical name and float32 tensor of the canonical shape, on the CPU, not to be changed."""
+        return self._assemble(live=False)
+
+    def live(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed."""
+        return self._assemble(live=True)
+
+    def close(self) -> None:
+        """End what works on the weights; nothing else may be called afterwards."""
+        self._call("close")
+
+    def _assemble(self, live: bool) -> "Iterator[tuple[str, torch.Tensor]]":
+        for name in self.names:
+            shape = self._base.tensors[name].shape
+            parts = [part for shard in self._call("parts", name, live) for part in shard]
+            if len(parts) == 1:  # all of it, and perhaps theta's own memory, which need not be held twice
+                yield name, parts[0][2].view(shape)
+                continue
+            whole = parts[0][2].new_empty(matrix_shape(shape))
+            for rows, cols, values in parts:
+                whole[rows[0] : rows[1], cols[0] : cols[1]] = values
+            yield name, whole.view(shape)
+
+
+def count_once(held: "Sequence[Sequence[Rectangle]]", base: BaseModel) -> list[list[int]]:
+    """Return, for each shard, the numbers of the views that count in the digest: each element exactly once.
+
+    Raises
+    ------
+    UserError
+        If a tensor is held in part only, or rectangles overlap without being the same.
+    """
+    seen: dict[str, set[tuple[Any, Any]]] = defaultdict(set)
+    counted: list[list[int]] = []
+    for shard in held:
+        counted.append([])
+        for number, (name, rows, cols) in enumerate(shard):
+            if (rows, cols) not in seen[name]:
+                seen[name].add((rows, cols))
+                counted[-1].append(number)
+    for name, rectangles in seen.items():
+        num_rows, num_cols = matrix_shape(base.tensors[name].shape)
+        columns_held = np.zeros(num_rows, np.int64)
+        for (row, end), (col, stop) in rectangles:
+            columns_held[row:end] += stop - col
+        if (columns_held != num_cols).any():
+            raise UserError(f"engine: its workers do not hold each element of {name} exactly once")
+    return counted

@@ -1,0 +1,99 @@
+"""What ES does to the weights that one process holds. An engine with several worker processes has a shard in each."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from esmpi.errors import UserError
+from esmpi.model.base_model import BaseModel
+from esmpi.model.snapshot import opened
+from esmpi.weights.host import Weights
+from esmpi.weights.views import View
+
+Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
+"""Canonical name, rows and columns of what a view holds."""
+
+
+class WeightShard:
+    """The weights of one process, as `esmpi.weights.model_weights.ModelWeights` asks for them.
+
+    Arguments and results are of types that can go to another process and back, so an error of the user's is returned
+    as its text: from another process it would arrive as some RuntimeError.
+
+    Parameters
+    ----------
+    weights : Weights
+        What this process holds.
+    base : BaseModel
+    rank : int
+        Which of the shards this is.
+    """
+
+    def __init__(self, weights: Weights, base: BaseModel, rank: int = 0):
+        self._weights = weights
+        self._base = base
+        self._rank = rank
+
+    def rectangles(self) -> list[Rectangle]:
+        """Return what the views hold, in their order."""
+        return [(view.name, view.rows, view.cols) for view in self._weights.views]
+
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None) -> None:
+        """Write live = cast(theta + scale * eps(seed)), of these tensors only if there is a choice."""
+        self._weights.perturb(seed, scale, only)
+
+    def restore(self) -> None:
+        """Write live = cast(theta)."""
+        self._weights.restore()
+
+    def update(self, seeds: Sequence[int] | np.ndarray, coefficients: Sequence[float] | np.ndarray) -> None:
+        """Add the members' noise, times their coefficients, to theta: (N,) uint64 and (N,) float32."""
+        self._weights.update(np.asarray(seeds, np.uint64), np.asarray(coefficients, np.float32))
+
+    def load(self, snapshot: str | None) -> str | None:
+        """Replace theta by a snapshot's or the base model's; return what is wrong, None if nothing is."""
+        try:
+            with opened(None if snapshot is None else Path(snapshot), self._base) as source:
+                self._weights.load(lambda view: source.read(view.name, view.rows, view.cols))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def show_base(self) -> None:
+        """Write live = cast(base model)."""
+        self._weights.show(self._read_base)
+
+    def squared_distance(self, counted: Sequence[Sequence[int]]) -> float:
+        """Return this shard's part of the squared norm of theta minus the base model; `counted` as in `digest`."""
+        return self._weights.squared_distance(self._read_base, set(counted[self._rank]))
+
+    def digest(self, counted: Sequence[Sequence[int]]) -> int:
+        """Return this shard's part of the digest; `counted` has, by rank, the numbers of the views that count."""
+        return self._weights.digest(set(counted[self._rank]))
+
+    def parts(self, name: str, live: bool) -> list[tuple[tuple[int, int], tuple[int, int], torch.Tensor]]:
+        """Return the rectangles of a tensor, of theta or the live weights: (rows, columns, values on the CPU)."""
+        return [
+            (view.rows, view.cols, (view.live if live and view.live is not None else theta).cpu())
+            for view, theta in self._weights.theta()
+            if view.name == name
+        ]
+
+    def close(self) -> None:
+        """End what works on the weights."""
+        self._weights.close()
+
+    def _read_base(self, view: View) -> torch.Tensor:
+        return self._base.read(view.name, view.rows, view.cols)
+
+
+def call_here(shard: WeightShard) -> Any:
+    """Return how an engine without worker processes calls its only shard; see `ModelWeights`."""
+
+    def call(method: str, *arguments: Any) -> list[Any]:
+        return [getattr(shard, method)(*arguments)]
+
+    return call
