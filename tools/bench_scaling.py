@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        from esmpi.run import on_all_ranks
+        from esmpi.mpi.world import on_all_ranks
 
         sys.exit(on_all_ranks(lambda comm: measure(comm, arguments.one, arguments.population, arguments.generations)))
     rows = [row for ranks in arguments.ranks for row in launch(ranks, arguments)]

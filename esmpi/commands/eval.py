@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esmpi.arguments import add_generation, add_overrides
 from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
 from esmpi.mpi.launcher import speaks_for_all
-from esmpi.run import on_all_ranks
+from esmpi.mpi.world import on_all_ranks
 
 if TYPE_CHECKING:
     from esmpi.config.sections import Config
@@ -21,22 +22,22 @@ if TYPE_CHECKING:
     from esmpi.resume import Digests
     from esmpi.store.run_file import RunFile
 
+HELP = "evaluate a run at a generation, or any model; also under mpiexec or srun"
+
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to a parser."""
+    """Add the command's arguments to its parser."""
     parser.add_argument("target", help="run directory or log-only file, or a config, whose model is evaluated as it is")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.eval=test.jsonl")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--generation", type=int, help="0 is the base model; default: the last one")
-    which.add_argument("--best", action="store_true", help="the generation with the highest held-out accuracy")
+    add_overrides(parser, "such as data.eval=test.jsonl")
+    add_generation(parser)
     parser.add_argument("--suite", help="name of the result, if it is not like the run's own; of the held-out problems")
     parser.add_argument("--out", type=Path, help="folder for results and samples (default: the run directory)")
 
 
 def process(arguments: argparse.Namespace) -> int:
-    """Evaluate; return the exit code, as `esmpi.run` does."""
+    """Evaluate on all ranks; return the exit code."""
     if arguments.suite is not None and not is_suite_name(arguments.suite):
         if speaks_for_all():
             print(f"esmpi: --suite: {arguments.suite!r}: letters, digits, _ and - only", file=sys.stderr)
@@ -99,15 +100,15 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
 @dataclass(frozen=True, kw_only=True)
 class _Target:
     run: "RunFile | None"
-    """None: the model of a config."""
+    """None if the target is a config, whose model is evaluated."""
     generation: int
     config: "Config"
     directory: Path
-    """Where results go; held by this process."""
+    """Where results go; this process holds its lock."""
 
 
 def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
-    """Read, on rank 0, what is to be evaluated; the directory is held until `stack` is closed."""
+    """Read, on rank 0, what is to be evaluated, and lock the directory until `stack` is closed."""
     from esmpi.config.reader import load_config, parse_config
     from esmpi.files import locked
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
@@ -132,7 +133,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     if arguments.out is None and (run.attributes["log_only"] or path.name != RUN_FILE):
         raise UserError(f"--out DIR is needed: {path} is a file of its own, without a run directory")
     stack.enter_context(locked(directory))
-    # anew: what was committed before this process held the directory must not be lost by what it writes
+    # Read again: what another process committed before this one had the lock must not be overwritten.
     run = RunFile.open(path)
     config = parse_config(run.attributes["config"], arguments.overrides)
     _check_suite_is_free(arguments.suite, run.attributes["config"])
@@ -148,7 +149,7 @@ def _check_suite_is_free(suite: str | None, config: dict[str, Any]) -> None:
 
 
 def _digest_of_kind(config: "Config", digests: "Digests") -> str:
-    """Return a digest of all that the figures of a suite of the user's naming depend on, besides theta."""
+    """Return a digest of everything but theta that the results of a suite named by the user depend on."""
     from esmpi.setup import digest_of
 
     tree = config.to_dict()
@@ -159,7 +160,7 @@ def _digest_of_kind(config: "Config", digests: "Digests") -> str:
 
 
 def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digests") -> None:
-    """Raise UserError if the run has results of other problems, or of another kind, under one of these names."""
+    """Raise UserError if the run has results of other problems or of another kind under one of these names."""
     own = run.attributes["config"]["eval"].get("suites", {}).keys() | {HELD_OUT}
     if names.keys() & own and run.attributes["task_digest"] not in ("", digests.task):
         raise UserError("--suite NAME is needed, a new one: the task file is not the one that the run was begun with")
@@ -170,7 +171,7 @@ def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digest
 
 
 def _check_unchanged(run: "RunFile", config: "Config") -> None:
-    """Raise UserError if results would not be like those that the run has of the same suites."""
+    """Raise UserError if the results could not be compared with those that the run has of the same suites."""
     from esmpi.config.differences import differences
 
     before, now = run.attributes["config"], config.to_dict()

@@ -13,10 +13,15 @@ from safetensors.torch import save_file
 
 from esmpi.errors import UserError
 from esmpi.files import older_of, put_back, sync
-from esmpi.model.base_model import BaseModel
+from esmpi.model.base_model import BaseModel, matrix_shape
 
 if TYPE_CHECKING:
     import torch
+
+_MARK = "esmpi.json"
+"""File that says that a folder is an export, and of which theta."""
+_COPIED = (".json", ".jinja", ".txt", ".model", ".py")
+"""Suffixes of the base model's files that are copied."""
 
 
 def export(
@@ -28,7 +33,9 @@ def export(
     origin: dict[str, Any],
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model folder that transformers and vLLM load: the base's files with theta's values.
+    """Write a model folder that transformers and vLLM load: the base model's files with theta's values.
+
+    The folder is written under another name first, so that a folder that is there is complete.
 
     Parameters
     ----------
@@ -38,60 +45,30 @@ def export(
     aliases : dict
         Names of tied tensors and the canonical name of each.
     out : Path
-        Made anew; an older export there is replaced.
+        Folder to write; an older export there is replaced.
     dtype : str
         "float32" or "bfloat16".
     origin : dict
         Which theta this is (`RunFile.describe`); written into esmpi.json and the weights' metadata.
     texts : mapping, optional
-        Further files by name, such as the model card; one of the base that has the name is not copied.
+        Further files by name, such as the model card; they replace files of the base model that have the same name.
 
     Raises
     ------
     UserError
-        If `out` exists and is not an export of esmpi.
+        If `out` exists and is not an export of esmpi, or if it cannot be written; what was there is then unchanged.
     """
-    import torch
-
     check_target(out)
-    values = dict(theta)
+    read = _reader(base, dict(theta), aliases, dtype)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    older = older_of(out)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        # Written under another name first: a folder that is there is complete.
         unfinished.mkdir(parents=True)
-        for file in sorted(base.folder.iterdir()):
-            if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model", ".py"):
-                shutil.copyfile(file, unfinished / file.name)
-        for name, text in (texts or {}).items():
-            (unfinished / name).write_text(text, encoding="utf-8")
-        _set_dtype(unfinished / "config.json", dtype)
-        target = getattr(torch, dtype)
-
-        def current(name: str) -> "torch.Tensor":
-            if name in aliases:
-                return values[aliases[name]].to(target, copy=True)  # safetensors refuses shared memory
-            if name in values:
-                return values[name].to(target)
-            # not a weight (a stored buffer): it stays as it was
-            shape = base.tensors[name].shape
-            return base.read(name, *_whole(shape)).view(shape)
-
-        metadata = {f"esmpi_{key}": str(value) for key, value in origin.items()}
-        _write_weights(base, current, unfinished, {"format": "pt", **metadata})
+        _write_texts(base, unfinished, dtype, texts or {})
+        metadata = {"format": "pt", **{f"esmpi_{key}": str(value) for key, value in origin.items()}}
+        _write_weights(base, read, unfinished, metadata)
         (unfinished / _MARK).write_text(json.dumps(origin | {"dtype": dtype}, indent=2) + "\n")
-        for file in [*unfinished.iterdir(), unfinished]:
-            sync(file)
-        if out.exists():
-            shutil.rmtree(older, ignore_errors=True)
-            os.replace(out, older)
-        try:
-            os.replace(unfinished, out)
-        except OSError:
-            put_back(out)
-            raise
-        shutil.rmtree(older, ignore_errors=True)
+        _put_in_place(unfinished, out)
     except (OSError, SafetensorError) as error:  # full disk, quota, ...
         raise UserError(
             f"cannot write the model folder {out}: {error}; what was there before is still there"
@@ -100,11 +77,14 @@ def export(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-_MARK = "esmpi.json"
-
-
 def check_target(out: Path) -> None:
-    """Raise UserError if a model folder cannot be written at `out`; what a killed export had moved away comes back."""
+    """Check that a model folder can be written, and bring back what a killed export had moved away.
+
+    Raises
+    ------
+    UserError
+        If `out` exists and is not an export of esmpi, or if its parent cannot be written.
+    """
     if out.exists() and not (out / _MARK).exists():
         raise UserError(f"{out} exists and was not written by esmpi: choose another folder")
     try:
@@ -116,14 +96,43 @@ def check_target(out: Path) -> None:
         raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
 
 
-def _write_weights(
-    base: BaseModel, current: Callable[[str], "torch.Tensor"], out: Path, metadata: dict[str, str]
-) -> None:
+def _write_texts(base: BaseModel, out: Path, dtype: str, texts: Mapping[str, str]) -> None:
+    """Write all files but the weights."""
+    for file in sorted(base.folder.iterdir()):
+        if file.is_file() and file.suffix in _COPIED:
+            shutil.copyfile(file, out / file.name)
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    _set_dtype(out / "config.json", dtype)
+
+
+def _reader(
+    base: BaseModel, theta: Mapping[str, "torch.Tensor"], aliases: Mapping[str, str], dtype: str
+) -> "Callable[[str], torch.Tensor]":
+    """Return a function that gives a tensor of the folder by its name."""
+    import torch
+
+    target = getattr(torch, dtype)
+
+    def read(name: str) -> torch.Tensor:
+        if name in aliases:
+            return theta[aliases[name]].to(target, copy=True)  # safetensors refuses shared memory
+        if name in theta:
+            return theta[name].to(target)
+        # a stored buffer, which is no weight, stays as it is
+        shape = base.tensors[name].shape
+        rows, cols = matrix_shape(shape)
+        return base.read(name, (0, rows), (0, cols)).view(shape)
+
+    return read
+
+
+def _write_weights(base: BaseModel, read: Callable[[str], "torch.Tensor"], out: Path, metadata: dict[str, str]) -> None:
     """Write the tensors, distributed over files as in the base, and the index if the base has one."""
     total = 0
     for file in sorted({tensor.file for tensor in base.tensors.values()}):
         names = [name for name, tensor in base.tensors.items() if tensor.file == file]
-        tensors = {name: current(name).contiguous() for name in names}
+        tensors = {name: read(name).contiguous() for name in names}
         total += sum(tensor.nbytes for tensor in tensors.values())
         save_file(tensors, out / file.name, metadata=metadata)
         # safetensors makes it readable for its owner alone; a run directory is shared as the umask says
@@ -142,8 +151,17 @@ def _set_dtype(path: Path, dtype: str) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _whole(shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-    from esmpi.model.base_model import matrix_shape
-
-    rows, cols = matrix_shape(shape)
-    return (0, rows), (0, cols)
+def _put_in_place(unfinished: Path, out: Path) -> None:
+    """Put a finished folder where an older one may be, durably; a failure leaves the older one there."""
+    older = older_of(out)
+    for file in [*unfinished.iterdir(), unfinished]:
+        sync(file)
+    if out.exists():
+        shutil.rmtree(older, ignore_errors=True)
+        os.replace(out, older)
+    try:
+        os.replace(unfinished, out)
+    except OSError:
+        put_back(out)
+        raise
+    shutil.rmtree(older, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Look at a run directory: config, provenance, progress, and whether its files are whole. Needs no torch."""
+"""Examine a run directory: config, provenance, progress, and the state of its files. Needs no torch."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from esmpi.store.snapshot_keeper import check_snapshot, snapshots_beside
 
 
 def inspect(run: RunFile) -> dict[str, Any]:
-    """Return what is known of a run, in the types that JSON has; reads every file of it."""
+    """Return what is known of a run, in the types that JSON has. Reads every file of the run."""
     attributes, config = run.attributes, run.attributes["config"]
     last = run.generations[-1] if run.generations else None
     whole = not attributes["log_only"]
@@ -36,14 +36,14 @@ def inspect(run: RunFile) -> dict[str, Any]:
 
 
 def _files(run: RunFile) -> Iterator[dict[str, Any]]:
-    """Yield each file of a run: name, size in bytes, what it is, and what is wrong with it, None if nothing is."""
+    """Yield for each file of a run its name, size in bytes, kind, and what is wrong with it (None if nothing is)."""
     folder = run.path.parent
 
     def entry(path: Path, kind: str, trouble: str | None) -> dict[str, Any]:
         size = path.stat().st_size if path.is_file() else None
         return {"file": str(path.relative_to(folder)), "kind": kind, "bytes": size, "trouble": trouble}
 
-    yield entry(run.path, "run file", None)  # read and checked, or there would be no `run`
+    yield entry(run.path, "run file", None)  # it was read and checked when `run` was opened
     for segment in run.segments:
         yield entry(folder / segment.file, f"members of generations {segment.first} to {segment.end - 1}", None)
     if run.path.name != RUN_FILE:
@@ -53,7 +53,7 @@ def _files(run: RunFile) -> Iterator[dict[str, Any]]:
         try:
             check_snapshot(path, run)
         except UserError as error:
-            if not path.exists():  # deleted by the run, which is going on
+            if not path.exists():  # the run is still going on, and has deleted it
                 continue
             trouble = str(error)
         yield entry(path, f"snapshot of generation {generation}{', the best' if best else ''}", trouble)
@@ -88,7 +88,7 @@ def _model_trouble(folder: Path, run: RunFile) -> str | None:
 
 
 def to_text(found: dict[str, Any]) -> str:
-    """Return what `inspect` found for people to read."""
+    """Return the result of `inspect` as text for people."""
     config, best = found["config"], found["best"]
     lines = [
         f"{config['run']['name']}: {config['model']['path']}, task {config['task']['name']}, run {found['run_uuid']}",

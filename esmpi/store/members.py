@@ -1,9 +1,9 @@
 """The members' columns of a run file: plain data sets, or, once they are large, frozen segments and a tail.
 
-A commit replaces the whole run file, which must not become slower as a run grows. So the members' rows in it are kept
-under `SEGMENT_BYTES`: what would be more is first frozen into a segment, a sealed file of its own that never changes
-again, and the run file then has virtual data sets over all segments and the tail. Plain h5py and h5ls see one (G, N)
-table either way. HDF5 reads a segment that is missing as fill values; so the run file lists the checksums.
+A commit replaces the whole run file, and must not become slower as a run grows. So the run file itself keeps at most
+`SEGMENT_BYTES` of members' rows. Older rows are frozen into segments, sealed files that never change again, and the
+run file has virtual data sets over all segments and the tail. Plain h5py and h5ls see one (G, N) table either way.
+HDF5 reads a missing segment as fill values without an error, so the run file lists the segments' checksums.
 """
 
 import io
@@ -18,10 +18,11 @@ import numpy as np
 from esmpi.errors import UserError
 from esmpi.es.member_columns import ABSENT, MEMBER_DTYPE, STORED
 from esmpi.es.population import plan
-from esmpi.store.seal import checksum, image_of, put, put_attribute, read_sealed, seal
+from esmpi.store.columns import describe, read_columns, write_columns
+from esmpi.store.seal import checksum, image_of, read_sealed, seal
 
 SEGMENT_BYTES = 4 * 2**20
-"""The members' rows in a run file are at most about so large. A smaller run, and that is most, has no segment."""
+"""The most that the members' rows in a run file take, roughly. Most runs are smaller, and have no segment."""
 
 LOG_ONLY = ("seed", "coefficient")
 """The columns from which, with the base model, theta can be rebuilt; seeds are left out where the config gives them."""
@@ -31,7 +32,7 @@ _FILL = {column.name: column.absent for column in STORED if column.absent != 0}
 
 @dataclass(frozen=True)
 class Segment:
-    """A file of neighbouring generations' members."""
+    """A file with the members of consecutive generations."""
 
     file: str
     """Path, relative to the run file."""
@@ -40,16 +41,30 @@ class Segment:
     end: int
     """The generation after the last."""
     num_members: int
-    """Columns of its tables: the most members that one of its generations has."""
+    """Width of its tables: the most members that one of its generations has."""
     sha256: str
-    """Of the file from byte 512 on."""
+    """Checksum of the file from byte 512 on."""
 
 
 def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, memoryview]:
-    """Return the entry and the bytes of a segment of generations `first`, ...; they are to be written.
+    """Make a segment, which is not written yet.
 
-    The name says which generations, and the same ones make the same file: a segment that a killed writer left is
-    overwritten by itself.
+    The name says which generations it holds, and the same generations make the same file. So a segment that a killed
+    writer left behind is overwritten by the same bytes.
+
+    Parameters
+    ----------
+    first : int
+        The first generation.
+    rows : sequence of (N,) ndarray
+        The members of the generations, of MEMBER_DTYPE.
+
+    Returns
+    -------
+    Segment
+        Its entry in the run file.
+    memoryview
+        The bytes of the file.
     """
     table = padded(rows)
     image = image_of(lambda file: write_columns(file, table))
@@ -59,12 +74,18 @@ def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, memoryview]
 
 
 def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
-    """Return a segment's rows, one array a generation.
+    """Return the members in a segment, one array for each generation.
+
+    Parameters
+    ----------
+    run_file : Path
+        The run file that the segment belongs to.
+    segment : Segment
 
     Raises
     ------
     UserError
-        If the file is missing, damaged, or another one than the run file means.
+        If the file is missing, damaged, or not the one that the run file lists.
     """
     path = run_file.parent / segment.file
     try:
@@ -83,7 +104,18 @@ def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
 def write_members(
     file: h5py.File, segments: Sequence[Segment], tail: Sequence[np.ndarray], columns: Sequence[str] | None = None
 ) -> None:
-    """Write `/members`: of the tail alone, or virtual over the segments and `/tail`."""
+    """Write the group `/members`: plain data sets, or virtual ones over the segments and the group `/tail`.
+
+    Parameters
+    ----------
+    file : h5py.File
+    segments : sequence of Segment
+        Those that hold the members of the first generations.
+    tail : sequence of (N,) ndarray
+        The members of the generations that are in no segment, of MEMBER_DTYPE.
+    columns : sequence of str, optional
+        The columns to write, for a file without segments; by default all.
+    """
     table = padded(tail)
     if not segments:
         write_columns(file.create_group("members"), table, columns)
@@ -102,16 +134,16 @@ def write_members(
         if table.size:
             source = h5py.VirtualSource(".", f"tail/{name}", table.shape, dtype)
             layout[first : first + len(table), : table.shape[1]] = source
-        _describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)).id, name)
+        describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)).id, name)
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Return generations' members as one (G, N) table; shorter rows are filled up with ABSENT members."""
+    """Return the members of several generations as one (G, N) table, with shorter rows padded with ABSENT members."""
     width = max((len(row) for row in rows), default=0)
     absent = np.zeros(width, MEMBER_DTYPE)
     for name, value in _FILL.items():
         absent[name] = value
-    # by their bytes: NumPy copies records field by field, thirty times as slowly
+    # joined as bytes: NumPy copies records field by field, which is thirty times as slow
     parts: list[np.ndarray] = []
     for row in rows:
         parts += [row] if len(row) == width else [row, absent[len(row) :]]
@@ -120,56 +152,26 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def rows_of(table: np.ndarray) -> list[np.ndarray]:
-    """Return the members of each generation, without those that are only padding."""
+    """Return the members of each generation in a (G, N) table, without the padding."""
     return [row[row["status"] != ABSENT] for row in table]
 
 
-def write_columns(group: h5py.Group, table: np.ndarray, columns: Sequence[str] | None = None) -> None:
-    """Write a structured table as a data set for each of its columns, or for those named."""
-    for name in columns or table.dtype.names or ():
-        _describe(put(group, name, table[name]), name)
-
-
-def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | None = None, ndim: int = 2) -> np.ndarray:
-    """Return data sets as a structured table; of columns that are not to be read, zeros.
-
-    Raises
-    ------
-    ValueError
-        If they have not one shape, of `ndim` dimensions, or less data than their shape says.
-    """
-    names: Sequence[str] = columns or dtype.names or ()
-    shape = group[names[0]].shape
-    for name in names:
-        check_column(group[name], shape, ndim)
-    table = np.zeros(shape, dtype)
-    for name in names:
-        table[name] = group[name][()]
-    return table
-
-
-def check_column(dataset: h5py.Dataset, shape: tuple[int, ...], ndim: int) -> None:
-    """Raise ValueError unless a data set has this shape and all the data that go with it.
-
-    HDF5 gives any shape to a data set that stores nothing: one of terabytes fits into a kilobyte.
-    """
-    if dataset.shape != shape or len(shape) != ndim:
-        raise ValueError(f"{dataset.name} has shape {dataset.shape}")
-    if dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
-        raise ValueError(f"{dataset.name} has shape {dataset.shape}, but not so many data")
-
-
 def seeds_by_config(config: dict[str, Any], rows: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """Return the seeds that a config leads to for members' rows, (N,) uint64 a generation; None if it says nothing."""
+    """Return the seeds that follow from a config.
+
+    Parameters
+    ----------
+    config : dict
+    rows : sequence of (N,) ndarray
+        The members of each generation; only their number counts.
+
+    Returns
+    -------
+    list of (N,) uint64 ndarray, or None
+        None if the config does not have the keys that seeds depend on.
+    """
     try:
         run_seed, antithetic = config["run"]["seed"], config["es"]["antithetic"]
     except KeyError:
         return None
     return [plan(run_seed, generation, len(row), antithetic).seeds for generation, row in enumerate(rows)]
-
-
-def _describe(dataset: h5py.h5d.DatasetID, name: str) -> None:
-    if name.startswith("seconds") or name == "unix_time":
-        put_attribute(dataset, "unit", "s")
-    elif name == "tokens":
-        put_attribute(dataset, "unit", "tokens")

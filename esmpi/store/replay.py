@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class ReplayError(UserError):
-    """What was rebuilt is not what the run had."""
+    """The theta that was rebuilt is not the one that the run had."""
 
 
 def replay(
@@ -34,7 +34,7 @@ def replay(
     from_base: bool = True,
     check: Callable[[int], None] | None = None,
 ) -> Weights:
-    """Return theta of a generation, checked against the digest in the run file.
+    """Rebuild theta of a generation, and check it against the digest in the run file.
 
     Parameters
     ----------
@@ -45,14 +45,15 @@ def replay(
         0 is the base model; at most `run.num_generations`.
     num_threads : int
     from_base : bool
-        Whether to begin with the base model even if there is a good snapshot of a later generation.
+        Whether to start from the base model even if there is a good snapshot of a later generation.
     check : callable, optional
-        Compare the digest after every generation, not only the last, and call this with each that is right.
+        If given, the digest is compared after every generation, not only the last one, and this is called with the
+        number of each generation that is right.
 
     Raises
     ------
     ReplayError
-        If the base model or a result has not the recorded digest.
+        If the base model or a result does not have the recorded digest.
     UserError
         If the run has no such generation.
     """
@@ -70,7 +71,7 @@ def replay(
 
 
 def _load_snapshot(run: RunFile, weights: Weights, base: BaseModel, generation: int) -> int:
-    """Replace theta by the latest good snapshot up to a generation; return that one's, 0 without a snapshot."""
+    """Replace theta by the latest good snapshot up to a generation; return the snapshot's generation, 0 for none."""
     for found, path, digest in good_snapshots(run, generation):
         try:
             with opened(path, base) as source:
@@ -78,7 +79,7 @@ def _load_snapshot(run: RunFile, weights: Weights, base: BaseModel, generation: 
             if weights.digest() == digest:
                 return found
             log.warning("snapshot %s does not hold theta of generation %d; it is not used", path, found)
-        except SnapshotError as error:  # a run that is going on may have deleted it meanwhile
+        except SnapshotError as error:  # a run that is still going on may have deleted it
             log.warning("%s; it is not used", error)
         weights.load(partial(_read, base))
     return 0

@@ -1,7 +1,7 @@
-"""Sealed HDF5 files: made in memory, with a checksum in front, so that damage is told before HDF5 meets it.
+"""Sealed HDF5 files: made in memory, with a checksum in front, so that damage is found before HDF5 reads the file.
 
-HDF5 lets a program keep bytes of its own before the data. There stands the checksum of the rest: the library itself
-may loop for ever or crash on a damaged file.
+The HDF5 library may crash or loop for ever on a damaged file. It lets a program keep bytes of its own before the data,
+and these hold the checksum of the rest.
 """
 
 import functools
@@ -24,8 +24,8 @@ LIBVER = ("v108", "v110")
 
 
 def image_of(fill: Callable[[h5py.File], None]) -> memoryview:
-    """Return the bytes of an HDF5 file that is yet to be sealed; `fill` puts in the contents."""
-    # Made in memory: HDF5 itself does not survive a full disk, it crashes the process on closing the file.
+    """Return the bytes of an HDF5 file that is not sealed yet; `fill` writes its contents."""
+    # Made in memory, because on a full disk HDF5 crashes the process when it closes the file.
     image = io.BytesIO()
     with h5py.File(image, "w", libver=LIBVER, userblock_size=USERBLOCK) as file:
         fill(file)
@@ -33,7 +33,7 @@ def image_of(fill: Callable[[h5py.File], None]) -> memoryview:
 
 
 def put(group: h5py.Group, name: str, values: np.ndarray) -> h5py.h5d.DatasetID:
-    """Add a data set, contiguous, and return it; as `create_dataset` does, without the half millisecond it takes."""
+    """Add a contiguous data set and return it, as `create_dataset` does, but half a millisecond faster."""
     kind = _type_of(values.dtype)
     dataset = h5py.h5d.create(group.id, name.encode(), kind, _space_of(values.shape), dcpl=_properties())
     if values.size:
@@ -42,7 +42,7 @@ def put(group: h5py.Group, name: str, values: np.ndarray) -> h5py.h5d.DatasetID:
 
 
 def put_attribute(where: Any, name: str, value: Any) -> None:
-    """Add an attribute, a text or a number, to a file's or data set's identifier; as `attrs[name] = value` does."""
+    """Add an attribute, a text or a number, to the identifier of a file or data set, as `attrs[name] = value` does."""
     text = h5py.string_dtype()
     scalar = np.array(value, text) if isinstance(value, str) else np.asarray(value)
     attribute = h5py.h5a.create(where, name.encode(), _type_of(scalar.dtype), _space_of(()))
@@ -56,7 +56,7 @@ def _space_of(shape: tuple[int, ...]) -> Any:
 
 @functools.cache
 def _type_of(dtype: np.dtype, logical: bool = True) -> Any:
-    """Return HDF5's type in a file; if not logical, the one in memory, where a text is a Python object."""
+    """Return HDF5's type in a file or, if not logical, in memory, where a text is a Python object."""
     return h5py.h5t.py_create(dtype, logical=logical)
 
 
@@ -68,22 +68,22 @@ def _properties() -> Any:
 
 
 def seal(image: memoryview) -> None:
-    """Put the checksum in front of a file's bytes, where HDF5 left room for it."""
+    """Write the checksum in front of a file's bytes, where HDF5 left room for it."""
     image[:USERBLOCK] = _head(checksum(image))
 
 
 def checksum(image: bytes | memoryview) -> str:
-    """Return the sha256, in hexadecimal, of what a seal covers."""
+    """Return the SHA-256, in hexadecimal, of the bytes that a seal covers."""
     return hashlib.sha256(memoryview(image)[USERBLOCK:]).hexdigest()
 
 
 def read_sealed(path: Path) -> bytes:
-    """Return a sealed file's bytes.
+    """Return the bytes of a sealed file.
 
     Raises
     ------
     UserError
-        If they are not what was written.
+        If the file is no run file or is damaged.
     OSError
         If the file cannot be read.
     """

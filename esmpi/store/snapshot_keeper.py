@@ -1,4 +1,4 @@
-"""The snapshots of a run: written beside the loop, the last ones and the best one kept, found again at the start."""
+"""The snapshots of a run: written in a thread, pruned to the last ones and the best one, and found at the start."""
 
 import logging
 import os
@@ -26,13 +26,13 @@ _NAME = re.compile(r"(best-)?g(\d{6,})\.h5")
 
 
 class SnapshotKeeper:
-    """Writes snapshots of a run in a thread, one at a time. One that fails is a warning: the log is enough.
+    """Writes snapshots of a run in a thread, one at a time. A failure is only a warning, because the log is enough.
 
     Parameters
     ----------
     run : RunFile
     keep : int
-        How many of the last ones stay, beside the best one.
+        How many of the last ones are kept, beside the best one.
     """
 
     def __init__(self, run: RunFile, keep: int):
@@ -41,15 +41,24 @@ class SnapshotKeeper:
         self._thread = ThreadPoolExecutor(1, "esmpi-snapshot")
         self._pending: Future[None] | None = None
         self._refused: set[Path] = set()
-        # the snapshot under way needs room for theta twice: once it is done, or has failed, some is free again
+        # A snapshot that is being written needs room for theta twice. When it is done or has failed, some room is free.
         run.make_room = self.wait
 
     def save(
         self, generation: int, theta: "Iterable[tuple[str, torch.Tensor]]", last: bool = False, best: bool = False
     ) -> None:
-        """Copy theta and write it in the background, as one of the last, as the best, or as both.
+        """Copy theta and write it in the background.
 
-        What is there already is not written again. Waits for the snapshot before, should it still be under way.
+        Waits for the previous snapshot if it is still being written.
+
+        Parameters
+        ----------
+        generation : int
+        theta : iterable of (canonical name, tensor)
+        last : bool
+            Whether to keep it as one of the last ones.
+        best : bool
+            Whether to keep it as the best one. A snapshot that exists already is not written again.
         """
         paths = [
             path
@@ -78,23 +87,23 @@ class SnapshotKeeper:
         self._pending = self._thread.submit(self._write, paths, copy, origin)
 
     def good(self) -> Iterator[tuple[int, Path, int]]:
-        """Yield the run's snapshots as `good_snapshots` does; those that are refused here will be replaced."""
+        """Yield the run's snapshots as `good_snapshots` does; those that it refuses will be replaced."""
         return good_snapshots(self._run, self._run.num_generations, self._refused)
 
     def tidy(self) -> None:
-        """Delete what is not to be kept: once the latest one is known to be good, and so at the start, too."""
+        """Delete the snapshots that are not to be kept; to be called once the latest one is known to be good."""
         try:
             self._prune()
         except OSError as error:
             log.warning("old snapshots cannot be deleted: %s", error)
 
     def wait(self) -> None:
-        """Wait for the snapshot that is under way. For any thread: a commit for which there is no room waits, too."""
+        """Wait for the snapshot that is being written. Any thread may: a commit that has no room waits, too."""
         if self._pending is not None:
             self._pending.result()
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Wait for the snapshot that is being written, and end the thread."""
         self.wait()
         self._thread.shutdown()
 
@@ -106,7 +115,7 @@ class SnapshotKeeper:
                 _duplicate(paths[0], path)
             self._refused -= set(paths)
             self._prune()
-        except Exception as error:  # whatever it is, training is not to end by it
+        except Exception as error:  # whatever it is, training continues
             generation = origin["generation"]
             log.warning("the snapshot of generation %s failed (%s); the run goes on without it", generation, error)
             return
@@ -123,12 +132,12 @@ class SnapshotKeeper:
 
 
 def snapshot_path(run_file: Path, generation: int, best: bool = False) -> Path:
-    """Return where a snapshot is: one of the last, or the best."""
+    """Return the path of a snapshot: one of the last ones, or the best one."""
     return run_file.parent / FOLDER / f"{'best-' if best else ''}g{generation:06d}.h5"
 
 
 def snapshots_beside(run_file: Path) -> Iterator[tuple[Path, int, bool]]:
-    """Yield each snapshot of a run directory with its generation and whether it is a best one, the latest first."""
+    """Yield each snapshot of a run directory, the latest first: path, generation, whether it is a best one."""
     found = []
     with suppress(OSError):
         for path in (run_file.parent / FOLDER).iterdir():
@@ -138,11 +147,18 @@ def snapshots_beside(run_file: Path) -> Iterator[tuple[Path, int, bool]]:
 
 
 def good_snapshots(run: RunFile, generation: int, refused: set[Path] | None = None) -> Iterator[tuple[int, Path, int]]:
-    """Yield the snapshots up to a generation, the latest first: generation, path, digest of theta.
+    """Yield the good snapshots up to a generation, the latest first: generation, path, digest of theta.
 
-    Each is checked to the last byte, and there is a warning of those that are not good; `refused` takes their paths.
-    Those of the run that this one was forked from count as well. Later ones than the run's last generation (it was
-    restored from a backup, or begun anew) are refused, too.
+    Each is checked to the last byte, and one that is not good gets a warning. The snapshots of the run that this one
+    was forked from count as well. Snapshots later than the run's last generation are not good: the run file was then
+    restored from a backup, or the run was started again.
+
+    Parameters
+    ----------
+    run : RunFile
+    generation : int
+    refused : set of Path, optional
+        Takes the paths of snapshots that are not good.
     """
     found = list(snapshots_beside(run.path)) if run.path.name == RUN_FILE else []
     if run.attributes["forks"]:
@@ -166,12 +182,12 @@ def good_snapshots(run: RunFile, generation: int, refused: set[Path] | None = No
 
 
 def check_snapshot(path: Path, run: RunFile) -> int:
-    """Return the generation of a snapshot, all of whose bytes were checked, and which is theta of this run.
+    """Check all bytes of a snapshot, and that it is theta of this run; return its generation.
 
     Raises
     ------
     SnapshotError
-        If it is torn, damaged, or of another run.
+        If the file is torn, damaged, or of another run.
     """
     check_seal(path)
     with Snapshot(path) as snapshot:

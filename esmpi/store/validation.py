@@ -1,11 +1,9 @@
-"""Whether what a run file says, each part well formed, belongs together: a seal tells damage, not what was made up."""
+"""Check that the parts of a run file, each well formed, fit together. A seal shows damage, but not a made-up file."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esmpi.config.sections import is_suite_name
-
-if TYPE_CHECKING:
-    from esmpi.store.run_file import RunFile
+from esmpi.store.history import History
 
 _KINDS = {
     **{"config": dict, "provenance": list, "tensors": list, "aliases": dict, "model_digest": int, "forks": list},
@@ -15,11 +13,11 @@ _KINDS = {
 _FORK_KINDS = {"run_uuid": str, "generation": int, "path": str, "config": dict}
 _MOST_RANKS = 10**6
 _NAMED = (("run", "name"), ("es", "generations"), ("model", "path"), ("task", "name"))
-"""What of the config is said of any run; what else a command needs it checks as a config."""
+"""The keys of the config that every run has; a command that needs others checks the config by itself."""
 
 
-def check_contents(run: "RunFile") -> None:
-    """Raise ValueError if the parts of a run file do not belong together."""
+def check_contents(run: History) -> None:
+    """Raise ValueError if the parts of a run file do not fit together."""
     _check_attributes(run.attributes)
     if len(run.members) != run.num_generations:
         raise ValueError(f"{len(run.members)} rows of members for {run.num_generations} generations")

@@ -26,7 +26,7 @@ FLOORS = (
     ("mpi",),
     ("noise", "config"),
     ("files", "provenance", "stopwatch", "plugins"),
-    ("version", "errors", "assets"),
+    ("version", "errors", "assets", "arguments", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
 

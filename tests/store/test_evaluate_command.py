@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import TINY_RUN, Run, samples
 
-import esmpi.session  # noqa: F401 (before a test puts another `locked` where it imports it from)
+import esmpi.setup  # noqa: F401 (before a test puts another `locked` where it imports it from)
 from esmpi import files
 from esmpi.__main__ import main
 from esmpi.errors import UserError

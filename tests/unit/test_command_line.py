@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from esmpi.__main__ import main
+from esmpi.commands import commands
 from esmpi.files import is_locked_elsewhere, locked
 
 CONFIG = """\
@@ -19,6 +20,8 @@ es: {{generations: 3, population_size: 6}}
 task: {{name: countdown}}
 data: {{batch_size: 10}}
 """
+
+COMMANDS = commands()
 
 # Makes any import of these fail, then runs the module or function that is named.
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys({names!r})); {rest}"
@@ -56,19 +59,47 @@ def test_importing_the_config_is_cheap() -> None:
         ("esmpi.run", ["--help"]),
         ("esmpi.__main__", ["--help"]),
         ("esmpi.__main__", ["--version"]),
-        ("esmpi.__main__", ["run", "--help"]),
-        ("esmpi.__main__", ["replay", "--help"]),
-        ("esmpi.__main__", ["export", "--help"]),
-        ("esmpi.__main__", ["report", "--help"]),
-        ("esmpi.__main__", ["inspect", "--help"]),
-        ("esmpi.__main__", ["import", "--help"]),
+        *(("esmpi.__main__", [name, "--help"]) for name in COMMANDS),
     ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_help_imports_nothing_heavy(module: str, arguments: list[str]) -> None:
     heavy = ["torch", "transformers", "numba", "mpi4py", "numpy", "h5py", "vllm", "matplotlib"]
     result = python(WITHOUT.format(names=heavy, rest=MAIN.format(module=module, arguments=arguments)))
     assert result.returncode == 0, result.stderr
     assert "esmpi" in result.stdout
+
+
+def test_help_lists_every_command_with_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["doctor", "eval", "export", "import", "inspect", "replay", "report", "run", "submit"]
+    assert list(COMMANDS) == names
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, command in COMMANDS.items():
+        assert f" {name} {command.HELP} " in shown
+
+
+HELLO = """\
+HELP = "greet someone"
+
+def add_arguments(parser):
+    parser.add_argument("name")
+
+def process(arguments):
+    print("hello", arguments.name)
+    return 3
+"""
+
+
+def test_a_new_file_is_a_new_command(tmp_path: Path) -> None:
+    (tmp_path / "hello_.py").write_text(HELLO)
+    (tmp_path / "_helper.py").write_text("raise AssertionError('this is no command')")
+    added = f"import sys, esmpi.commands; esmpi.commands.__path__.append({str(tmp_path)!r}); "
+    result = python(added + MAIN.format(module="esmpi.__main__", arguments=["hello", "there"]))
+    assert (result.stdout, result.returncode) == ("hello there\n", 3), result.stderr
+    result = python(added + MAIN.format(module="esmpi.__main__", arguments=["helper"]))
+    assert "invalid choice: 'helper'" in result.stderr
 
 
 def test_dry_run_tells_the_plan_without_torch_or_mpi(config_file: Path) -> None:

@@ -1,0 +1,67 @@
+"""Theta of a run's generation, for the commands that rebuild it."""
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from esmpi.arguments import add_generation, add_run
+
+if TYPE_CHECKING:
+    from esmpi.model.base_model import BaseModel
+    from esmpi.store.run_file import RunFile
+    from esmpi.weights.host import Weights
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which theta, and from what it is rebuilt."""
+    add_run(parser)
+    add_generation(parser)
+    parser.add_argument("--model", help="where the base model is now, if not where the config says")
+    parser.add_argument("--from-base", action="store_true", help="use no snapshot")
+
+
+def rebuild(arguments: argparse.Namespace, verify: bool = False) -> "tuple[RunFile, BaseModel, Weights, int]":
+    """Rebuild theta and print its digest.
+
+    Parameters
+    ----------
+    arguments : Namespace
+        With the arguments that `add_arguments` adds.
+    verify : bool
+        Whether to begin with the base model and check, and print, the digest of every generation.
+
+    Returns
+    -------
+    RunFile, BaseModel, Weights, int
+        The run, its base model, theta, and the generation that it is of.
+
+    Raises
+    ------
+    UserError
+        If there is no such run, generation or model, or if a digest is not the one that the run file has.
+    """
+    from esmpi.config.reader import parse_config
+    from esmpi.store.run_file import RunFile, run_file_path
+
+    file = RunFile.open(run_file_path(arguments.run))
+    from esmpi.store.replay import base_model, replay  # takes seconds to import
+
+    generation = file.choose_generation(arguments.generation, arguments.best)
+    base = base_model(parse_config(file.attributes["config"]), arguments.model)
+
+    def tell(verified: int) -> None:
+        print(f"generation {verified}: theta {file.digest_after(verified):016x}, as the run file has it", flush=True)
+
+    weights = replay(
+        file,
+        base,
+        generation,
+        len(os.sched_getaffinity(0)),
+        from_base=arguments.from_base or verify,
+        check=tell if verify else None,
+    )
+    if verify:
+        print(f"all {generation} generations are what the run had")
+    else:
+        tell(generation)
+    return file, base, weights, generation

@@ -1,0 +1,24 @@
+"""The command `esmpi inspect`: print what a run directory holds, and check its files."""
+
+import argparse
+import json
+
+from esmpi.arguments import add_run
+
+HELP = "show what a run directory holds, and check its files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    add_run(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def process(arguments: argparse.Namespace) -> int:
+    """Print what was found; return the exit code, 1 if a file is damaged or missing."""
+    from esmpi.store.inspection import inspect, to_text
+    from esmpi.store.run_file import RunFile, run_file_path
+
+    found = inspect(RunFile.open(run_file_path(arguments.run)))
+    print(json.dumps(found, indent=2) if arguments.json else to_text(found))
+    return 1 if any(file["trouble"] for file in found["files"]) else 0

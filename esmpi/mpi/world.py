@@ -1,0 +1,62 @@
+"""The world of ranks that a program works with: it starts together, and a failure on one rank ends all."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from esmpi.errors import SharedError, UserError
+from esmpi.mpi.launcher import speaks_for_all
+
+if TYPE_CHECKING:
+    from esmpi.mpi.comm import Comm
+
+
+def on_all_ranks(work: Callable[["Comm"], int]) -> int:
+    """Collective. Run a program's work with the world of ranks; if it fails on one rank, end all ranks.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the world of ranks and returns the exit code.
+
+    Returns
+    -------
+    int
+        The exit code: that of `work`, 2 after an error that is the user's to mend, or 1 after any other error.
+    """
+    # Threads that wait for work must not spin: ranks and other jobs on the same cores would crawl. The OpenMP library
+    # reads this when it is loaded, so it has to be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from esmpi.mpi.comm import Comm
+
+    try:
+        comm = Comm()
+    except UserError as error:
+        if speaks_for_all():
+            print(f"esmpi: {error}", file=sys.stderr)
+        return 2
+    try:
+        return _work_and_meet(work, comm)
+    except UserError as error:
+        print(f"esmpi: {error}" if comm.size == 1 else f"esmpi: rank {comm.rank}: {error}", file=sys.stderr)
+        comm.abort(2)
+        return 2
+    except BaseException:
+        # The other ranks wait for this one and would wait for ever: first its traceback, then the end of all.
+        comm.report_failure()
+        comm.abort(1)
+        return 1
+
+
+def _work_and_meet(work: Callable[["Comm"], int], comm: "Comm") -> int:
+    """Collective. Return the exit code of the work, 2 if all ranks raised a SharedError together."""
+    try:
+        code = work(comm)
+    except SharedError as error:
+        if comm.is_root:
+            print(f"esmpi: {error}", file=sys.stderr)
+        code = 2
+    # srun may end all ranks as soon as one has exited, so no rank exits before all have finished their files.
+    comm.barrier()
+    return code

@@ -1,0 +1,61 @@
+"""Columns of tables: a structured array is stored as a data set for each of its columns."""
+
+from collections.abc import Sequence
+
+import h5py
+import numpy as np
+
+from esmpi.store.seal import put, put_attribute
+
+
+def write_columns(group: h5py.Group, table: np.ndarray, columns: Sequence[str] | None = None) -> None:
+    """Write a structured array as a data set for each of its columns, or for those that are named."""
+    for name in columns or table.dtype.names or ():
+        describe(put(group, name, table[name]), name)
+
+
+def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | None = None, ndim: int = 2) -> np.ndarray:
+    """Return data sets as a structured array.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        The data sets, named as the fields of `dtype`.
+    dtype : dtype
+    columns : sequence of str, optional
+        The columns to read, by default all; the others are zero.
+    ndim : int
+        Dimensions that the table has.
+
+    Raises
+    ------
+    ValueError
+        If the data sets differ in shape, do not have `ndim` dimensions, or store less data than their shape says.
+    """
+    names: Sequence[str] = columns or dtype.names or ()
+    shape = group[names[0]].shape
+    for name in names:
+        check_column(group[name], shape, ndim)
+    table = np.zeros(shape, dtype)
+    for name in names:
+        table[name] = group[name][()]
+    return table
+
+
+def check_column(dataset: h5py.Dataset, shape: tuple[int, ...], ndim: int) -> None:
+    """Raise ValueError unless a data set has this shape, `ndim` dimensions, and all the data that its shape promises.
+
+    HDF5 allows a data set of any shape that stores nothing: terabytes fit into a file of a kilobyte.
+    """
+    if dataset.shape != shape or len(shape) != ndim:
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}")
+    if dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}, but not so many data")
+
+
+def describe(dataset: h5py.h5d.DatasetID, name: str) -> None:
+    """Give a column the attribute `unit` that goes with its name, if one does."""
+    if name.startswith("seconds") or name == "unix_time":
+        put_attribute(dataset, "unit", "s")
+    elif name == "tokens":
+        put_attribute(dataset, "unit", "tokens")

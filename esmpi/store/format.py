@@ -1,0 +1,47 @@
+"""What a run file consists of: its version, its tables and its attributes. FORMAT.md describes the file."""
+
+import numpy as np
+
+FORMAT_VERSION = 2
+"""2 added segments, forks, log-only files and kinds of failed rewards to 1, which is still read, and becomes 2 at the
+next commit."""
+
+GENERATION_DTYPE = np.dtype(
+    [
+        ("generation", np.int64),
+        ("fitness_mean", np.float64),
+        ("fitness_std", np.float64),
+        ("fitness_min", np.float64),
+        ("fitness_max", np.float64),
+        ("theta_digest", np.uint64),  # after this generation's update
+        # these are rank 0's; exchange includes waiting for the slowest rank
+        ("seconds_generate", np.float64),
+        ("seconds_score", np.float64),
+        ("seconds_perturb", np.float64),
+        ("seconds_update", np.float64),
+        ("seconds_exchange", np.float64),
+        ("seconds_total", np.float64),
+        ("tokens", np.int64),
+        ("num_failed", np.int64),
+        ("num_score_raised", np.int64),
+        ("num_score_timed_out", np.int64),
+        ("num_score_died", np.int64),
+        ("unix_time", np.float64),
+    ]
+)
+
+PROFILE_DTYPE = np.dtype(
+    [
+        ("generation", np.int64),
+        ("rank", np.int32),
+        ("phase", "S16"),
+        ("seconds_start", np.float64),
+        ("seconds_end", np.float64),
+    ]
+)
+
+LOG_ONLY_GENERATIONS = ("generation", "theta_digest")
+"""Columns of `/generations` in a log-only file."""
+
+JSON_ATTRIBUTES = ("config", "provenance", "tensors", "aliases", "forks", "segments", "suite_digests")
+"""Attributes that are stored as JSON; the others are stored as plain texts and numbers."""

@@ -1,0 +1,118 @@
+"""The history of a run: everything that its run file holds, in memory."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from esmpi.config.sections import HELD_OUT
+from esmpi.errors import UserError
+
+
+class History:
+    """Generations, members and evaluations of a run, and the attributes that it began with.
+
+    Attributes
+    ----------
+    path : Path
+        Of the run file that holds it.
+    attributes : dict
+        The file's attributes as plain types; see FORMAT.md.
+    generations : list of void
+        Rows of GENERATION_DTYPE, one a committed generation.
+    members : list of ndarray
+        For each generation (N,) of MEMBER_DTYPE; after a fork N may differ between generations.
+    evaluations : dict of list of dict
+        By suite; a row has `generation` and the figures of `esmpi.record.evaluation.Evaluation`.
+    profile : ndarray or None
+        (n,) of PROFILE_DTYPE: when each rank did what in the generation that was profiled last.
+    """
+
+    def __init__(self, path: Path, attributes: dict[str, Any]):
+        self.path = path
+        self.attributes = attributes
+        self.generations: list[np.void] = []
+        self.members: list[np.ndarray] = []
+        self.evaluations: dict[str, list[dict[str, Any]]] = {}
+        self.profile: np.ndarray | None = None
+
+    @property
+    def num_generations(self) -> int:
+        """How many generations are committed."""
+        return len(self.generations)
+
+    @property
+    def theta_digest(self) -> int:
+        """Digest of theta after the last committed generation."""
+        return self.digest_after(self.num_generations)
+
+    def digest_after(self, generation: int) -> int:
+        """Return the digest of theta of a generation; generation 0 is the base model."""
+        if generation == 0:
+            return int(self.attributes["model_digest"])
+        return int(self.generations[generation - 1]["theta_digest"])
+
+    def describe(self, generation: int) -> dict[str, Any]:
+        """Return what identifies theta of a generation, for files that leave the run directory."""
+        return {
+            "run_uuid": self.attributes["run_uuid"],
+            "run": self.attributes["config"]["run"]["name"],
+            "generation": generation,
+            "theta_digest": f"{self.digest_after(generation):016x}",
+        }
+
+    def best(self, suite: str = HELD_OUT) -> dict[str, Any] | None:
+        """Return the best evaluation: highest accuracy, then highest mean reward, then earliest; None without any."""
+        rows = self.evaluations.get(suite, ())
+        return max(rows, key=lambda row: (row["accuracy"], row["reward_mean"], -row["generation"]), default=None)
+
+    def cut(self, path: Path, generation: int) -> Self:
+        """Return a copy of the first generations, up to theta of `generation`.
+
+        Parameters
+        ----------
+        path : Path
+            Of the copy, which is not written yet.
+        generation : int
+
+        Raises
+        ------
+        UserError
+            If the run has fewer generations.
+        """
+        self.check_generation(generation)
+        copy = type(self)(path, dict(self.attributes))
+        copy.generations, copy.members = self.generations[:generation], self.members[:generation]
+        for suite, rows in self.evaluations.items():
+            if kept := [row for row in rows if row["generation"] <= generation]:
+                copy.evaluations[suite] = kept
+        return copy
+
+    def choose_generation(self, generation: int | None, best: bool) -> int:
+        """Return a generation: the given one, the best evaluated one, or the last.
+
+        Parameters
+        ----------
+        generation : int or None
+            None: the last one, or the best.
+        best : bool
+            Whether to take the best one by the held-out problems.
+
+        Raises
+        ------
+        UserError
+            If there is no such generation, or no evaluation to choose the best by.
+        """
+        if best:
+            row = self.best()
+            if row is None:
+                raise UserError(f"--best: {self.path} has no evaluation")
+            generation = int(row["generation"])
+        chosen = self.num_generations if generation is None else generation
+        self.check_generation(chosen)
+        return chosen
+
+    def check_generation(self, generation: int) -> None:
+        """Raise UserError unless theta of a generation can be rebuilt from here."""
+        if not 0 <= generation <= self.num_generations:
+            raise UserError(f"generation {generation}: {self.path} has generations 0 to {self.num_generations}")

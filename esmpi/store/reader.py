@@ -1,0 +1,123 @@
+"""Read a run file, of this version or an older one."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from esmpi.errors import UserError
+from esmpi.es.member_columns import MEMBER_DTYPE
+from esmpi.noise import NOISE_VERSION
+from esmpi.store.columns import check_column, read_columns
+from esmpi.store.format import (
+    FORMAT_VERSION,
+    GENERATION_DTYPE,
+    JSON_ATTRIBUTES,
+    LOG_ONLY_GENERATIONS,
+    PROFILE_DTYPE,
+)
+from esmpi.store.history import History
+from esmpi.store.members import (
+    LOG_ONLY,
+    Segment,
+    read_segment,
+    rows_of,
+    seeds_by_config,
+)
+from esmpi.store.seal import read_sealed
+from esmpi.store.validation import check_contents
+
+H = TypeVar("H", bound=History)
+
+
+def read_run(path: Path, make: Callable[[Path, dict[str, Any]], H]) -> tuple[H, list[Segment]]:
+    """Read a run file and the segments that belong to it.
+
+    Parameters
+    ----------
+    path : Path
+    make : callable
+        Makes the history from its path and attributes.
+
+    Returns
+    -------
+    History
+    list of Segment
+        The segments that hold the members of the first generations.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, no run file, or of a version that this esmpi does not know.
+    """
+    try:
+        with h5py.File(io.BytesIO(read_sealed(path)), "r") as file:
+            run = make(path, _read_attributes(path, file))
+            segments = [Segment(**entry) for entry in run.attributes.pop("segments")]
+            log_only = run.attributes["log_only"]
+            run.members = _read_members(run, file, segments)
+            run.generations = list(_read_generations(file, log_only))
+            for suite, group in file["evaluations"].items():
+                run.evaluations[suite] = _read_evaluations(group)
+            if "profile" in file:
+                run.profile = read_columns(file["profile"], PROFILE_DTYPE, ndim=1)
+            check_contents(run)
+            return run, segments
+    except FileNotFoundError:
+        raise UserError(f"no run file {path}: name the run's directory") from None
+    # all that h5py and json raise
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read as a run file: {error}") from error
+
+
+def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
+    """Return the attributes as plain types, those of an older version brought up to this one."""
+    stored = dict(file.attrs)
+    for name, known in (("format_version", range(1, FORMAT_VERSION + 1)), ("noise_version", [NOISE_VERSION])):
+        if name not in stored:
+            raise UserError(f"{path} is not a run file of esmpi: it has no attribute {name}")
+        if stored[name] not in known:
+            reads = " and ".join(map(str, known))
+            raise UserError(f"{path} has {name} {stored[name]}; this esmpi reads {reads}")
+    attributes = {
+        name: json.loads(value) if name in JSON_ATTRIBUTES else value.item() if isinstance(value, np.generic) else value
+        for name, value in stored.items()
+    }
+    attributes = {"task_digest": "", "suite_digests": {}} | attributes  # an esmpi of before had none
+    if attributes["format_version"] == 1:
+        attributes |= {"forks": [], "segments": [], "log_only": False}
+    return attributes | {"format_version": FORMAT_VERSION}
+
+
+def _read_members(run: History, file: h5py.File, segments: Sequence[Segment]) -> list[np.ndarray]:
+    columns = [name for name in LOG_ONLY if name in file["members"]] if run.attributes["log_only"] else None
+    members = [row for segment in segments for row in read_segment(run.path, segment)]
+    members += rows_of(read_columns(file["tail" if segments else "members"], MEMBER_DTYPE, columns))
+    if columns == ["coefficient"]:
+        for row, seeds in zip(members, seeds_by_config(run.attributes["config"], members) or (), strict=True):
+            row["seed"] = seeds
+    return members
+
+
+def _read_generations(file: h5py.File, log_only: bool) -> np.ndarray:
+    names: Sequence[str] = LOG_ONLY_GENERATIONS if log_only else GENERATION_DTYPE.names or ()
+    if file.attrs["format_version"] > 1:
+        return read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1)
+    names = [name for name in names if not name.startswith("num_score_")]
+    rows = read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1)
+    rows["num_score_raised"] = file["generations/num_score_failures"][()]  # version 1 told no kinds apart
+    return rows
+
+
+def _read_evaluations(group: h5py.Group) -> list[dict[str, Any]]:
+    shape = group["generation"].shape
+    for dataset in group.values():
+        check_column(dataset, shape, 1)
+        if dataset.dtype.kind not in "biuf":
+            raise ValueError(f"{dataset.name} is no column of numbers")
+    figures = {name: dataset[()].tolist() for name, dataset in group.items()}
+    return [{name: column[i] for name, column in figures.items()} for i in range(shape[0])]
