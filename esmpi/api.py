@@ -45,9 +45,6 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     changes = [
         f"{section}.{key}={json.dumps(value)}" for section, keys in overrides.items() for key, value in keys.items()
     ]
-    if isinstance(config, Mapping):
-        checked = parse_config(dict(config), changes)
-    else:
-        checked = load_config(config, changes)
+    checked = parse_config(dict(config), changes) if isinstance(config, Mapping) else load_config(config, changes)
     train_here(checked)
     return open_run(checked.directory / RUN_FILE)

@@ -1,7 +1,12 @@
 """Arguments that several commands take, and how a command line is parsed."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esmpi.config.sections import Config
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +30,31 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--generation", type=int, help="0 is the base model; default: the last one")
     which.add_argument("--best", action="store_true", help="the generation with the highest held-out accuracy")
+
+
+def read_config(arguments: argparse.Namespace) -> "Config":
+    """Return the config that `add_config` has asked for; one rank prints what the overrides made void.
+
+    Raises
+    ------
+    UserError
+        If the config is wrong.
+    """
+    from esmpi.config.reader import load_config
+
+    notes: list[str] = []
+    config = load_config(arguments.config, arguments.overrides, notes)
+    print_notes(notes)
+    return config
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print notes on a config, on one rank."""
+    from esmpi.mpi.launcher import speaks_for_all
+
+    if speaks_for_all():
+        for note in notes:
+            print(f"esmpi: {note}", file=sys.stderr)
 
 
 def positive(text: str) -> int:

@@ -4,11 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
-from esmpi.arguments import add_config, parse, positive
-from esmpi.config.reader import load_config
+from esmpi.arguments import add_config, parse, positive, read_config
 from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.leave import leave
@@ -60,7 +58,7 @@ def process(arguments: argparse.Namespace) -> int:
     """Train, or print the plan of a dry run; return the exit code."""
     stop = StopFlag()
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config = read_config(arguments)
         if arguments.dry_run:
             _print_plan(config, arguments.ranks)
             return 0
@@ -73,7 +71,13 @@ def process(arguments: argparse.Namespace) -> int:
         if speaks_for_all():
             print(f"esmpi: {error}", file=sys.stderr)
         return 2
-    return on_all_ranks(partial(_train, config, stop=stop))
+
+    def work(comm: "Comm") -> int:
+        code = _train(config, comm, stop)
+        stop.ignore()  # the run is over: a late signal must not change the exit code
+        return code
+
+    return on_all_ranks(work)
 
 
 def _print_plan(config: Config, num_ranks: int | None) -> None:
@@ -100,8 +104,23 @@ def _train(config: Config, comm: "Comm", stop: StopFlag) -> int:
         session = open_session(config, comm, stack, stop)
         train(session)
         session.finish()
-    stop.ignore()
     return 0 if session.finished else STOPPED
+
+
+def train_here(config: Config) -> None:
+    """Collective. Train in this process, which goes on afterwards: errors are raised.
+
+    Where there are several ranks, an error that this one alone has ends all of them, as the others wait for it.
+    """
+    from esmpi.mpi.comm import Comm
+    from esmpi.mpi.world import ends_all_if_it_fails
+
+    stop = StopFlag()
+    with stop.installed():
+        _check_inputs(config)
+        comm = Comm()
+        with ends_all_if_it_fails(comm):
+            _train(config, comm, stop)
 
 
 if __name__ == "__main__":

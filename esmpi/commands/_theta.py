@@ -40,14 +40,13 @@ def rebuild(arguments: argparse.Namespace, verify: bool = False) -> "tuple[RunFi
     UserError
         If there is no such run, generation or model, or if a digest is not the one that the run file has.
     """
-    from esmpi.config.reader import parse_config
     from esmpi.store.run_file import RunFile, run_file_path
 
     file = RunFile.open(run_file_path(arguments.run))
     from esmpi.store.replay import base_model, replay  # takes seconds to import
 
     generation = file.choose_generation(arguments.generation, arguments.best)
-    base = base_model(parse_config(file.attributes["config"]), arguments.model)
+    base = base_model(file, arguments.model)
 
     def tell(verified: int) -> None:
         print(f"generation {verified}: theta {file.digest_after(verified):016x}, as the run file has it", flush=True)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from esmpi.arguments import add_overrides
+from esmpi.arguments import add_overrides, read_config
 from esmpi.mpi.world import on_all_ranks
 
 HELP = "check that a run would find all it needs; also as srun esmpi doctor"
@@ -16,8 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def process(arguments: argparse.Namespace) -> int:
     """Print what was found; return the exit code."""
-    from esmpi.config.reader import load_config
     from esmpi.launch.doctor import examine
 
-    config = None if arguments.config is None else load_config(arguments.config, arguments.overrides)
+    config = None if arguments.config is None else read_config(arguments)
     return on_all_ranks(lambda comm: examine(comm, config))

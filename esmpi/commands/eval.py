@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmpi.arguments import add_generation, add_overrides
+from esmpi.arguments import add_generation, add_overrides, print_notes
 from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
 from esmpi.mpi.launcher import speaks_for_all
@@ -113,6 +113,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     from esmpi.files import locked
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 
+    notes: list[str] = []
     path = run_file_path(arguments.target)
     if not path.is_file() or path.suffix != ".h5":
         if arguments.generation is not None or arguments.best:
@@ -122,7 +123,8 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
                 f"{arguments.target} is a model, and does not say what it is to do: give a config, "
                 f"and with it model.path={arguments.target} --out DIR"
             )
-        config = load_config(arguments.target, arguments.overrides)
+        config = load_config(arguments.target, arguments.overrides, notes)
+        print_notes(notes)
         _check_suite_is_free(arguments.suite, config.to_dict())
         directory = arguments.out or config.directory
         if arguments.out is None and (directory / RUN_FILE).exists():
@@ -135,7 +137,8 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     stack.enter_context(locked(directory))
     # Read again: what another process committed before this one had the lock must not be overwritten.
     run = RunFile.open(path)
-    config = parse_config(run.attributes["config"], arguments.overrides)
+    config = parse_config(run.attributes["config"], arguments.overrides, notes)
+    print_notes(notes)
     _check_suite_is_free(arguments.suite, run.attributes["config"])
     if arguments.suite in (None, HELD_OUT):
         _check_unchanged(run, config)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from esmpi.arguments import add_config
+from esmpi.arguments import add_config, read_config
 from esmpi.errors import UserError
 
 HELP = "submit a run to Slurm (by submitit), or an array of runs"
@@ -46,6 +46,7 @@ def process(arguments: argparse.Namespace) -> int:
     from esmpi.launch.jobs import script, submit
 
     options = _options(arguments)
+    read_config(arguments)  # prints what the overrides made void
     if arguments.dry_run:
         print(script(arguments.config, arguments.overrides, **options))
         return 0

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from esmpi.errors import SharedError, UserError
@@ -47,6 +48,20 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
         comm.report_failure()
         comm.abort(1)
         return 1
+
+
+@contextmanager
+def ends_all_if_it_fails(comm: "Comm") -> Iterator[None]:
+    """End all ranks if the block raises on this one alone; with one rank, or what all raise together, just raise."""
+    try:
+        yield
+    except SharedError:
+        raise
+    except BaseException as error:
+        if comm.size > 1:
+            comm.report_failure()
+            comm.abort(2 if isinstance(error, UserError) else 1)
+        raise
 
 
 def _work_and_meet(work: Callable[["Comm"], int], comm: "Comm") -> int:

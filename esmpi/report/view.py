@@ -157,7 +157,7 @@ class Run:
         from esmpi.store.replay import base_model, replay
 
         chosen = self._file.choose_generation(generation, best)
-        base = base_model(self.config, model)
+        base = base_model(self._file, model)
         weights = replay(self._file, base, chosen, len(os.sched_getaffinity(0)), from_base=False)
         return {view.name: tensor.view(view.shape) for view, tensor in weights.theta()}
 

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # SIGUSR2 is what submitit has Slurm send; a rank that did not take it would die of it.
@@ -26,6 +29,20 @@ class StopFlag:
         """Take over the signals; only possible in the main thread."""
         for number in _SIGNALS:
             signal.signal(number, self._handle)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Take over the signals for a block, and give them back; outside the main thread, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def ignore(self) -> None:
         """Take no signal any more: the run is over, and one that came late would make its exit code another."""

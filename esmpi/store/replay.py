@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, matrix_shape
 from esmpi.model.find import fetch_model
@@ -89,9 +88,13 @@ def _read(source: BaseModel | Snapshot, view: View) -> "torch.Tensor":
     return source.read(view.name, view.rows, view.cols)
 
 
-def base_model(config: Config, path: str | None = None) -> BaseModel:
-    """Return the base model of a run, from `path` or from where its config says."""
-    return BaseModel(fetch_model(path or config.model.path, config.model.revision))
+def base_model(run: RunFile, path: str | None = None) -> BaseModel:
+    """Return the base model of a run, from `path` or from where its config says.
+
+    Of the config only that is looked at: neither its engine nor its task need be there for a replay.
+    """
+    model = run.attributes["config"]["model"]
+    return BaseModel(fetch_model(path or model["path"], model.get("revision")))
 
 
 def _views(run: RunFile, base: BaseModel) -> Iterator[View]:

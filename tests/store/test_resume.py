@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from esmpi.__main__ import main
 from esmpi.config.reader import load_config
-from esmpi.engines import load_engine
+from esmpi.engines import Engine, engine_config
 from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
@@ -196,9 +196,14 @@ def test_a_snapshot_of_another_theta_is_refused(copied: Path, base: BaseModel) -
         check_snapshot(copied / "snapshots" / "g000002.h5", run)
 
 
+def opened(base: BaseModel) -> Engine:
+    config = load_config(TINY_RUN)
+    return engine_config(config).open(config.model, base, Place("here", 0, 1, (0,)))
+
+
 def test_an_engine_takes_theta_from_a_snapshot_and_back(finished: Path, base: BaseModel) -> None:
     run = RunFile.open(finished / "run.h5")
-    engine = load_engine(load_config(TINY_RUN), base, Place("here", 0, 1, (0,)))
+    engine = opened(base)
     engine.weights.load(finished / "snapshots" / "g000003.h5")
     assert engine.weights.digest() == run.theta_digest
     engine.weights.restore()
@@ -352,7 +357,7 @@ def test_a_longer_log_replays_from_segments_and_as_a_log_only_file(
     tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(member_table, "SEGMENT_BYTES", 10 * 30 * MEMBER_DTYPE.itemsize)
-    engine = load_engine(load_config(TINY_RUN), base, Place("here", 0, 1, (0,)))
+    engine = opened(base)
     names = [name for name, _ in engine.weights.tensors()]
     run = RunFile.create(tmp_path / "run.h5", LEAST_CONFIG, engine.weights.digest(), "d", names, engine.weights.aliases)
     rng = np.random.default_rng(0)

@@ -1,0 +1,115 @@
+"""`import esmpi`: light, and what stands in the module is what the documentation says."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import ROOT, TINY_RUN, Run, read_digests
+
+import esmpi
+
+SMALL = {"es": {"generations": 2, "population_size": 3}, "data": {"num_eval": 4, "batch_size": 2}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> esmpi.Run:
+    output = tmp_path_factory.mktemp("tuned")
+    return esmpi.tune(TINY_RUN, run={"output_dir": str(output)}, snapshot={"every": 1}, **SMALL)
+
+
+def test_the_door_is_light_and_typed() -> None:
+    program = (
+        "import sys, esmpi; print([m for m in ('torch', 'mpi4py', 'numpy', 'msgspec', 'vllm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+    assert (Path(esmpi.__file__).parent / "py.typed").exists()
+    for name in esmpi.__all__:
+        assert getattr(esmpi, name) is not None
+        assert name in dir(esmpi)
+    with pytest.raises(AttributeError, match="no attribute 'tunes'"):
+        esmpi.tunes  # noqa: B018
+
+
+def test_tune_is_the_main_program(run: esmpi.Run, launch: Run, tmp_path: Path) -> None:
+    overrides = [f"{section}.{key}={value}" for section, keys in SMALL.items() for key, value in keys.items()]
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", *overrides], 0)
+    assert done.returncode == 0, done.stderr
+    assert run.generations["theta_digest"].tolist() == read_digests(tmp_path / "tiny")
+    assert run.finished
+    assert repr(run).startswith(f"<esmpi.Run {run.directory}: 2 of 2 generations, theta ")
+
+
+def test_tune_resumes_and_takes_a_mapping(run: esmpi.Run, tmp_path: Path) -> None:
+    config = json.loads(json.dumps(run.config))
+    config["run"] |= {"output_dir": str(tmp_path), "export_dtype": "none"}
+    first = esmpi.tune(config, es={"generations": 1})
+    assert first.num_generations == 1
+    again = esmpi.tune(config)
+    assert again.generations["theta_digest"].tolist() == run.generations["theta_digest"].tolist()
+
+
+def test_tune_works_outside_the_main_thread_and_leaves_signals_alone(run: esmpi.Run, tmp_path: Path) -> None:
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    found: list[esmpi.Run] = []
+    settings = run.config | {"run": run.config["run"] | {"output_dir": str(tmp_path)}}
+    thread = threading.Thread(target=lambda: found.append(esmpi.tune(settings, es={"generations": 0})))
+    thread.start()
+    thread.join()
+    assert found[0].num_generations == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_wrong_config_raises(tmp_path: Path) -> None:
+    with pytest.raises(esmpi.UserError, match=r"es\.sgima: unknown key, did you mean sigma\?"):
+        esmpi.tune(TINY_RUN, es={"sgima": 1})
+    with pytest.raises(esmpi.UserError, match=r"model\.path: no folder"):
+        esmpi.tune(TINY_RUN, run={"output_dir": str(tmp_path)}, model={"path": "./nowhere"})
+    with pytest.raises(esmpi.UserError, match="no run file"):
+        esmpi.open_run(tmp_path)
+
+
+def test_frames_have_what_the_run_file_has(run: esmpi.Run) -> None:
+    assert run.generations["generation"].tolist() == [0, 1]
+    members = run.members
+    assert members[["generation", "member"]].to_numpy().tolist() == [[g, m] for g in range(2) for m in range(3)]
+    mean = members.groupby("generation")["fitness"].mean()
+    np.testing.assert_allclose(mean, run.generations["fitness_mean"], rtol=1e-12)
+    held_out = run.evaluations.query("suite == 'held_out'")
+    assert held_out["generation"].tolist() == [0, 2]
+    samples = run.samples()
+    assert len(samples) == 4
+    assert samples["reward"].mean() == pytest.approx(held_out["reward_mean"].iloc[-1])
+    assert len(run.samples(generation=0)) == 4
+    with pytest.raises(esmpi.UserError, match="held_out was not evaluated at generation 1, but at 0, 2"):
+        run.samples(generation=1)
+    with pytest.raises(esmpi.UserError, match="no evaluation of 'held_ou'"):
+        run.samples("held_ou")
+
+
+def test_theta_of_any_generation(run: esmpi.Run) -> None:
+    base, last = run.theta(0), run.theta()
+    assert base.keys() == last.keys() == run.theta(1).keys()
+    assert all(tensor.dtype == torch.float32 for tensor in last.values())
+    assert any(not torch.equal(base[name], last[name]) for name in base)
+    with pytest.raises(esmpi.UserError, match="generation 3"):
+        run.theta(3)
+
+
+def test_plot_returns_a_picture(run: esmpi.Run, tmp_path: Path) -> None:
+    run.plot().savefig(tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+
+
+def test_a_run_without_generations_has_empty_frames(run: esmpi.Run, tmp_path: Path) -> None:
+    settings = run.config | {"run": run.config["run"] | {"output_dir": str(tmp_path)}}
+    empty = esmpi.tune(settings, es={"generations": 0})
+    assert len(empty.generations) == len(empty.members) == 0
+    assert len(empty.evaluations) == 1
