@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from esmpi.__main__ import main
 from esmpi.config.reader import load_config
 from esmpi.engines import Engine, engine_config
+from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
@@ -211,7 +212,7 @@ def test_an_engine_takes_theta_from_a_snapshot_and_back(finished: Path, base: Ba
     assert all(torch.equal(live, theta[name]) for name, live in engine.weights.live())
     engine.weights.load(None)
     assert engine.weights.digest() == run.digest_after(0)
-    with pytest.raises(SnapshotError, match="no snapshot"):
+    with pytest.raises(UserError, match="no snapshot"):
         engine.weights.load(finished / "snapshots" / "none.h5")
 
 
