@@ -16,6 +16,24 @@ if shutil.which("nvidia-smi") is None:
 from support import GENERATIONS, ROOT, Run, require, serial_digests
 
 
+FIRST = ("slurm", "vllm", "mpi", "store", "house")
+"""Folders in the order in which their tests start, those that take longest first: so no process is left with a long one
+at the end. The rest comes after them."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests that share a start into one group: those of a file, and all that need the Slurm cluster.
+
+    `tools/test.sh` runs several groups at a time: while a job waits for one of Slurm's whole minutes, others compute.
+    """
+    folders = {item: item.path.parent.name for item in items}
+    items.sort(key=lambda item: FIRST.index(folders[item]) if folders[item] in FIRST else len(FIRST))
+    for item in items:
+        group = "slurm" if folders[item] == "slurm" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def mpiexec() -> list[str]:
     """The launcher of the MPI that is installed beside this Python, or on the PATH."""

@@ -20,4 +20,5 @@ ruff check .
 ruff format --check .
 mypy
 shellcheck -x tools/*.sh slurm/*.sh .ci/run
-exec python -m pytest "$@"
+# Several processes, each with a file's tests at a time (tests/conftest.py): one of them mostly waits for Slurm.
+exec python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder "$@"
