@@ -15,7 +15,6 @@ if shutil.which("nvidia-smi") is None:
 
 from support import GENERATIONS, ROOT, Run, require, serial_digests
 
-
 FIRST = ("slurm", "vllm", "mpi", "store", "house")
 """Folders in the order in which their tests start, those that take longest first: so no process is left with a long one
 at the end. The rest comes after them."""

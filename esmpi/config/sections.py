@@ -18,6 +18,8 @@ from esmpi.config.keys import Section, key, require
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
+    """What the run is called, where it lies, and how it starts and stops."""
+
     name: str = key(changes_result="no")  # the directory may have been renamed: run_uuid says which run it is
     """Name of the run; its directory is `<output_dir>/<name>`."""
     output_dir: str = key("runs", changes_result="no")
@@ -58,6 +60,8 @@ class RunConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
+    """The base model, and the type of the live weights."""
+
     # Where the model lies does not matter: the digest of its weights says whether it is the same.
     path: str = key(changes_result="by_digest")
     """A Hugging Face model folder, a hub id (org/name), or `esmpi:tiny_countdown`, which ships with esmpi."""
@@ -93,6 +97,8 @@ class EngineSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EsConfig(Section):
+    """The members of a generation and the update."""
+
     population_size: int = key(30, minimum=2, maximum=10**7)
     """Members of a generation, N."""
     generations: int = key(minimum=0, maximum=10**9, changes_result="no")
@@ -154,6 +160,8 @@ _GENERATED_COUNTS = {"train": 1000, "eval": 400}
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
+    """The problems, and how many of them a generation sees."""
+
     train: str = key(GENERATED, changes_result="by_digest")
     """Training problems: a file (.jsonl, .json, .csv, .parquet), a folder that `datasets` saved to disk, a hub id
     (`org/name` or `org/name:subset`), `generated` by the task, or the `builtin` ones that come with it."""
@@ -198,6 +206,8 @@ class DataConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Section):
+    """How completions are sampled in training; evaluation has a temperature of its own."""
+
     max_tokens: int = key(1024, minimum=1)
     """New tokens of a completion, at most. Without the key: what the task asks for, and so for `temperature`."""
     temperature: float = key(0.0, minimum=0, maximum=100)
@@ -215,6 +225,8 @@ class SamplingConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig(Section):
+    """The processes that compute rewards."""
+
     num_processes: int = key(1, minimum=1, maximum=1024, changes_result="no")
     """Processes of a rank that compute rewards, beside generation."""
     time_limit_s: float = key(10.0, above=0, maximum=86400, unit="s", changes_result="no")
@@ -227,6 +239,8 @@ class ScoringConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Section):
+    """When and how held-out problems are evaluated."""
+
     every: int | None = key(None, minimum=1, changes_result="no")
     """Evaluate the held-out problems every so many generations; null: only before the first and after the last."""
     suites: dict[str, str] = key(factory=dict, changes_result="by_digest")
@@ -254,6 +268,8 @@ class EvalConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotConfig(Section):
+    """When theta is written beside the run."""
+
     every: int | None = key(None, minimum=1, changes_result="no")
     """Write theta beside the run every so many generations, after the last one, and when asked to stop. null: never;
     a start then replays from the base model, which takes about a nanosecond a weight, member and generation."""
@@ -265,6 +281,8 @@ class SnapshotConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig(Section):
+    """What is shown, and where figures go."""
+
     level: Literal["debug", "info", "warning", "error"] = key("info", changes_result="no")
     """The least severe messages that are shown."""
     sinks: tuple[str, ...] = key((), plugins="esmpi.record.sinks", changes_result="no")

@@ -19,6 +19,13 @@ def with_shots(prompt: Prompt, shots: list[Example]) -> Prompt:
 
 
 def read_shots(source: str | None) -> list[Example]:
+    """Return the examples of a file, with `prompt` and `completion`; none without a file.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or an example lacks one of them.
+    """
     if source is None:
         return []
     rows = read_rows("data.few_shot", source, "train", None)

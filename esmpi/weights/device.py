@@ -44,6 +44,7 @@ class DeviceWeights(Weights):
 
 
 def device_of(views: Sequence[View]) -> torch.device:
+    """Return the device that the live weights of some views are on."""
     return next(view.live.device for view in views if view.live is not None)
 
 
@@ -58,6 +59,7 @@ def tables_of(blocks: Iterable[Block]) -> list[DeviceBlocks]:
 
 
 def perturb_all(tables: Sequence[DeviceBlocks], seed: int, scale: float, device: torch.device) -> None:
+    """Write live = cast(theta + scale * eps(seed)) in all tables, a launch each."""
     on_device = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
     for table in tables:
         table.perturb(*on_device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import GENERATIONS, ROOT, TINY_RUN, read_digests, require
 
-from esmpi.launch import submit
+from esmpi import submit
 from esmpi.launch.jobs import SRUN
 from slurm.cluster import Cluster
 from slurm.conftest import PATIENCE_S
