@@ -79,7 +79,9 @@ def _line(run: RunFile, keys: Sequence[str], suites: Sequence[str]) -> list[str]
             line += ["-"] * 4
             continue
         best = _best(run, suite)
-        line += [f"{100 * row['accuracy']:.1f} %" for row in (rows[0], rows[-1], best)] + [str(best["generation"])]
+        before = rows[0] if rows[0]["generation"] == 0 else None  # the base model
+        line += ["-" if row is None else f"{100 * row['accuracy']:.1f} %" for row in (before, rows[-1], best)]
+        line.append(str(best["generation"]))
     return line
 
 
