@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,17 +21,25 @@ FIRST = ("slurm", "vllm", "mpi", "store", "house")
 at the end. The rest comes after them."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that share a start into one group: those of a file, and all that need the Slurm cluster.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a process all tests that share a start: those of a file, and all that need the Slurm cluster.
 
-    `tools/test.sh` runs several groups at a time: while a job waits for one of Slurm's whole minutes, others compute.
+    `tools/test.sh` runs several at a time: while a job waits for one of Slurm's whole minutes, others compute.
     """
-    folders = {item: item.path.parent.name for item in items}
-    items.sort(key=lambda item: FIRST.index(folders[item]) if folders[item] in FIRST else len(FIRST))
-    for item in items:
-        group = "slurm" if folders[item] == "slurm" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByStart(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if nodeid.startswith("tests/slurm/") else str(super()._split_scope(nodeid))
+
+    return ByStart(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests that take longest start first."""
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(FIRST)))
 
 
 @pytest.fixture(scope="session")

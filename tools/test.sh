@@ -21,4 +21,4 @@ ruff format --check .
 mypy
 shellcheck -x tools/*.sh slurm/*.sh .ci/run
 # Several processes, each with a file's tests at a time (tests/conftest.py): one of them mostly waits for Slurm.
-exec python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder "$@"
+exec python -m pytest -n 3 --no-loadscope-reorder "$@"
