@@ -41,7 +41,9 @@ class EngineConfig(EngineSection):
         UserError
             If the engine is not installed, or cannot perturb all weights of this model.
         """
-        opened: Any = self.engine
+        opened: Any = getattr(self, "engine", None)
+        if opened is None:
+            raise UserError(f"engine.kind: {type(self).__name__} does not say which engine it opens: set `engine`")
         if isinstance(opened, str):
             module, _, name = opened.partition(":")
             opened = getattr(importlib.import_module(module), name)
