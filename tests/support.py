@@ -38,6 +38,11 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Columns = dict[str, np.ndarray]
 
 
+def sweep(full: int, sample: int) -> int:
+    """Return how many cases a large sweep has: all of them with ESMPI_FULL=1 in the environment, else a sample."""
+    return full if os.environ.get("ESMPI_FULL") == "1" else sample
+
+
 def require(part: str, present: bool, how: str) -> None:
     """Skip the test if a real part is missing, or fail if ESMPI_REQUIRE names it (CI does)."""
     if present:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from driver import COUNT, FULL, HICCUP, KILL_BEFORE, KILL_HALFWAY, Drive
+from support import sweep
 
-NUM_KILLS = 200
+NUM_KILLS = sweep(full=200, sample=80)
 KILLS_A_CHAIN = 5
 NUM_FAULTS = 16
 
@@ -38,7 +39,7 @@ def check(seen: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert sum(file.startswith("tiny/snapshots/g") for file in seen["files"]) <= 1
 
 
-def test_killed_at_200_points_it_goes_on_to_the_same_theta(drive: Drive, undisturbed: dict[str, Any]) -> None:
+def test_killed_at_many_points_it_resumes_to_the_same_theta(drive: Drive, undisturbed: dict[str, Any]) -> None:
     total = undisturbed["starts"][0]["calls"]
     rng = random.Random(0)
     num_chains = NUM_KILLS // (KILLS_A_CHAIN - 1)  # not every start of a chain gets as far as its kill

@@ -150,14 +150,17 @@ def see_environment(worker: Any) -> list[str]:
 def break_perturb() -> None:
     """Make the worker forget one kind of weight, as a hidden copy inside the engine would."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    from esmpi.engines.vllm_worker import WorkerExtension
+    from esmpi.engines.vllm.worker import WorkerExtension
 
-    perturb = WorkerExtension.esmpi_perturb
+    call = WorkerExtension.esmpi_call
 
-    def forgetful(self: Any, seed: int, scale: float, only: list[str] | None) -> None:
-        perturb(self, seed, scale, [name for name in only or [] if "down_proj" not in name])
+    def forgetful(self: Any, method: str, *arguments: Any) -> Any:
+        if method == "perturb":
+            seed, scale, only = arguments
+            arguments = (seed, scale, [name for name in only or [] if "down_proj" not in name])
+        return call(self, method, *arguments)
 
-    WorkerExtension.esmpi_perturb = forgetful  # type: ignore[method-assign]
+    WorkerExtension.esmpi_call = forgetful  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
