@@ -4,16 +4,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# As the program itself has it: threads that wait for work must not take the cores from the other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if shutil.which("nvidia-smi") is None:
     # Triton's interpreter runs GPU kernels on a CPU; it looks at this when it is imported, by whoever is first.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from forks import Forks
 from support import GENERATIONS, ROOT, Run, require, serial_digests
 
 FIRST = ("slurm", "vllm", "mpi", "store", "house")
@@ -21,17 +24,22 @@ FIRST = ("slurm", "vllm", "mpi", "store", "house")
 at the end. The rest comes after them."""
 
 
+TOGETHER = ("slurm", "vllm")
+"""Folders whose tests run in one process: there is one Slurm cluster, and engines of one thread take the same core."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a process all tests that share a start: those of a file, and all that need the Slurm cluster.
+    """Give a process all tests of a file, or of a folder of `TOGETHER`, at a time.
 
-    `tools/test.sh` runs several at a time: while a job waits for one of Slurm's whole minutes, others compute.
+    `tools/test.sh` has several processes: while a job waits for one of Slurm's whole minutes, others compute.
     """
     from xdist.scheduler import LoadFileScheduling
 
     class ByStart(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "slurm" if nodeid.startswith("tests/slurm/") else str(super()._split_scope(nodeid))
+            folder = nodeid.split("/")[1]
+            return folder if folder in TOGETHER else str(super()._split_scope(nodeid))
 
     return ByStart(config, log)
 
@@ -51,12 +59,23 @@ def mpiexec() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def launch(mpiexec: list[str]) -> Run:
+def forks() -> Iterator[Forks]:
+    """The server that starts the program without a launcher."""
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def launch(mpiexec: list[str], forks: Forks) -> Run:
     """Run Python with arguments on so many ranks and return what it printed; 0 ranks: without a launcher."""
 
     def call(arguments: Sequence[str], ranks: int, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        arguments = [str(word) for word in arguments]
+        if ranks == 0 and forks.can_start(arguments):
+            return forks.run(arguments, timeout_s)
         start = [*mpiexec, "-n", str(ranks)] if ranks else []
-        command = [*start, sys.executable, *map(str, arguments)]
+        command = [*start, sys.executable, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
 
     return call

@@ -123,8 +123,8 @@ def test_smollm2_has_the_same_weights(smollm2: str, dtype: str) -> None:
     prompts = ["The capital of France is", "One, two, three,"]
     # in bfloat16, in which a CPU is slow and engines round differently, what they say is not compared
     length = 30 if dtype == "float32" else 2
-    hf = run_state("hf", smollm2, dtype, prompts, num_threads=2, max_tokens=length)
-    vllm = run_state("vllm", smollm2, dtype, prompts, num_threads=2, max_tokens=length)
+    hf = run_state("hf", smollm2, dtype, prompts, max_tokens=length)
+    vllm = run_state("vllm", smollm2, dtype, prompts, max_tokens=length)
     same_weights(vllm, hf)
     assert len(hf["perturbed"]) == 272
     if dtype == "float32":
