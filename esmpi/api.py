@@ -1,6 +1,7 @@
 """The main program as a function: `esmpi.tune`."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,22 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     from esmpi.run import train_here
     from esmpi.store.run_file import RUN_FILE
 
-    changes = [
-        f"{section}.{key}={json.dumps(value)}" for section, keys in overrides.items() for key, value in keys.items()
-    ]
+    changes = []
+    for section, keys in overrides.items():
+        if not isinstance(keys, Mapping):
+            raise TypeError(f"tune() takes sections with their keys, such as {section}={{'key': {keys!r}}}")
+        changes += [
+            f"{section}.{key}={json.dumps(value, ensure_ascii=False, default=_plain)}" for key, value in keys.items()
+        ]
     checked = parse_config(dict(config), changes) if isinstance(config, Mapping) else load_config(config, changes)
     train_here(checked)
     return open_run(checked.directory / RUN_FILE)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON does not know, a path or a number of NumPy's, as one that it knows."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} is no value for a config")

@@ -76,6 +76,18 @@ def test_a_wrong_config_raises(tmp_path: Path) -> None:
         esmpi.open_run(tmp_path)
 
 
+def test_values_of_python_become_values_of_the_config(tmp_path: Path) -> None:
+    odd = 'say "hi" # to: {you} \U0001f600'
+    numbers = {"sigma": np.float32(0.5), "generations": np.int64(3)}
+    with pytest.raises(esmpi.UserError) as error:
+        esmpi.tune(TINY_RUN, run={"output_dir": tmp_path}, es=numbers, model={"path": f"./{odd}"})
+    assert odd in str(error.value)  # the numbers and the path were taken: only the model is not there
+    with pytest.raises(TypeError, match=r"tune\(\) takes sections with their keys, such as sigma="):
+        esmpi.tune(TINY_RUN, sigma=1e-3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is no value for a config"):
+        esmpi.tune(TINY_RUN, es={"sigma": object()})
+
+
 def test_frames_have_what_the_run_file_has(run: esmpi.Run) -> None:
     assert run.generations["generation"].tolist() == [0, 1]
     members = run.members
