@@ -24,8 +24,9 @@ FIRST = ("slurm", "vllm", "mpi", "store", "house")
 at the end. The rest comes after them."""
 
 
-TOGETHER = ("slurm", "vllm")
-"""Folders whose tests run in one process: there is one Slurm cluster, and engines of one thread take the same core."""
+TOGETHER = {"slurm": "network", "mpi/test_two_hosts.py": "network", "vllm": "vllm"}
+"""Folders and files whose tests run in one process. There is one Slurm cluster, whose jobs would take the network that
+the test of two hosts makes and cuts; and vLLM engines of one thread all take the same core."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -38,8 +39,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByStart(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            folder = nodeid.split("/")[1]
-            return folder if folder in TOGETHER else str(super()._split_scope(nodeid))
+            parts = nodeid.split("::", maxsplit=1)[0].split("/")[1:]
+            return TOGETHER.get("/".join(parts), TOGETHER.get(parts[0], str(super()._split_scope(nodeid))))
 
     return ByStart(config, log)
 
@@ -59,21 +60,23 @@ def mpiexec() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """The server that starts the program without a launcher."""
-    forks = Forks()
-    yield forks
-    forks.close()
+def forks() -> Iterator[dict[str, Forks]]:
+    """The servers that start the program without a launcher, by its engine."""
+    servers = {engine: Forks(engine) for engine in ("hf", "vllm")}
+    yield servers
+    for server in servers.values():
+        server.close()
 
 
 @pytest.fixture(scope="session")
-def launch(mpiexec: list[str], forks: Forks) -> Run:
+def launch(mpiexec: list[str], forks: dict[str, Forks]) -> Run:
     """Run Python with arguments on so many ranks and return what it printed; 0 ranks: without a launcher."""
 
     def call(arguments: Sequence[str], ranks: int, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         arguments = [str(word) for word in arguments]
-        if ranks == 0 and forks.can_start(arguments):
-            return forks.run(arguments, timeout_s)
+        server = forks["vllm" if "engine.kind=vllm" in arguments else "hf"]
+        if ranks == 0 and server.can_start(arguments):
+            return server.run(arguments, timeout_s)
         start = [*mpiexec, "-n", str(ranks)] if ranks else []
         command = [*start, sys.executable, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)

@@ -1,10 +1,11 @@
 """Start the program as a fork of a process that has imported all that is slow to import.
 
 A start of Python with torch takes seconds, most of what a small run takes. Here a server imports once and forks for
-each start; the fork is the program as it is, from `python -m esmpi...` on. `python forks.py` is the server: it reads a
-line of JSON a start, and answers with two: the process id, and the exit code.
+each start; the fork is the program as it is, from `python -m esmpi...` on. `python forks.py ENGINE` is the server: it
+reads a line of JSON a start, and answers with two: the process id, and the exit code.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -19,12 +20,19 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("esmpi", "esmpi.run")
+SLOW = {
+    "hf": ("esmpi.commands.eval", "esmpi.engines.hf.engine", "esmpi.evaluate", "esmpi.store.replay", "esmpi.train"),
+    # not numba, over which vLLM trips at its start
+    "vllm": ("vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "transformers"),
+}
+"""What a server imports, by the engine of its programs."""
 
 
 class Forks:
-    """The server, as the tests see it. It starts with the first program that is asked for."""
+    """A server, as the tests see it. It starts with the first program that is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
         self._environment = dict(os.environ)
         self._server: subprocess.Popen[str] | None = None
 
@@ -40,7 +48,7 @@ class Forks:
             # no library may make threads before the server forks
             single = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
             self._server = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, __file__, self._engine],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -78,12 +86,8 @@ class Forks:
 
 def serve() -> None:
     """Fork for each start that is asked for."""
-    import esmpi.commands.eval
-    import esmpi.engines.hf.engine
-    import esmpi.evaluate
-    import esmpi.store.replay
-    import esmpi.train  # noqa: F401  # all that is slow
-
+    for module in SLOW[sys.argv[1]]:
+        importlib.import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
     for line in sys.stdin:
         asked = json.loads(line)

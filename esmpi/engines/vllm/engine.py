@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class VllmEngine(Engine):
         for trouble in self._rpc("esmpi_open", dict(cuts), cores, placement):
             if trouble is not None:
                 raise UserError(trouble)
-        self.weights = ModelWeights(base, self._call_shards)
+        # of vLLM alone, and not of this engine: a circle would keep its workers alive when the engine is given up
+        self.weights = ModelWeights(base, partial(_call_shards, self._llm))
         self.weights.aliases = _aliases(self.weights.names, base)
         self.tokenizer = self._llm.get_tokenizer()
         if engine.self_test:
@@ -122,11 +124,6 @@ class VllmEngine(Engine):
     def _rpc(self, method: str, *arguments: Any) -> list[Any]:
         return list(self._llm.collective_rpc(method, args=arguments))
 
-    def _call_shards(self, method: str, *arguments: Any) -> list[Any]:
-        # arrays do not travel to worker processes
-        plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in arguments]
-        return self._rpc("esmpi_call", method, *plain)
-
     def _self_test(self) -> None:
         """Make sure that each kind of weight counts, and that theta written back is what was there before.
 
@@ -164,6 +161,13 @@ class VllmEngine(Engine):
         )
         outputs = [output.outputs[0] for output in self._generate(prompts, parameters)]
         return [(tuple(one.token_ids), one.cumulative_logprob) for one in outputs]
+
+
+def _call_shards(llm: Any, method: str, *arguments: Any) -> list[Any]:
+    """Call a method of the shard in each of vLLM's workers; see `esmpi.weights.model_weights.Call`."""
+    # arrays do not travel to worker processes
+    plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in arguments]
+    return list(llm.collective_rpc("esmpi_call", args=(method, *plain)))
 
 
 def _place_theta(model: ModelConfig, engine: VllmConfig, base: BaseModel) -> tuple[Placement, float]:
