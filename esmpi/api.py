@@ -1,6 +1,7 @@
 """The main program as a function: `esmpi.tune`."""
 
 import json
+import multiprocessing
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     """Collective. Train in this process as `python -m esmpi.run` does, and return the run.
 
     Call it again with the same arguments to resume a run that was stopped. Under mpiexec or srun every rank calls it.
-    SIGINT and SIGTERM stop the run after the current generation, if this is the main thread.
+    SIGINT and SIGTERM stop the run after the current generation, if this is the main thread. In a script, put the call
+    under ``if __name__ == "__main__":``, because the processes that compute rewards import the script. On ranks other
+    than 0 the run directory must be on a shared file system.
 
     Parameters
     ----------
@@ -43,6 +46,9 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     from esmpi.run import train_here
     from esmpi.store.run_file import RUN_FILE
 
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A process that scores imports the user's script, as every spawned process does.
+        raise RuntimeError("put the call of esmpi.tune under `if __name__ == '__main__':`")
     changes = []
     for section, keys in overrides.items():
         if not isinstance(keys, Mapping):

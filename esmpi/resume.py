@@ -67,7 +67,11 @@ def _resumed(run: RunFile, config: Config) -> dict[str, Any]:
 def _check_same(run: RunFile, config: Config, model_digest: int, digests: Digests) -> None:
     here = run.path.parent
     changed = differences(run.attributes["config"], _resumed(run, config))
-    refused = [str(one) for one in changed if one.matters(sampled=config.sampling.temperature > 0)]
+    refused = [
+        str(one)
+        for one in changed
+        if one.matters(sampled=max(config.sampling.temperature, config.eval.temperature) > 0)
+    ]
     advice = f"to go on from it otherwise, run.name=NEW run.fork_from={here}@{run.num_generations}"
     if refused:
         raise UserError(

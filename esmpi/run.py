@@ -117,10 +117,12 @@ def train_here(config: Config) -> None:
 
     stop = StopFlag()
     with stop.installed():
-        _check_inputs(config)
         comm = Comm()
         with ends_all_if_it_fails(comm):
+            with comm.together():
+                _check_inputs(config)
             _train(config, comm, stop)
+            comm.barrier()  # rank 0 has finished its files
 
 
 if __name__ == "__main__":
