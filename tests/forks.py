@@ -28,6 +28,10 @@ SLOW = {
 """What a server imports, by the engine of its programs."""
 
 
+OF_NO_ACCOUNT = ("PYTEST_CURRENT_TEST", "TRITON_INTERPRET")
+"""Variables that may differ between a server and what it starts: neither engine looks at them on a CPU."""
+
+
 class Forks:
     """A server, as the tests see it. It starts with the first program that is asked for."""
 
@@ -38,8 +42,10 @@ class Forks:
 
     def can_start(self, arguments: Sequence[str]) -> bool:
         """Return whether a start may be a fork: of a module of esmpi's, in the environment that the server has."""
-        current = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-        known = {key: value for key, value in self._environment.items() if key != "PYTEST_CURRENT_TEST"}
+        current, known = (
+            {key: value for key, value in environment.items() if key not in OF_NO_ACCOUNT}
+            for environment in (os.environ, self._environment)
+        )
         return arguments[0] == "-m" and arguments[1] in PROGRAMS and current == known
 
     def run(self, arguments: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -53,7 +59,7 @@ class Forks:
                 stdout=subprocess.PIPE,
                 text=True,
                 cwd=ROOT,
-                env=self._environment | single | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+                env=os.environ | single | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
             )
         with tempfile.TemporaryDirectory() as folder:
             out, err = (str(Path(folder) / name) for name in ("out", "err"))
