@@ -30,7 +30,7 @@ def compare(paths: Sequence[str | Path]) -> str:
         head += [f"{suite.replace('_', '-')} before", "after", "best", "at"]
     runs.sort(
         key=lambda run: (
-            -max((_best(run, suite)["accuracy"] for suite in suites if run.evaluations.get(suite)), default=-1)
+            -max((best["accuracy"] for suite in suites if (best := run.best(suite)) is not None), default=-1)
         )
     )
     lines = [head, *(_line(run, keys, suites) for run in runs)]
@@ -52,7 +52,7 @@ _DIGESTS = {"model": "model_digest", "data": "data_digest"}
 def _differing_keys(runs: Sequence[RunFile]) -> list[str]:
     """Return the keys that make these runs different ones."""
     first = runs[0].attributes
-    sampled = first["config"].get("sampling", {}).get("temperature", 0.0) > 0
+    sampled = any(first["config"].get(name, {}).get("temperature", 0.0) > 0 for name in ("sampling", "eval"))
     found: dict[str, None] = {}
     for run in runs[1:]:
         for one in differences(first["config"], run.attributes["config"]):
@@ -75,18 +75,14 @@ def _line(run: RunFile, keys: Sequence[str], suites: Sequence[str]) -> list[str]
     line.append(f"{run.generations[-1]['fitness_mean']:.3f}" if run.generations else "-")
     for suite in suites:
         rows = sorted(run.evaluations.get(suite, ()), key=lambda row: int(row["generation"]))
-        if not rows:
+        best = run.best(suite)
+        if best is None:
             line += ["-"] * 4
             continue
-        best = _best(run, suite)
         before = rows[0] if rows[0]["generation"] == 0 else None  # the base model
         line += ["-" if row is None else f"{100 * row['accuracy']:.1f} %" for row in (before, rows[-1], best)]
         line.append(str(best["generation"]))
     return line
-
-
-def _best(run: RunFile, suite: str) -> dict[str, Any]:
-    return max(run.evaluations[suite], key=lambda row: (row["accuracy"], row["reward_mean"]))
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,7 @@
 """`import esmpi`: light, and what stands in the module is what the documentation says."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -74,6 +75,32 @@ def test_a_wrong_config_raises(tmp_path: Path) -> None:
         esmpi.tune(TINY_RUN, run={"output_dir": str(tmp_path)}, model={"path": "./nowhere"})
     with pytest.raises(esmpi.UserError, match="no run file"):
         esmpi.open_run(tmp_path)
+
+
+def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import esmpi\nesmpi.tune({str(TINY_RUN)!r}, run={{'output_dir': {str(tmp_path)!r}}})\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 1
+    assert "put the call of esmpi.tune under `if __name__ == '__main__':`" in done.stderr
+
+
+def test_wrong_inputs_are_raised_on_all_ranks(launch: Run, tmp_path: Path) -> None:
+    script, where = tmp_path / "script.py", {"output_dir": str(tmp_path)}
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import esmpi\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        f"        esmpi.tune({str(TINY_RUN)!r}, model={{'path': './nowhere'}}, run={where!r})\n"
+        "    except esmpi.UserError as error:\n"
+        "        print('raised', error)\n"
+    )
+    done = launch([script], 2, timeout_s=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("raised model.path: no folder ./nowhere") == 2
 
 
 def test_values_of_python_become_values_of_the_config(tmp_path: Path) -> None:

@@ -143,3 +143,13 @@ def test_a_model_gets_a_place_of_its_own(run: Path, capsys: pytest.CaptureFixtur
     assert main(["eval", str(model)]) == 2
     assert f"model.path={model} --out DIR" in capsys.readouterr().err
     assert contents(run) == before
+
+
+def test_mini_batches_may_not_change_where_evaluations_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["run", str(TINY_RUN), f"run.output_dir={tmp_path}", "run.export_dtype=none", *SMALL]
+    start += ["eval.temperature=0.7"]
+    assert main([*start, "es.generations=1"]) == 0
+    assert main([*start, "data.mini_batch_size=1"]) == 2
+    assert "data.mini_batch_size: None -> 1" in capsys.readouterr().err
