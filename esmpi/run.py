@@ -1,9 +1,10 @@
 """The main program: `python -m esmpi.run CONFIG [key=value ...]`, serial, under mpiexec or under srun."""
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from esmpi.arguments import add_config, parse, positive, read_config
@@ -11,7 +12,7 @@ from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.leave import leave
 from esmpi.mpi.launcher import launcher, speaks_for_all
-from esmpi.mpi.world import on_all_ranks
+from esmpi.mpi.world import let_waiting_threads_sleep, on_all_ranks
 from esmpi.stop import STOPPED
 from esmpi.stop.signals import StopFlag
 
@@ -108,21 +109,38 @@ def _train(config: Config, comm: "Comm", stop: StopFlag) -> int:
 
 
 def train_here(config: Config) -> None:
-    """Collective. Train in this process, which goes on afterwards: errors are raised.
+    """Collective. Train in this process, which is not esmpi's own: errors are raised, and settings are restored.
 
     Where there are several ranks, an error that this one alone has ends all of them, as the others wait for it.
     """
+    let_waiting_threads_sleep()
     from esmpi.mpi.comm import Comm
     from esmpi.mpi.world import ends_all_if_it_fails
 
     stop = StopFlag()
-    with stop.installed():
+    with stop.installed(), _settings_restored():
         comm = Comm()
         with ends_all_if_it_fails(comm):
             with comm.together():
                 _check_inputs(config)
             _train(config, comm, stop)
             comm.barrier()  # rank 0 has finished its files
+
+
+@contextmanager
+def _settings_restored() -> Iterator[None]:
+    """Restore, after a block, what training sets for the whole process: logging, and the threads of torch."""
+    import torch
+
+    logger = logging.getLogger("esmpi")
+    handlers, propagate, level, raising = logger.handlers, logger.propagate, logger.level, logging.raiseExceptions
+    num_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate, logging.raiseExceptions = handlers, propagate, raising
+        logger.setLevel(level)
+        torch.set_num_threads(num_threads)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Put in place what a run works with: model, problems, engine, run directory."""
 
 import hashlib
-import json
 import logging
 import os
 import reprlib
@@ -11,22 +10,22 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from esmpi.config.differences import differences
 from esmpi.config.sections import Config
 from esmpi.data.problems import load_problems
-from esmpi.engines import engine_config
+from esmpi.engines import engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
 from esmpi.files import clean_up, locked
+from esmpi.identity import Digests, digest_of
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
 from esmpi.model.staging import stage, staged_path
 from esmpi.mpi.comm import Comm, Place
 from esmpi.provenance import provenance
 from esmpi.record.recorder import Recorder
-from esmpi.resume import Digests, catch_up, open_run
+from esmpi.resume import catch_up, open_run_file
 from esmpi.scoring import Scorer
 from esmpi.session import Session, Setup
 from esmpi.stop.signals import StopFlag
@@ -99,8 +98,8 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     run = None
     with comm.together():
         if comm.is_root:
-            run = open_run(config, setup.engine, digests)
-            run.attributes["provenance"].append(provenance(comm.size))
+            run = open_run_file(config, setup.engine, digests)
+            run.attributes["provenance"].append(provenance(comm.size, engine_packages(config)))
             run.write()
         recorder = Recorder(run, config.es.generations, config.log.sinks, comm.size)
     stack.callback(recorder.close)
@@ -145,9 +144,9 @@ def start_logging(level: str, comm: Comm) -> None:
 
 
 def _agree_on_config(config: Config, comm: Comm) -> None:
-    said = comm.allgather_object(config.to_dict())
-    for rank, other in enumerate(said):
-        if changed := [str(one) for one in differences(said[0], other)]:
+    first, *others = comm.allgather_object(config.to_dict())
+    for rank, other in enumerate(others, 1):
+        if changed := [str(one) for one in differences(first, other)]:
             raise RuntimeError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
 
 
@@ -189,8 +188,3 @@ def _check_prompts(setup: Setup) -> None:
                     f"sampling.max_tokens: a prompt of {length} tokens ({part}: {reprlib.repr(example)}) and "
                     f"{config.sampling.max_tokens} new ones are more than the model's {engine.max_length} positions"
                 )
-
-
-def digest_of(value: Any) -> str:
-    """Return a digest of a value that JSON has."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

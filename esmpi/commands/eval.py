@@ -19,7 +19,6 @@ from esmpi.mpi.world import on_all_ranks
 if TYPE_CHECKING:
     from esmpi.config.sections import Config
     from esmpi.mpi.comm import Comm
-    from esmpi.resume import Digests
     from esmpi.store.run_file import RunFile
 
 HELP = "evaluate a run at a generation, or any model; also under mpiexec or srun"
@@ -50,6 +49,7 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
     from esmpi.config.reader import parse_config
     from esmpi.evaluate import evaluate
     from esmpi.files import write_whole
+    from esmpi.identity import check_same_problems, digest_of_kind
     from esmpi.record.recorder import log_evaluation, write_samples
     from esmpi.resume import take_theta
     from esmpi.setup import agreed_digests, open_setup, start_logging
@@ -71,10 +71,10 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
         kept = run is not None and arguments.out is None
         names = {name: digest for name, digest in digests.suites.items() if arguments.suite is None or name == HELD_OUT}
         if arguments.suite not in (None, HELD_OUT):
-            names = {arguments.suite: _digest_of_kind(config, digests)}
+            names = {arguments.suite: digest_of_kind(config, digests)}
         with comm.together():
             if run is not None and kept:
-                _check_same_problems(run, names, digests)
+                check_same_problems(run, names, digests)
         digest = take_theta(setup, run, generation, good_snapshots(run, generation) if run else iter(()))
         for suite in setup.problems.suites:
             if arguments.suite is not None and suite != HELD_OUT:
@@ -111,6 +111,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     """Read, on rank 0, what is to be evaluated, and lock the directory until `stack` is closed."""
     from esmpi.config.reader import load_config, parse_config
     from esmpi.files import locked
+    from esmpi.identity import check_comparable
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 
     notes: list[str] = []
@@ -141,7 +142,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     print_notes(notes)
     _check_suite_is_free(arguments.suite, run.attributes["config"])
     if arguments.suite in (None, HELD_OUT):
-        _check_unchanged(run, config)
+        check_comparable(run, config)
     generation = run.choose_generation(arguments.generation, arguments.best)
     return _Target(run=run, generation=generation, config=config, directory=directory)
 
@@ -149,42 +150,3 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
 def _check_suite_is_free(suite: str | None, config: dict[str, Any]) -> None:
     if suite in config["eval"].get("suites", {}):
         raise UserError(f"--suite: {suite} is the name of other problems (eval.suites): choose another name")
-
-
-def _digest_of_kind(config: "Config", digests: "Digests") -> str:
-    """Return a digest of everything but theta that the results of a suite named by the user depend on."""
-    from esmpi.setup import digest_of
-
-    tree = config.to_dict()
-    settings = {name: tree[name] for name in ("task", "sampling")} | {"run": {"seed": config.run.seed}}
-    settings["eval"] = {name: tree["eval"][name] for name in ("num_samples", "temperature")}
-    settings["scoring"] = {"failure_reward": config.scoring.failure_reward}
-    return digest_of([digests.suites[HELD_OUT], digests.task, tree["data"]["few_shot"], settings])
-
-
-def _check_same_problems(run: "RunFile", names: dict[str, str], digests: "Digests") -> None:
-    """Raise UserError if the run has results of other problems or of another kind under one of these names."""
-    own = run.attributes["config"]["eval"].get("suites", {}).keys() | {HELD_OUT}
-    if names.keys() & own and run.attributes["task_digest"] not in ("", digests.task):
-        raise UserError("--suite NAME is needed, a new one: the task file is not the one that the run was begun with")
-    for name, digest in names.items():
-        if run.attributes["suite_digests"].get(name, digest) != digest:
-            kind = "problems" if name in own else "problems, or of another task, sampling, seed or number of samples"
-            raise UserError(f"--suite NAME is needed, a new one: {name} has results of other {kind}")
-
-
-def _check_unchanged(run: "RunFile", config: "Config") -> None:
-    """Raise UserError if the results could not be compared with those that the run has of the same suites."""
-    from esmpi.config.differences import differences
-
-    before, now = run.attributes["config"], config.to_dict()
-    changed = [str(one) for one in differences(before, now) if one.matters(sampled=config.eval.temperature > 0)]
-    known = before["eval"].get("suites", {})
-    for name, source in now["eval"]["suites"].items():
-        if known.get(name, source) != source:  # a suite that is new here may be evaluated, but not under a known name
-            changed.append(f"eval.suites: {name}: {known[name]!r} -> {source!r}")
-    if changed:
-        raise UserError(
-            "--suite NAME is needed, a new one: the run's own evaluations were made otherwise, and one of another kind "
-            "must not stand among them:\n  " + "\n  ".join(changed)
-        )

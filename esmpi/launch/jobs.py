@@ -4,21 +4,22 @@ A job is one process of submitit on its first node, which starts the ranks by sr
 one result, an error of any rank is its error, and the ranks are the same program as under sbatch.
 """
 
-import itertools
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmpi.config.reader import load_config
+from esmpi.config.overrides import Overrides
 from esmpi.config.sections import Config
 from esmpi.errors import UserError
+from esmpi.launch.combinations import expand
 from esmpi.launch.dry_run import check_inputs
 from esmpi.mpi.launcher import slurm_job
 from esmpi.stop import STOPPED
@@ -35,7 +36,7 @@ _MAX_TIMEOUTS = 1000
 """How often a job may run into its time limit. submitit's own 3 would end a long run that is well."""
 
 
-class Run:
+class Ranks:
     """What submitit runs on the first node of a job: all ranks of one run, until its last generation.
 
     Parameters
@@ -117,29 +118,9 @@ def summary(directory: Path) -> dict[str, Any]:
     }
 
 
-def expand(
-    path: str | Path, overrides: Sequence[str] = (), array: Mapping[str, Sequence[Any]] | None = None
-) -> list[Config]:
-    """Return a config for each combination of the values of `array`, the last key fastest, each with a name."""
-    array = array or {}
-    keys = [key if "." in key else f"es.{key}" for key in array]
-    if "run.name" in keys:
-        raise UserError("--array: run.name is made of the other keys and values; run.name=NAME gives its beginning")
-    name = load_config(path, overrides).run.name
-    configs: list[Config] = []
-    for values in itertools.product(*array.values()):
-        pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        names = [f"{key.partition('.')[2]}={value}" for key, value in zip(keys, values, strict=True)]
-        whole = "_".join([name, *names]).replace("/", "-")  # as in the id of a model
-        if any(whole == other.run.name for other in configs):
-            raise UserError(f"--array: two runs would have the name {whole}: give each value once")
-        configs.append(load_config(path, [*overrides, *pairs, f"run.name={whole}"]))
-    return configs
-
-
 def submit(
-    config: str | Path,
-    overrides: Sequence[str] = (),
+    config: str | Path | Mapping[str, Any],
+    overrides: Overrides = (),
     *,
     array: Mapping[str, Sequence[Any]] | None = None,
     launcher: Sequence[str] = SRUN,
@@ -150,16 +131,16 @@ def submit(
     """Submit a run, or one for each combination of values, and return submitit's jobs.
 
     `job.result()` waits and returns the run's `summary`, or raises with the last words of the ranks. A job that is
-    preempted, or whose time is nearly over, ends its generation and is requeued until the run has come to its end;
-    one with a rank that failed is not.
+    preempted, or whose time is nearly over, ends its generation and is requeued until the run is finished; one with a
+    rank that failed is not.
     Logs and submitit's files lie in `<output_dir>/submitit`.
 
     Parameters
     ----------
-    config : path
-        YAML file of the run.
-    overrides : sequence of str
-        Such as "es.sigma=2e-3".
+    config : path or mapping
+        A YAML file, or its contents: sections with their keys.
+    overrides : sequence of str or mapping
+        Words such as "es.sigma=2e-3", or sections with the keys to change: ``{"es": {"sigma": 2e-3}}``.
     array : mapping of str to sequences, optional
         Keys of the config ("data.batch_size", or "sigma" for "es.sigma") and the values to try: a job array of all
         combinations, each in a run directory of its own.
@@ -179,13 +160,29 @@ def submit(
     UserError
         If submitit or Slurm is missing, the config is wrong, or Slurm refuses the job.
     """
-    configs = expand(config, overrides, array)
+    notes: list[str] = []
+    configs = expand(config, overrides, array, notes)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    name = config["run"]["name"] if isinstance(config, Mapping) else Path(config).stem
+    return submit_all(configs, name, launcher, time_limit, signal_delay_s, **resources)
+
+
+def submit_all(
+    configs: Sequence[Config],
+    job_name: str,
+    launcher: Sequence[str] = SRUN,
+    time_limit: str = "24:00:00",
+    signal_delay_s: int | None = None,
+    **resources: Any,
+) -> "list[Job[dict[str, Any]]]":
+    """Submit a run for each config, as one job or a job array of this name; see `submit`."""
     for one in configs:
         check_inputs(one)
     minutes, lead_s = _times(time_limit, signal_delay_s)
-    executor = _executor(Path(config).stem, configs[0].run.output_dir, minutes, lead_s, resources)
+    executor = _executor(job_name, configs[0].run.output_dir, minutes, lead_s, resources)
     # the last tenth is for the requeueing itself
-    runs = [Run(one, launcher, 0.9 * lead_s) for one in configs]
+    runs = [Ranks(one, launcher, 0.9 * lead_s) for one in configs]
     try:
         with executor.batch():
             return [executor.submit(run) for run in runs]
@@ -194,19 +191,16 @@ def submit(
 
 
 def script(
-    config: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    array: Mapping[str, Sequence[Any]] | None = None,
+    configs: Sequence[Config],
+    job_name: str,
     time_limit: str = "24:00:00",
     signal_delay_s: int | None = None,
     **resources: Any,
 ) -> str:
-    """Return the batch script that `submit` with the same arguments gives to sbatch; submits and writes nothing."""
-    configs = expand(config, overrides, array)
+    """Return the batch script that `submit_all` with the same arguments gives to sbatch; submits and writes nothing."""
     for one in configs:
         check_inputs(one)
-    executor = _executor(Path(config).stem, configs[0].run.output_dir, *_times(time_limit, signal_delay_s), resources)
+    executor = _executor(job_name, configs[0].run.output_dir, *_times(time_limit, signal_delay_s), resources)
     if len(configs) > 1:
         executor.parameters["map_count"] = len(configs)
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))

@@ -26,9 +26,7 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
     int
         The exit code: that of `work`, 2 after an error that is the user's to mend, or 1 after any other error.
     """
-    # Threads that wait for work must not spin: ranks and other jobs on the same cores would crawl. The OpenMP library
-    # reads this when it is loaded, so it has to be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_waiting_threads_sleep()
     from esmpi.mpi.comm import Comm
 
     try:
@@ -48,6 +46,14 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
         comm.report_failure()
         comm.abort(1)
         return 1
+
+
+def let_waiting_threads_sleep() -> None:
+    """Keep OpenMP's threads from spinning while they wait: ranks and other jobs on the same cores would crawl.
+
+    The OpenMP library reads this when it is loaded, so torch must not have been imported yet.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from esmpi.config.differences import differences
 from esmpi.errors import UserError
+from esmpi.identity import differences_of_runs
 from esmpi.store.run_file import RunFile, run_file_path
 
 
@@ -23,17 +23,20 @@ def compare(paths: Sequence[str | Path]) -> str:
             unread.append(str(error))
     if not runs:
         raise UserError("\n".join(unread))
-    keys = _differing_keys(runs)
     suites = sorted({suite for run in runs for suite in run.evaluations})
-    head = ["run", *(key.removeprefix("es.") for key in keys), "generations", "fitness"]
-    for suite in suites:
-        head += [f"{suite.replace('_', '-')} before", "after", "best", "at"]
     runs.sort(
         key=lambda run: (
             -max((best["accuracy"] for suite in suites if (best := run.best(suite)) is not None), default=-1)
         )
     )
-    lines = [head, *(_line(run, keys, suites) for run in runs)]
+    values = _differing_values(runs)
+    head = ["run", *(name.removeprefix("es.") for name in values), "generations", "fitness"]
+    for suite in suites:
+        head += [f"{suite.replace('_', '-')} before", "after", "best", "at"]
+    lines = [head]
+    for i, run in enumerate(runs):
+        cells = [_cell(value[i]) for value in values.values()]
+        lines.append([str(run.path.parent), *cells, *_results(run, suites)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = [
         "  ".join(
@@ -45,33 +48,20 @@ def compare(paths: Sequence[str | Path]) -> str:
     return "\n".join([*table, *unread])
 
 
-_DIGESTS = {"model": "model_digest", "data": "data_digest"}
-"""Attribute of the run file with a digest of what the keys of a section name."""
+def _differing_values(runs: Sequence[RunFile]) -> dict[str, list[Any]]:
+    """Return the keys that make these runs different ones, each with its value in every run."""
+    found: dict[str, list[Any]] = {}
+    for i, run in enumerate(runs):
+        for one in differences_of_runs(runs[0], run):
+            # a run without the key has its default, and one that is like the first has the first one's digest
+            own = (other.attributes["config"].get(one.section, {}) for other in runs)
+            values = found.setdefault(one.name, [keys.get(one.key, one.before) for keys in own])
+            values[i] = one.after
+    return dict(sorted(found.items()))
 
 
-def _differing_keys(runs: Sequence[RunFile]) -> list[str]:
-    """Return the keys that make these runs different ones."""
-    first = runs[0].attributes
-    sampled = any(first["config"].get(name, {}).get("temperature", 0.0) > 0 for name in ("sampling", "eval"))
-    found: dict[str, None] = {}
-    for run in runs[1:]:
-        for one in differences(first["config"], run.attributes["config"]):
-            digest = _DIGESTS.get(one.section, "")
-            by_digest = one.changes_result == "by_digest" and run.attributes.get(digest) != first.get(digest)
-            if by_digest or one.matters(sampled):
-                found[one.name] = None
-    return sorted(found)
-
-
-def _flat(run: RunFile) -> dict[str, Any]:
-    config = run.attributes["config"]
-    return {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
-
-
-def _line(run: RunFile, keys: Sequence[str], suites: Sequence[str]) -> list[str]:
-    config = _flat(run)
-    line = [str(run.path.parent), *(_cell(config.get(key)) for key in keys)]
-    line.append(f"{run.num_generations}/{config['es.generations']}")
+def _results(run: RunFile, suites: Sequence[str]) -> list[str]:
+    line = [f"{run.num_generations}/{run.attributes['config']['es']['generations']}"]
     line.append(f"{run.generations[-1]['fitness_mean']:.3f}" if run.generations else "-")
     for suite in suites:
         rows = sorted(run.evaluations.get(suite, ()), key=lambda row: int(row["generation"]))

@@ -1,6 +1,7 @@
 """A run from Python: its figures as pandas frames, its samples, its weights of any generation, its picture."""
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,18 +78,27 @@ class Run:
 
     @cached_property
     def generations(self) -> "pd.DataFrame":
-        """A row for each generation; the columns are those of /generations in `esmpi/store/FORMAT.md`."""
-        from esmpi.store.run_file import GENERATION_DTYPE
+        """A row for each generation; the columns are those of /generations in `esmpi/store/FORMAT.md`.
 
-        return _frame(np.array(self._file.generations, GENERATION_DTYPE))
+        Of a log-only file there are only the columns that it stores.
+        """
+        from esmpi.store.format import GENERATION_DTYPE, LOG_ONLY_GENERATIONS
+
+        columns = LOG_ONLY_GENERATIONS if self._file.attributes["log_only"] else None
+        return _frame(np.array(self._file.generations, GENERATION_DTYPE), columns)
 
     @cached_property
     def members(self) -> "pd.DataFrame":
-        """A row for each member of each generation: `generation`, `member`, and the columns of /members."""
+        """A row for each member of each generation: `generation`, `member`, and the columns of /members.
+
+        Of a log-only file there are only `seed` and `coefficient`.
+        """
         from esmpi.es.member_columns import MEMBER_DTYPE
+        from esmpi.store.members import LOG_ONLY
 
         rows = self._file.members
-        frame = _frame(np.concatenate([np.empty(0, MEMBER_DTYPE), *rows]))
+        columns = LOG_ONLY if self._file.attributes["log_only"] else None
+        frame = _frame(np.concatenate([np.empty(0, MEMBER_DTYPE), *rows]), columns)
         sizes = [len(row) for row in rows]
         frame.insert(0, "generation", np.repeat(np.arange(len(rows)), sizes))
         frame.insert(1, "member", np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)]))
@@ -168,8 +178,8 @@ class Run:
         return draw(self._file)
 
 
-def _frame(table: np.ndarray) -> "pd.DataFrame":
-    return _pandas().DataFrame({name: table[name] for name in table.dtype.names or ()})
+def _frame(table: np.ndarray, columns: Sequence[str] | None) -> "pd.DataFrame":
+    return _pandas().DataFrame({name: table[name] for name in columns or table.dtype.names or ()})
 
 
 def _pandas() -> Any:

@@ -1,6 +1,7 @@
 """Columns of tables: a structured array is stored as a data set for each of its columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,7 +15,13 @@ def write_columns(group: h5py.Group, table: np.ndarray, columns: Sequence[str] |
         describe(put(group, name, table[name]), name)
 
 
-def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | None = None, ndim: int = 2) -> np.ndarray:
+def read_columns(
+    group: h5py.Group,
+    dtype: np.dtype,
+    columns: Sequence[str] | None = None,
+    ndim: int = 2,
+    defaults: Mapping[str, Any] | None = None,
+) -> np.ndarray:
     """Return data sets as a structured array.
 
     Parameters
@@ -26,19 +33,26 @@ def read_columns(group: h5py.Group, dtype: np.dtype, columns: Sequence[str] | No
         The columns to read, by default all; the others are zero.
     ndim : int
         Dimensions that the table has.
+    defaults : mapping, optional
+        Columns that the group may lack, each with the value that it then has in every row.
 
     Raises
     ------
+    KeyError
+        If a column is missing.
     ValueError
         If the data sets differ in shape, do not have `ndim` dimensions, or store less data than their shape says.
     """
-    names: Sequence[str] = columns or dtype.names or ()
+    missing = {name: value for name, value in (defaults or {}).items() if name not in group}
+    names = [name for name in columns or dtype.names or () if name not in missing]
     shape = group[names[0]].shape
     for name in names:
         check_column(group[name], shape, ndim)
     table = np.zeros(shape, dtype)
     for name in names:
         table[name] = group[name][()]
+    for name, value in missing.items():
+        table[name] = value
     return table
 
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
-from esmpi.es.member_columns import ABSENT, MEMBER_DTYPE, STORED
+from esmpi.es.member_columns import ABSENT, MEMBER_DEFAULTS, MEMBER_DTYPE, STORED
 from esmpi.es.population import plan
 from esmpi.store.columns import describe, read_columns, write_columns
 from esmpi.store.seal import checksum, image_of, read_sealed, seal
@@ -95,7 +95,7 @@ def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
     if checksum(data) != segment.sha256:
         raise UserError(f"{path} is not the file that {run_file} means: its checksum is another one")
     with h5py.File(io.BytesIO(data), "r") as file:
-        table = read_columns(file, MEMBER_DTYPE)
+        table = read_columns(file, MEMBER_DTYPE, defaults=MEMBER_DEFAULTS)
     if table.shape != (segment.end - segment.first, segment.num_members):
         raise UserError(f"{path} has a table of shape {table.shape}, which is not what {run_file} means")
     return rows_of(table)

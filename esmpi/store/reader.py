@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
-from esmpi.es.member_columns import MEMBER_DTYPE
+from esmpi.es.member_columns import MEMBER_DEFAULTS, MEMBER_DTYPE
 from esmpi.noise import NOISE_VERSION
 from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
@@ -96,7 +96,8 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
 def _read_members(run: History, file: h5py.File, segments: Sequence[Segment]) -> list[np.ndarray]:
     columns = [name for name in LOG_ONLY if name in file["members"]] if run.attributes["log_only"] else None
     members = [row for segment in segments for row in read_segment(run.path, segment)]
-    members += rows_of(read_columns(file["tail" if segments else "members"], MEMBER_DTYPE, columns))
+    group = file["tail" if segments else "members"]
+    members += rows_of(read_columns(group, MEMBER_DTYPE, columns, defaults=MEMBER_DEFAULTS))
     if columns == ["coefficient"]:
         for row, seeds in zip(members, seeds_by_config(run.attributes["config"], members) or (), strict=True):
             row["seed"] = seeds

@@ -3,9 +3,8 @@
 Each module here that defines a `Task` is a task that ships with esmpi; each loads its libraries when it is made.
 """
 
-from typing import Any
-
 from esmpi import plugins
+from esmpi.config.keys import PlugIn
 from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks.base import Score, Task
@@ -39,15 +38,19 @@ def make_task(config: TaskConfig, source: bytes = b"") -> Task:
     return task.make(config, source)
 
 
-def find_section(name: str) -> tuple[type, dict[str, dict[str, Any]]] | None:
-    """Return the type of a task's section of the config, and its defaults for other sections; None without the task."""
+def find_plug_in(name: str) -> PlugIn | None:
+    """Return what a task adds to the config, None if there is no such task."""
     task = find_task(name)
-    return None if task is None else (task.config_type, {"sampling": task.default_sampling})
+    return None if task is None else _plug_in(task)
 
 
-def sections() -> dict[str, tuple[type, dict[str, dict[str, Any]]]]:
-    """Return what `find_section` returns of all tasks that ship with esmpi, by their names."""
-    return {task.name: (task.config_type, {"sampling": task.default_sampling}) for task in task_types()}
+def plug_ins() -> dict[str, PlugIn]:
+    """Return what the tasks that ship with esmpi add to the config, by their names."""
+    return {task.name: _plug_in(task) for task in task_types()}
+
+
+def _plug_in(task: type[Task]) -> PlugIn:
+    return PlugIn(task.config_type, {"sampling": task.default_sampling})
 
 
 def valid_names() -> list[str]:

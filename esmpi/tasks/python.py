@@ -76,7 +76,8 @@ class PythonTask(Task):
         """Run the file, or in its place `source`, which another process has read from it."""
         self.config = config
         path, _, function = config.name.rpartition(":")
-        self._module, self.source = plugins.run_file("task.name", path, source)
+        self.source = source or plugins.source_of("task.name", path)
+        self._module = plugins.execute_file("task.name", path, self.source)
         weights = config.rewards or {function: 1.0}
         if function not in weights:
             raise UserError(f"task.rewards: lacks {function!r}, which task.name asks for: give it a weight, too")

@@ -19,6 +19,7 @@ FLOORS = (
     ("evaluate",),
     ("session",),
     ("launch", "record", "report"),
+    ("identity",),
     ("scoring", "store"),
     ("engines", "tasks"),
     ("weights", "data"),

