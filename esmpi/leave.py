@@ -1,6 +1,7 @@
 """End a process that is esmpi's own."""
 
 import atexit
+import ctypes
 import os
 import sys
 import threading
@@ -11,8 +12,7 @@ def leave(code: int) -> NoReturn:
     """End a process that runs `python -m esmpi...` and nothing else; leave its memory to the operating system.
 
     sys.exit destroys torch object by object, which keeps a core busy for one to two seconds. Here the process waits
-    for its threads, runs its exit handlers, flushes its output, and ends. The buffers of C libraries and of files that
-    a task has left open are not flushed.
+    for its threads and ends. The buffers of C libraries and of files that a task has left open are not flushed.
 
     Parameters
     ----------
@@ -27,9 +27,15 @@ def leave(code: int) -> NoReturn:
         thread.join(1.0)  # the threads of a pool that was just closed need a moment
     if any(thread.is_alive() for thread in others):
         sys.exit(code)  # which waits for them
+    end(code)
+
+
+def end(code: int) -> NoReturn:
+    """End this process without taking Python's objects apart: run exit handlers, finalize MPI, flush the output."""
     atexit._run_exitfuncs()
     mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+    uses_mpi = mpi is not None and mpi.Is_initialized()
+    if mpi is not None and uses_mpi and not mpi.Is_finalized():
         mpi.Finalize()  # mpi4py itself does this only in sys.exit
     try:
         for stream in (sys.stdout, sys.stderr):
@@ -37,4 +43,8 @@ def leave(code: int) -> NoReturn:
                 stream.flush()
     except OSError:
         sys.exit(code)  # which reports the error
+    if uses_mpi:
+        # MPICH takes leave of mpiexec in an exit handler of C's. A process that ends without it counts as lost, and
+        # mpiexec then kills those that are still ending.
+        ctypes.PyDLL(None).exit(code)
     os._exit(code)

@@ -61,7 +61,7 @@ def mpiexec() -> list[str]:
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[dict[str, Forks]]:
-    """The servers that start the program without a launcher, by its engine."""
+    """The servers that start programs as forks, by the engine."""
     servers = {engine: Forks(engine) for engine in ("hf", "vllm")}
     yield servers
     for server in servers.values():
@@ -75,10 +75,11 @@ def launch(mpiexec: list[str], forks: dict[str, Forks]) -> Run:
     def call(arguments: Sequence[str], ranks: int, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         arguments = [str(word) for word in arguments]
         server = forks["vllm" if "engine.kind=vllm" in arguments else "hf"]
-        if ranks == 0 and server.can_start(arguments):
+        as_fork = server.can_start(arguments)
+        if as_fork and ranks == 0:
             return server.run(arguments, timeout_s)
         start = [*mpiexec, "-n", str(ranks)] if ranks else []
-        command = [*start, sys.executable, *arguments]
+        command = [*start, *(server.command(arguments) if as_fork else [sys.executable, *arguments])]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
 
     return call

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -118,6 +119,39 @@ def test_a_run_ends_at_once_and_may_be_one_of_several_in_a_process(
     program = "import sys; from esmpi.run import main; print([main(sys.argv[1:]) for _ in range(2)])"
     done = launch(["-c", program, TINY_RUN, *overrides], 2)
     assert done.stdout.count("[0, 0]") == 2, done.stderr
+
+
+SLOW_END = """
+import os, sys, time
+
+class Slow:
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def flush(self):
+        self._stream.flush()
+        mpi = sys.modules.get("mpi4py.MPI")
+        if mpi is not None and mpi.Is_finalized() and os.environ["PMI_RANK"] == "1":
+            time.sleep(1)
+            with open(os.environ["ENDED"], "a") as file:
+                file.write("ended")
+
+sys.stdout = Slow(sys.stdout)
+"""
+
+
+def test_a_rank_may_take_longer_to_end_than_the_others(
+    launch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_END)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("ENDED", str(tmp_path / "ended"))
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", "es.generations=0"], 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "ended").exists()  # mpiexec did not kill it
 
 
 @pytest.mark.parametrize("fault", ["usr1", "term"])
