@@ -64,11 +64,11 @@ class Session(Setup):
     snapshots: SnapshotKeeper | None
     """On rank 0 only."""
     first_generation: int = 0
-    """Of theta at the run's very first start: 0, or where it was forked off."""
+    """Generation of theta at the run's very first start: 0, or where it was forked."""
     generation: int = 0
-    """Of theta: how many updates it has had."""
+    """Generation of theta: how many updates it has had."""
     digest: int = 0
-    """Of theta."""
+    """Digest of theta."""
     evaluated: set[tuple[str, int]] = field(default_factory=set)
     """Suites and generations that were evaluated before."""
 

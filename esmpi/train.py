@@ -103,7 +103,7 @@ class Evaluated:
 
     @property
     def seconds(self) -> float:
-        """Of perturbing and generating."""
+        """Seconds of perturbing and generating."""
         return self.times[2] - self.times[0]
 
     @property

@@ -11,7 +11,7 @@
 #SBATCH --output=%x-%j.out
 # Short answers by ES, one rank per GPU. From the project's folder:
 #   sbatch slurm/es_conciseness.sh [section.key=value ...]
-# The same command again goes on where the run stopped; stopped by the time limit, it requeues itself.
+# The same command again resumes the run where it stopped; stopped by the time limit, it requeues itself.
 # CONFIG names another config; for other settings of the environment see slurm/common.sh.
 
 cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere

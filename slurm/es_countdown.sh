@@ -13,7 +13,7 @@
 #   sbatch slurm/es_countdown.sh [section.key=value ...]
 #   sbatch --nodes=4 slurm/es_countdown.sh es.sigma=2e-3 run.name=sigma2
 #   sbatch --ntasks-per-node=1 --cpus-per-task=64 slurm/es_countdown.sh engine.tensor_parallel_size=8
-# The same command again goes on where the run stopped; stopped by the time limit, it requeues itself.
+# The same command again resumes the run where it stopped; stopped by the time limit, it requeues itself.
 # CONFIG names another config; for other settings of the environment see slurm/common.sh.
 
 # Slurm runs a copy of this script, so its own place says nothing: the job was submitted from the project's folder.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=esmpi
-#SBATCH --partition=CHANGE_ME         # and --account, --qos as your site wants them
+#SBATCH --partition=CHANGE_ME         # and --account, --qos as your site needs them
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
@@ -24,7 +24,7 @@ cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
 # The container holds esmpi, and an MPI of the kind that the host's srun speaks (see SLURM_MPI_TYPE).
 # WRAP=(apptainer exec --nv --bind "$PWD,/scratch" esmpi.sif)
 
-# 2. How ranks start. MPICH wants pmi2, Open MPI pmix; `srun --mpi=list` tells what your Slurm has.
+# 2. How ranks start. MPICH needs pmi2, Open MPI pmix; `srun --mpi=list` tells what your Slurm has.
 # export SLURM_MPI_TYPE=pmix
 # Where srun has neither: mpirun of the MPI that esmpi uses (one rank per slot of the allocation).
 # LAUNCH=(mpirun)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up esmpi, tune the embedded tiny model on Countdown with two MPI ranks, and show what came of it.
 #   bash tools/quickstart.sh [section.key=value ...]      such as es.generations=12 run.seed=1
-# The same command again goes on where the run stopped; run.name=other starts another one.
+# The same command again resumes the run where it stopped; run.name=other starts another one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh

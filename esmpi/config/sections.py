@@ -86,7 +86,7 @@ class EngineSection(Section):
     """The keys that all engines have; each engine adds its own beside its code, see `esmpi.engines.base`."""
 
     kind: str = key("hf", changes_result="no")
-    """Which engine generates: `hf` is transformers' own generation, on the CPU or a GPU; `vllm` is vLLM."""
+    """Which engine generates: one that ships with esmpi, `file.py:Class`, or an installed package's."""
     num_threads: int | None = key(None, minimum=1, maximum=4096, changes_result="no")
     """CPU cores of a rank. null: those it may use, shared with the other ranks that may use the same."""
     theta_placement: Literal["auto", "device", "host", "host+bf16"] = key("auto", changes_result="no")
@@ -296,10 +296,10 @@ class Config:
     run: RunConfig
     model: ModelConfig
     engine: EngineSection
-    """Of the type that the engine has beside its code."""
+    """The engine's own subclass, which is beside its code."""
     es: EsConfig
     task: TaskConfig
-    """Of the type that the task has beside its code."""
+    """The task's own subclass, which is beside its code."""
     data: DataConfig
     sampling: SamplingConfig
     scoring: ScoringConfig

@@ -54,12 +54,12 @@ class Snapshot:
 
     @property
     def generation(self) -> int:
-        """Of theta."""
+        """Generation of theta."""
         return int(self.attributes["generation"])
 
     @property
     def theta_digest(self) -> int:
-        """Of theta, as the run had it."""
+        """Digest of theta, as the run had it."""
         return int(self.attributes["theta_digest"])
 
     def read(self, name: str, rows: tuple[int, int], cols: tuple[int, int]) -> "torch.Tensor":

@@ -26,7 +26,7 @@ class Perturbation:
     """What makes a member's weights of theta."""
 
     seed: int
-    """Of the member's noise, 0 to 2^64 - 1."""
+    """Seed of the member's noise, 0 to 2^64 - 1."""
     scale: float
     """sign * sigma."""
 

@@ -60,4 +60,4 @@ class EchoConfig(EngineConfig):
     loudness: float = key(100.0, above=0)
     """What the sum is multiplied with."""
     remark: str = key("", changes_result="no")
-    """What is of no account."""
+    """A note that has no effect."""
