@@ -140,17 +140,13 @@ def answer_is_right(answer: str, numbers: list[int], target: str) -> bool:
     # The numbers are compared first: what is evaluated then is bounded by their product.
     if len(answer) > MAX_LENGTH or not _ALLOWED.fullmatch(answer):
         return False
-    if sorted(re.findall("[0-9]+", answer), key=_by_value) != sorted(map(str, numbers), key=_by_value):
+    if sorted(re.findall("[0-9]+", answer)) != sorted(map(str, numbers)):
         return False
     try:
         value = evaluate(answer)
     except ValueError:
         return False
     return abs(value - Fraction(target)) < TOLERANCE
-
-
-def _by_value(digits: str) -> tuple[int, str]:
-    return len(digits), digits
 
 
 def format_score(response: str) -> float:

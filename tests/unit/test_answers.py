@@ -1,5 +1,6 @@
 """Reading answers: the last number, the last box; the last tagged answer is tested with Countdown."""
 
+import re
 import time
 from fractions import Fraction
 
@@ -66,6 +67,12 @@ def test_any_integer_is_read(number: int, around: str) -> None:
 )
 def test_last_boxed(text: str, boxed: str | None) -> None:
     assert last_boxed(text) == boxed
+
+
+@given(st.lists(st.sampled_from(["<answer>", "</answer>", " 1 ", "x", "\n"]), max_size=12).map("".join))
+def test_last_tagged_is_what_a_non_greedy_pattern_finds(text: str) -> None:
+    found = re.findall("<answer>(.*?)</answer>", text, re.DOTALL)
+    assert last_tagged(text) == (found[-1].strip() if found else None)
 
 
 @pytest.mark.parametrize("piece", ["1", "1,", "1,234", ",234", "$", "-", "1.", r"\boxed{", "{", "}", "\\", "<answer>"])

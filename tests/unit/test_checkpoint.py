@@ -1,5 +1,6 @@
 """Reading model folders."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
+from esmpi.model.staging import stage, staged_path
 
 TENSORS = {
     "matrix": torch.randn(7, 5, generator=torch.Generator().manual_seed(0)),
@@ -68,3 +70,24 @@ def test_folders_are_found_and_wrong_ones_explained(folder: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
         find_model(str(folder))
     assert find_model("no-such-organisation-here/no-model") is None
+
+
+def test_a_download_that_was_cut_off_is_not_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--some--model"
+    snapshot = cached / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123")
+    (snapshot / "config.json").write_text("{}")
+    assert find_model("some/model") is None
+    (snapshot / "model.safetensors").touch()
+    assert find_model("some/model") == snapshot
+
+
+def test_a_model_that_was_changed_is_copied_anew(folder: Path, tmp_path: Path) -> None:
+    stage(folder, before := staged_path(folder, str(tmp_path / "disk")))
+    assert {file.name for file in before.iterdir()} == {file.name for file in folder.iterdir() if file.is_file()}
+    assert staged_path(folder, str(tmp_path / "disk")) == before
+    os.utime(folder / "model.safetensors", ns=(0, 1))  # other weights of the same size
+    assert staged_path(folder, str(tmp_path / "disk")) != before

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from esmpi.config.reader import parse_config
 from esmpi.config.sections import DataConfig
 from esmpi.data.batch import batch
 from esmpi.data.problems import Problems, check_files, load_problems
 from esmpi.errors import UserError
 from esmpi.es.random_streams import stream, stream_seed
-from esmpi.tasks import Example
+from esmpi.identity import digest_of
+from esmpi.tasks import Example, make_task
 from esmpi.tasks.countdown import Countdown, CountdownConfig
 
 TASK = Countdown(CountdownConfig(num_numbers=(3,), number_range=(1, 20), target_range=(1, 99)))
@@ -151,6 +153,22 @@ def test_generated_problems_are_the_run_seeds() -> None:
     assert made(0).held_out != made(1).held_out
     assert made(0, num_eval=30).held_out[:20] == made(0).held_out
     assert len(made(0, num_train=1).train) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("countdown", "184baace2b7eb20676c015a42fd26673"),
+        ("multiplication", "ea349c2ae45b325f03d0948726dac643"),
+        ("sudoku", "616cd07eff38866fd6b60537f90dfd19"),
+    ],
+)
+def test_generated_problems_never_change(name: str, digest: str) -> None:
+    """A run could not be resumed by an esmpi that generates others."""
+    tree = {"run": {"name": "x"}, "model": {"path": "m"}, "es": {"generations": 1}, "task": {"name": name}}
+    config = parse_config(tree | {"data": {"num_train": 30, "num_eval": 10, "batch_size": 5}})
+    problems = load_problems(config.data, make_task(config.task), 7)
+    assert digest_of([problems.train, problems.held_out]) == digest
 
 
 def test_defaults_are_the_documented_counts() -> None:

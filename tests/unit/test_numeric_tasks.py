@@ -141,6 +141,11 @@ def test_conciseness(completion: str, reward: float, scaled: float, correct: boo
     assert score.parsed == bool(completion)
 
 
+def test_conciseness_reads_words_in_capitals_or_not() -> None:
+    score = make("conciseness").score("no, PENGUINS cannot", {"question": "Can penguins fly?", "answer": "No"})
+    assert score.correct
+
+
 def test_conciseness_has_the_papers_problems() -> None:
     task = make("conciseness")
     assert task.problems("train") == [

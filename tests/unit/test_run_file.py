@@ -513,3 +513,12 @@ def _assert_refused_in_a_line(path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert said.startswith("esmpi: ")
     assert said.count("\n") == 1
     assert str(path) in said
+
+
+def test_the_best_evaluation_is_the_most_accurate_then_best_rewarded_then_first(path: Path) -> None:
+    run = make(path)
+    for generation, accuracy, reward in ((0, 0.5, 0.9), (1, 0.6, 0.1), (2, 0.6, 0.2), (3, 0.6, 0.2)):
+        run.add_evaluation("held_out", {"generation": generation, "accuracy": accuracy, "reward_mean": reward})
+    assert run.best() == {"generation": 2, "accuracy": 0.6, "reward_mean": 0.2}
+    assert run.choose_generation(None, best=True) == 2
+    assert run.best("other") is None
