@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # As the program itself has it: threads that wait for work must not take the cores from the other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,7 +20,11 @@ if shutil.which("nvidia-smi") is None:
 from forks import Forks
 from support import GENERATIONS, ROOT, Run, require, serial_digests
 
-FIRST = ("slurm", "vllm", "mpi", "store", "house")
+# hypothesis makes the same examples each time and leaves no files behind
+settings.register_profile("tests", database=None, deadline=None, derandomize=True, max_examples=200)
+settings.load_profile("tests")
+
+FIRST = ("vllm", "slurm", "faults", "mpi", "store", "house")
 """Folders in the order in which their tests start, those that take longest first: so no process is left with a long one
 at the end. The rest comes after them."""
 

@@ -2,7 +2,7 @@
 
 Counter-based: any block of any tensor can be made alone, in any order, on any device.
 `format` has what a seed and a name mean, `cpu` the kernels. The README's design section has the whole
-definition; `tests/unit/golden_noise.json` pins it.
+definition; `tests/noise/golden_noise.json` pins it.
 """
 
 from esmpi.noise.format import NOISE_VERSION, member_seed, member_seeds, tensor_key

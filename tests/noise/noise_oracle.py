@@ -1,6 +1,6 @@
 """The noise format a second time, in plain NumPy and from its definition alone, to hold the kernels against.
 
-`python tests/unit/noise_oracle.py` writes `golden_noise.json`. It needs to run again only for a new version of
+`python tests/noise/noise_oracle.py` writes `golden_noise.json`. It needs to run again only for a new version of
 the format: a difference otherwise is a bug.
 """
 

@@ -498,7 +498,7 @@ def test_numbers_of_numpy_and_torch_are_numbers(write: Write) -> None:
     assert json.loads(json.dumps(dict(score.figures))) == {"words": 2.0}
 
 
-def test_a_key_without_bounds_takes_any_number_but_nan() -> None:
+def test_a_key_without_bounds_takes_any_number_but_nan(write: Write) -> None:
     assert make(write("def reward(completion, example):\n    return 0.0\n"), correct_from=-1e300)
     with pytest.raises(ConfigError, match=r"task\.correct_from: must be a number, got nan"):
         make(write("def reward(completion, example):\n    return 0.0\n"), correct_from=float("nan"))
