@@ -1,6 +1,6 @@
 """What is known of each member: the one description from which the ranks' messages and the run file are made.
 
-`esmpi/store/FORMAT.md` has the stored columns as a table, which a test compares with this one.
+`docs/run-files.md` has the stored columns as a table, which a test compares with this one.
 """
 
 from dataclasses import dataclass

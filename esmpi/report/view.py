@@ -63,7 +63,7 @@ class Run:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """All attributes of the run file: provenance, digests and so on; see `esmpi/store/FORMAT.md`."""
+        """All attributes of the run file: provenance, digests and so on; see `docs/run-files.md`."""
         return self._file.attributes
 
     @property
@@ -78,7 +78,7 @@ class Run:
 
     @cached_property
     def generations(self) -> "pd.DataFrame":
-        """A row for each generation; the columns are those of /generations in `esmpi/store/FORMAT.md`.
+        """A row for each generation; the columns are those of /generations in `docs/run-files.md`.
 
         Of a log-only file there are only the columns that it stores.
         """

@@ -1,4 +1,4 @@
-"""What a run file consists of: its version, its tables and its attributes. FORMAT.md describes the file."""
+"""What a run file consists of: its version, its tables and its attributes. docs/run-files.md describes the file."""
 
 import numpy as np
 

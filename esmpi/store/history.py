@@ -17,7 +17,7 @@ class History:
     path : Path
         Of the run file that holds it.
     attributes : dict
-        The file's attributes as plain types; see FORMAT.md.
+        The file's attributes as plain types; see docs/run-files.md.
     generations : list of void
         Rows of GENERATION_DTYPE, one a committed generation.
     members : list of ndarray

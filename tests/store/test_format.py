@@ -1,4 +1,4 @@
-"""FORMAT.md says of a real run's files what is in them, all of it, and nothing else."""
+"""docs/run-files.md says of a real run's files what is in them, all of it, and nothing else."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def run(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def table(heading: str) -> Table:
     """Return the first table below a heading: the other cells by each name in the first."""
-    text = (ROOT / "esmpi" / "store" / "FORMAT.md").read_text()
+    text = (ROOT / "docs" / "run-files.md").read_text()
     found = re.search(rf"^#+ {re.escape(heading)}.*?\n\n(?:[^#|\n].*\n|\n)*((?:\|.*\n)+)", text, re.MULTILINE)
     assert found is not None, heading
     rows: Table = {}
@@ -71,7 +71,7 @@ def test_columns(run: Path, group: str) -> None:
 
 def test_phases(run: Path) -> None:
     """All that a rank does is described, lies within the generation, and fills nearly all of it."""
-    text = (ROOT / "esmpi" / "store" / "FORMAT.md").read_text().split("| phase |")[1].split("###")[0]
+    text = (ROOT / "docs" / "run-files.md").read_text().split("| phase |")[1].split("###")[0]
     with h5py.File(run / "run.h5") as file:
         profile = {name: column[()] for name, column in file["profile"].items()}
         total, members = file["generations/seconds_total"][0], file["members/seconds"][0]
