@@ -44,7 +44,7 @@ def train(session: Session) -> None:
     session.recorder.wait()
     if not session.finished:
         log.info(
-            "%s: generation %d is committed; rerun the same command to resume",
+            "%s: theta of generation %d is committed; rerun the same command to resume",
             session.stop_reason(),
             session.generation,
         )

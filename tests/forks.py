@@ -211,6 +211,8 @@ def become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(asked["environment"])
     arguments = asked["arguments"]
+    own = asked["environment"].get("PYTHONPATH", "").split(":")
+    sys.path[1:1] = [path for path in own if path and path not in sys.path]
     code: Any = 0
     try:
         if arguments[0] == "-m":
@@ -221,8 +223,8 @@ def become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
             sys.argv = list(arguments)
             sys.path[0] = str(Path(arguments[0]).parent)
             runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as end:
-        code = end.code
+    except SystemExit as exit_:
+        code = exit_.code
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -34,5 +34,5 @@ def process(arguments: argparse.Namespace) -> int:
     if file.profile is not None:
         picture = file.path.parent / "profile.png"
         plot_profile(file, picture)
-        print(f"profile of generation {file.profile['generation'][0] + 1}: {picture}")
+        print(f"profile of generation {file.profile['generation'][0]}: {picture}")
     return 0

@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 
 from esmpi.config.keys import Section, key, require
 
+_LONGEST_NAME = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
@@ -44,6 +46,9 @@ class RunConfig(Section):
             f"name: letters, digits and _.+=,- only: {self.name!r}",
         )
         require(self.name not in (".", ".."), f"name: {self.name!r} is no name for a directory")
+        # with what is added to it, such as for temporary files, it must not be longer than file systems allow
+        size = len(self.name.encode())
+        require(size <= _LONGEST_NAME, f"name: must have at most {_LONGEST_NAME} bytes, has {size}")
         require(
             self.fork_from is None or bool(re.fullmatch(r".+@\d{1,10}", self.fork_from)),
             f"fork_from: must be PATH@GENERATION, such as runs/first@100, got {self.fork_from!r}",

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import date, time
 from io import StringIO
 from itertools import islice
@@ -13,6 +14,9 @@ from typing import Any
 from esmpi.errors import UserError, nearest, said
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+_REACH_S = 10.0
+"""How long the hub may take to answer at all."""
 
 
 def check_source(what: str, source: str, others: Iterable[str]) -> None:
@@ -170,7 +174,8 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
             found = datasets.load_from_disk(str(path))
         else:
             name, _, subset = source.partition(":")
-            found = datasets.load_dataset(name, subset or None)
+            with _offline_if_unreachable(name):
+                found = datasets.load_dataset(name, subset or None)
     except Exception as error:  # of many libraries: no network, no such data set, a damaged file
         advice = ""
         if not path.exists():
@@ -181,6 +186,26 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
             raise UserError(f"{what}: {source} has no split {split!r}{nearest(split, list(found))}")
         found = found[split]
     return found
+
+
+@contextmanager
+def _offline_if_unreachable(name: str) -> Iterator[None]:
+    """Let `datasets` use its cache alone while the hub cannot be reached: it would try again for half a minute."""
+    import datasets
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(name, timeout=_REACH_S)
+    except HfHubHTTPError:
+        pass  # there is a hub, and `datasets` will say what is wrong
+    except Exception:  # of the HTTP library, which depends on the version
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _can_be_hub_id(source: str) -> bool:

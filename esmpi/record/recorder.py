@@ -122,7 +122,7 @@ class Recorder:
         self.wait()
         self._run.profile = intervals
         self._run.write()
-        log.info("profile of generation %d: esmpi report draws it", intervals["generation"][0] + 1)
+        log.info("profile of generation %d: esmpi report draws it", intervals["generation"][0])
 
     def close(self) -> None:
         """Finish what is under way, and close the sinks."""
@@ -150,14 +150,15 @@ class Recorder:
         failed = f"  {num_rewards} rewards failed" if num_rewards else ""
         failed += f"  {row['num_failed']} members failed" if row["num_failed"] else ""
         log.info(
-            "generation %d/%d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s%s  left %s%s",
-            done,
-            self._num_generations,
+            "generation %d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s%s  %d/%d done, left %s%s",
+            row["generation"],
             row["fitness_mean"],
             row["fitness_max"],
             seconds,
             row["tokens"] / seconds,
             waited,
+            done,
+            self._num_generations,
             _clock(left),
             failed,
         )

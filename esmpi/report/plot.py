@@ -88,12 +88,7 @@ def plot_profile(run: RunFile, path: Path) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="share of all ranks' time")
     omitted = f", {len(shown)} of {len(ranks)} ranks" if len(shown) < len(ranks) else ""
     config = run.attributes["config"]
-    number = int(profile["generation"][0]) + 1
-    axes.set_title(
-        f"{config['run']['name']}, generation {number} of {config['es']['generations']}{omitted}",
-        loc="left",
-        fontsize=10,
-    )
+    axes.set_title(f"{config['run']['name']}, generation {profile['generation'][0]}{omitted}", loc="left", fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: the run file, snapshots, replay, and exported models (docs/run-files.md). Knows no engine."""
+"""What a run leaves behind: the run file, snapshots, replay, and exported models (see docs/run-files.md)."""

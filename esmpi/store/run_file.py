@@ -4,7 +4,7 @@ A commit writes a new file beside the old one, syncs it, and renames it over the
 reader or the next start finds either the file without the generation or the file with it. The file is small: a member
 of a generation takes about 34 bytes, and all but the last few MiB of members are in segments (`esmpi.store.members`).
 So a commit costs milliseconds. Only /generations, 150 bytes a generation, grows with the run (15 MB at 100,000
-generations). docs/run-files.md describes the file, `esmpi.store.image` makes its bytes, and `esmpi.store.reader` reads them.
+generations). docs/run-files.md describes the file, `esmpi.store.image` makes its bytes, `esmpi.store.reader` reads it.
 
 Two other ways were rejected. In HDF5's SWMR mode, a plain `h5py.File(path, "r")` does not open a file that is being
 written or whose writer was killed, and several data sets cannot be committed at once. A journal beside the file would

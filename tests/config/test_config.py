@@ -131,6 +131,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ),
         ("run.name=a/b", r"run\.name: letters, digits .*'a/b'"),
         ("run.name=..", r"run\.name: '\.\.' is no name"),
+        (f"run.name={'x' * 201}", r"run\.name: must have at most 200 bytes, has 201"),
         ("run.name=", r"run\.name: .*str.*None"),
         ("data.batch_size=0", r"data\.batch_size: must be at least 1, got 0"),
         ("data.mini_batch_size=0", r"data\.mini_batch_size: must be at least 1"),

@@ -71,11 +71,11 @@ def test_a_commit_does_not_hold_up_what_comes_next(tmp_path: Path, caplog: pytes
     recorder = Recorder(run, 3)
     commit(recorder, 0)
     assert not run.path.exists()
-    assert "generation 1/3" not in caplog.text  # it is said when it is so
+    assert "1/3 done" not in caplog.text  # it is said when it is so
     run.may_write.release()
     recorder.wait()
     assert RunFile.open(run.path).num_generations == 1
-    assert "generation 1/3" in caplog.text
+    assert "1/3 done" in caplog.text
     recorder.close()
 
 

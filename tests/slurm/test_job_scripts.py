@@ -30,7 +30,7 @@ def test_the_batch_script_gives_the_bits_of_a_serial_run(
     started = time.monotonic()
     # the node's name stands for a disk that only this node has
     job = submit("es_countdown.sh", [f"--nodes={nodes}"], [ALL, f"model.stage_to={tmp_path}/$SLURMD_NODENAME"])
-    job.wait_for("generation 1/")
+    job.wait_for(r"1/\d+ done")
     print(f"{nodes} nodes: first generation {time.monotonic() - started:.1f} s after sbatch")
     assert job.wait() == 0, job.text()
     assert read_digests(tmp_path / "tiny") == digests
@@ -196,9 +196,9 @@ def test_what_ends_a_job_does_not_change_the_run(
     end_by_signal_to_script(job)  # while there are no ranks, or none that can take it
     ends = (end_by_requeue, end_by_node_failure, end_by_signal_to_steps, end_by_signal_to_script)
     for start, end in enumerate(ends, 2):
-        job.wait_for(rf"start {start},.*\ngeneration \d+/")
+        job.wait_for(rf"start {start},.*\ngeneration.* \d+/\d+ done")
         end(job)
-    job.wait_for(rf"start {len(ends) + 2},.*resuming from generation \d+.*\ngeneration \d+/")
+    job.wait_for(rf"start {len(ends) + 2},.*resuming from generation \d+.*\ngeneration.* \d+/\d+ done")
     job.cluster.call("scancel", job.number)
     job.wait()
     assert "JobState=CANCELLED" in job.cluster.call("scontrol", "show", "job", job.number)
@@ -223,10 +223,10 @@ def test_killed_ranks_go_on_if_they_got_on(
     assert job.wait() == 128 + signal.SIGKILL, job.text()
     assert "not put back into the queue" in job.text()
     job.cluster.call("scontrol", "requeue", job.number)
-    job.wait_for(r"start 2,.*\ngeneration 2/")
+    job.wait_for(r"start 2,.*\ngeneration.* 2/\d+ done")
     kill_ranks(job)
     job.wait_for(r"but not before a new generation: back into the queue.*start 3,.*resuming from generation \d+")
-    job.wait_for(r"start 3,.*\ngeneration \d+/")
+    job.wait_for(r"start 3,.*\ngeneration.* \d+/\d+ done")
     job.cluster.call("scancel", job.number)
     job.wait()
     # mostly, but not always, what is left keeps the next start from starting: so look for it itself
@@ -240,10 +240,10 @@ def test_a_run_stops_when_the_time_left_is_too_short(submit: Submit, digests: li
     # an hour is wanted, half an hour is there
     options = ["--nodes=2", "--time=30", "--partition=debug"]
     job = submit("template.sh", options, [str(TINY_RUN), "es.generations=1000", "run.stop_before_limit=3600"])
-    job.wait_for("generation 1 is committed.*back into the queue")
+    job.wait_for("theta of generation 1 is committed.*back into the queue")
     job.cluster.call("scancel", job.number)
     job.wait()
-    assert re.search(r"with 1[5-7]\d\d s of the job's time left: generation 1 is committed", job.text())
+    assert re.search(r"with 1[5-7]\d\d s of the job's time left: theta of generation 1 is committed", job.text())
     assert job.generations() == [1]
     assert read_digests(tmp_path / "tiny") == digests[:1]
 

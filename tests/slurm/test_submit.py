@@ -27,7 +27,7 @@ def test_a_preempted_job_of_an_array_is_requeued_and_returns_its_result(digests:
     overrides = [f"run.output_dir={tmp_path}", f"es.generations={GENERATIONS}", "data.num_eval=2"]
     job, other = submit(TINY_RUN, overrides, array={"sigma": ["3e-3", "2e-3"]}, nodes=2, time_limit="30:00")
     deadline = time.monotonic() + PATIENCE_S
-    while "generation 1/" not in (job.stdout() or ""):
+    while " 1/" not in (job.stdout() or ""):
         assert time.monotonic() < deadline, f"{job.stdout()}{job.stderr()}"
         time.sleep(0.05)
     subprocess.run(["scancel", "--batch", "--signal=USR2", job.job_id], check=True)  # as `--signal` has Slurm do

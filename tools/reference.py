@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write docs/config.md, the reference of all config keys, from what the fields say of themselves.
+"""Write the reference pages: docs/config.md from the fields of the config, docs/commands.md from the commands.
 
-    python tools/config_reference.py            # writes the page
-    python tools/config_reference.py --check    # fails if the page is not up to date
+python tools/reference.py            # writes the pages
+python tools/reference.py --check    # fails if a page is not up to date
 """
 
 import argparse
@@ -15,23 +15,32 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+from esmpi.commands import commands
 from esmpi.config.keys import default_of, key_of
 from esmpi.config.sections import Config, EngineSection, TaskConfig
 from esmpi.engines import engine_types
 from esmpi.tasks import task_types
 
-PAGE = Path(__file__).parents[1] / "docs" / "config.md"
-HEAD = """# Config reference
+DOCS = Path(__file__).parents[1] / "docs"
+CONFIG_HEAD = """# Config reference
 
-<!-- made by tools/config_reference.py from the fields in esmpi/; do not edit -->
+<!-- made by tools/reference.py from the fields in esmpi/; do not edit -->
 
-This page lists every key of a config. A config is a YAML file of sections; any key can be overridden on the command line,
-as in `es.sigma=2e-3`. A key without a default must be given. An unknown key, a wrong type or an impossible value is refused
-in one line, with the nearest valid choice, before anything is loaded. `esmpi run CONFIG --dry-run` prints the resolved
-config.
+This page lists every key of a config. A config is a YAML file of sections; any key can be overridden on the command
+line, as in `es.sigma=2e-3`. A key without a default must be given. An unknown key, a wrong type or an impossible value
+is refused in one line, with the nearest valid choice, before anything is loaded. `esmpi run CONFIG --dry-run` prints
+the resolved config.
 
-The column "another run" says whether another value makes another run, which cannot be resumed in the same directory: *no*;
-*yes*; *by digest*, if what is read there is something else; *if sampled*, only where completions are sampled.
+The column "another run" says whether another value makes another run, which cannot be resumed in the same directory:
+*no*; *yes*; *by digest*, if what is read there is something else; *if sampled*, only where completions are sampled.
+"""
+COMMANDS_HEAD = """# Commands
+
+<!-- made by tools/reference.py from esmpi/commands/; do not edit -->
+
+This page lists the commands of `esmpi` with their arguments. `python -m esmpi.run` is `esmpi run`; use it under
+`mpiexec` and `srun`. Overrides such as `es.sigma=2e-3` may come before or after options. The exit code is 0 if all is
+well, 2 for an error that you have to mend, and 75 if a run was stopped before its last generation.
 """
 ANOTHER_RUN = {"yes": "yes", "no": "no", "by_digest": "by digest", "if_sampled": "if sampled"}
 
@@ -111,9 +120,9 @@ def yaml_text(value: typing.Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
-def page() -> str:
-    """Return the whole page."""
-    lines = [HEAD]
+def config_page() -> str:
+    """Return the page of all config keys."""
+    lines = [CONFIG_HEAD]
     for field in dataclasses.fields(Config):
         section = typing.cast(type, field.type)
         lines += [f"## {field.name}", "", inspect.cleandoc(section.__doc__ or ""), "", *rows(section, field.name), ""]
@@ -128,18 +137,47 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def commands_page() -> str:
+    """Return the page of all commands."""
+    lines = [COMMANDS_HEAD]
+    for name, command in commands().items():
+        parser = argparse.ArgumentParser(prog=f"esmpi {name}", add_help=False)
+        command.add_arguments(parser)
+        positional = [action for action in parser._actions if not action.option_strings]
+        words = [f"[{word_of(action)} ...]" if action.nargs == "*" else word_of(action) for action in positional]
+        lines += [f"## esmpi {name}", "", f"{command.HELP[0].upper()}{command.HELP[1:]}.", ""]
+        lines += ["```text", " ".join([f"esmpi {name}", *words, "[options]"]), "```", ""]
+        lines += ["| argument | description |", "|---|---|"]
+        for action in parser._actions:
+            shown = action.option_strings[-1] if action.option_strings else word_of(action)
+            if action.option_strings and action.nargs != 0:
+                shown += f" {word_of(action)}"
+            text = (action.help or "").replace("%(default)s", str(action.default)).replace("|", "\\|")
+            lines.append(f"| `{shown}` | {text[:1].upper()}{text[1:]} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def word_of(action: argparse.Action) -> str:
+    """Return what stands for an argument's value."""
+    if action.choices is not None:
+        return "{" + ",".join(map(str, action.choices)) + "}"
+    return str(action.metavar or action.dest.upper())
+
+
 def main() -> int:
-    """Write or check the page; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="fail if docs/config.md is not up to date")
-    text = page()
-    if not parser.parse_args().check:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.read_text(encoding="utf-8") != text:
-        print("docs/config.md is not up to date: run python tools/config_reference.py", file=sys.stderr)
-        return 1
-    return 0
+    """Write or check the pages; return the exit code."""
+    parser = argparse.ArgumentParser(description="Write docs/config.md and docs/commands.md.")
+    parser.add_argument("--check", action="store_true", help="fail if a page is not up to date")
+    check = parser.parse_args().check
+    code = 0
+    for path, text in ((DOCS / "config.md", config_page()), (DOCS / "commands.md", commands_page())):
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"docs/{path.name} is not up to date: run python tools/reference.py", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":
