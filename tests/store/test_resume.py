@@ -224,6 +224,20 @@ def test_a_stop_signal_writes_a_snapshot(launch: Run, tmp_path: Path) -> None:
     assert check_snapshot(tmp_path / "tiny" / "snapshots" / "g000002.h5", RunFile.open(tmp_path / "tiny/run.h5")) == 2
 
 
+def test_a_log_that_does_not_lead_to_the_recorded_theta_is_refused(launch: Run, copied: Path) -> None:
+    """As after a machine that computed wrongly: the file is whole, but theta is not what it says."""
+    run = RunFile.open(copied / "run.h5")
+    run.members[1]["coefficient"][2] *= 1.5
+    run.write()
+    shutil.rmtree(copied / "snapshots")
+    more = (f"run.output_dir={copied.parent}", *SMALL, "es.generations=4")
+    done = launch(["-m", "esmpi.run", TINY_RUN, *more], 0)
+    assert done.returncode == 2
+    assert f"replaying {copied / 'run.h5'} gives theta" in done.stderr
+    assert "a machine computed wrongly, then or now" in done.stderr
+    assert RunFile.open(copied / "run.h5").num_generations == run.num_generations
+
+
 def test_a_fork_begins_with_another_run_and_is_a_run_of_its_own(
     launch: Run, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
