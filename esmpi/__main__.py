@@ -1,6 +1,8 @@
 """The command `esmpi`: find the command that is asked for, and run it. The commands are in `esmpi.commands`."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"esmpi: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever reads the output, such as `head`, has seen enough. What is still buffered must be no error, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ FLOORS = (
     ("stop",),
     ("mpi",),
     ("noise", "config"),
-    ("files", "provenance", "stopwatch", "plugins"),
+    ("files", "provenance", "stopwatch", "plugins", "shipped"),
     ("version", "errors", "assets", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
