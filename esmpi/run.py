@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -63,6 +64,7 @@ def process(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             _print_plan(config, arguments.ranks)
             return 0
+        _set_environment(config)
         stop.install()  # before anything slow: until then a signal ends the process
         _check_inputs(config)
         if arguments.ranks is not None:
@@ -87,6 +89,14 @@ def _print_plan(config: Config, num_ranks: int | None) -> None:
     if speaks_for_all():
         started_by = launcher()
         print(describe(config, num_ranks or (started_by.size if started_by else 1)))
+
+
+def _set_environment(config: Config) -> None:
+    """Set what libraries read when they are imported, so before anything else."""
+    from esmpi.engines import engine_config
+
+    for name, value in engine_config(config).environment.items():
+        os.environ.setdefault(name, value)
 
 
 def _check_inputs(config: Config) -> None:
@@ -114,6 +124,7 @@ def train_here(config: Config) -> None:
     Where there are several ranks, an error that this one alone has ends all of them, as the others wait for it.
     """
     let_waiting_threads_sleep()
+    _set_environment(config)
     from esmpi.mpi.comm import Comm
     from esmpi.mpi.world import ends_all_if_it_fails
 

@@ -7,7 +7,7 @@ module must be cheap: what an engine computes with is imported when it is opened
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +34,9 @@ class EngineConfig(EngineSection):
     model's section of the config, this section, the base model, and the place where this rank runs."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Installed packages that the engine computes with: the run file and `esmpi doctor` state their versions."""
+
+    environment: ClassVar[Mapping[str, str]] = {}
+    """Environment variables that libraries read when they are imported; a user's own values count more."""
 
     def open(self, model: ModelConfig, base: "BaseModel", place: "Place") -> "Engine":
         """Load the model into the engine on this rank.

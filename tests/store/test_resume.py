@@ -269,6 +269,11 @@ def test_a_fork_begins_with_another_run_and_is_a_run_of_its_own(
     assert digests(tmp_path / "tiny")[:3] == whole
     assert main(["replay", str(tmp_path / "tiny"), "--verify"]) == 0
     assert "all 4 generations are what the run had" in capsys.readouterr().out
+    # its log alone has the seeds of its parent, which do not follow from its config
+    log = tmp_path / "log.h5"
+    assert main(["export", str(tmp_path / "tiny"), "--log-only", "--out", str(log)]) == 0
+    assert main(["replay", str(log), "--verify"]) == 0
+    assert "all 4 generations are what the run had" in capsys.readouterr().out
 
 
 def test_what_cannot_be_forked_or_resumed_is_refused(launch: Run, finished: Path, tmp_path: Path) -> None:
@@ -338,6 +343,11 @@ def test_the_best_generation_and_its_card(finished: Path, tmp_path: Path) -> Non
     assert run.attributes["run_uuid"] in card
     assert f"{run.digest_after(best['generation']):016x}" in card
     assert f"| accuracy | {run.evaluations['held_out'][0]['accuracy']:.1%} |" in card
+    # of an earlier generation the card says nothing that came later
+    assert main(["export", str(finished), "--generation", "1", "--out", str(tmp_path / "first")]) == 0
+    first = (tmp_path / "first" / "README.md").read_text()
+    assert "| generation 0 | generation 1 |" in first
+    assert "generation 3" not in first
     chosen = json.loads((tmp_path / "best" / "generation_config.json").read_text())
     assert chosen["do_sample"] is False
     assert chosen["max_new_tokens"] == 40

