@@ -283,6 +283,10 @@ np.testing.assert_array_equal(comm.allgather_array(values(rank, 0, 9)[::2])[-1],
 said = comm.allgather_object(["x" * 1000 * rank, rank])
 assert said == [["x" * 1000 * other, other] for other in range(comm.size)]
 hosts = Counter(comm.allgather_object(comm.place().host))
+places = comm.allgather_object([comm.place().host, comm.place().cores])
+taken = Counter((host, core) for host, cores in places for core in cores)
+spare = len(os.sched_getaffinity(0))
+assert all(count <= -(-hosts[host] // spare) for (host, _), count in taken.items()), "ranks share cores needlessly"
 shared = any(comm.allgather_object(comm._nodes._memory is not None))
 print(*sorted(hosts.values(), reverse=True), "shared" if shared else "not shared") if comm.is_root else None
 """
