@@ -13,9 +13,9 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     """Collective. Train in this process as `python -m esmpi.run` does, and return the run.
 
     Call it again with the same arguments to resume a run that was stopped. Under mpiexec or srun every rank calls it.
-    SIGINT and SIGTERM stop the run after the current generation, if this is the main thread. In a script, put the call
-    under ``if __name__ == "__main__":``, because the processes that compute rewards import the script. On ranks other
-    than 0 the run directory must be on a shared file system.
+    SIGINT and SIGTERM stop the run after the current generation, if this is the main thread. In a script that runs vLLM
+    with worker processes, put the call under ``if __name__ == "__main__":``, because these import the script. On ranks
+    other than 0 the run directory must be on a shared file system.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     from esmpi.store.run_file import RUN_FILE
 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # A process that scores imports the user's script, as every spawned process does.
+        # A worker process of an engine imports the user's script, as every spawned process does.
         raise RuntimeError("put the call of esmpi.tune under `if __name__ == '__main__':`")
     notes: list[str] = []
     if isinstance(config, Mapping):

@@ -29,8 +29,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """Add the arguments `generation` and `best`, for `RunFile.choose_generation`; at most one of them may be given."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--generation", type=int, help="0 is the base model; default: the last one")
-    which.add_argument("--best", action="store_true", help="the generation with the highest held-out accuracy")
+    which.add_argument("--generation", type=int, help="which generation; 0 is the base model; default: the last one")
+    which.add_argument("--best", action="store_true", help="take the generation with the highest held-out accuracy")
 
 
 def read_config(arguments: argparse.Namespace) -> "Config":

@@ -11,14 +11,16 @@ import os
 import queue
 import resource
 import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any
 
 from esmpi.config.sections import ScoringConfig
 from esmpi.es.population import FAILURES
@@ -34,6 +36,7 @@ _LONGEST_TEXT = 500
 """Characters of an error that are shown."""
 _START_LIMIT_S = 300.0
 _KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_starting = threading.Lock()
 
 
 @dataclass(kw_only=True)
@@ -181,7 +184,8 @@ class _Process:
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, make_task, int(memory_gib * 2**30), os.getpid())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()  # so that the pipe ends when the process does
         self._ready = False
 
@@ -216,6 +220,22 @@ class _Process:
         self._process.kill()
         self._process.join()
         self._pipe.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let a process that is started in the block not import the main program, which may be a script without a guard.
+
+    Nothing in a task's config is defined there. multiprocessing looks at these two attributes when it starts a process.
+    """
+    main = sys.modules["__main__"]
+    with _starting:
+        hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+        main.__spec__ = None
+        try:
+            yield
+        finally:
+            vars(main).update(hidden)
 
 
 def _serve(pipe: Connection, make_task: Callable[[], Task], memory: int, parent: int) -> None:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_generation(parser)
     parser.add_argument("--model", help="where the base model is now, if not where the config says")
-    parser.add_argument("--from-base", action="store_true", help="use no snapshot")
+    parser.add_argument("--from-base", action="store_true", help="start from the base model, not from a snapshot")
 
 
 def rebuild(arguments: argparse.Namespace, verify: bool = False) -> "tuple[RunFile, BaseModel, Weights, int]":

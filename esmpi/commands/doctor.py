@@ -5,7 +5,7 @@ import argparse
 from esmpi.arguments import add_overrides, read_config
 from esmpi.mpi.world import on_all_ranks
 
-HELP = "check that a run would find all it needs; also as srun esmpi doctor"
+HELP = "check that a run would find everything it needs; also works under srun"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

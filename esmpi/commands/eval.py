@@ -21,18 +21,20 @@ if TYPE_CHECKING:
     from esmpi.mpi.comm import Comm
     from esmpi.store.run_file import RunFile
 
-HELP = "evaluate a run at a generation, or any model; also under mpiexec or srun"
+HELP = "evaluate a run at a generation, or any model; also works under mpiexec and srun"
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("target", help="run directory or log-only file, or a config, whose model is evaluated as it is")
-    add_overrides(parser, "such as data.eval=test.jsonl")
+    parser.add_argument("target", help="run directory or log-only file; or a config, to evaluate its model as it is")
+    add_overrides(parser, "change the config, such as data.eval=test.jsonl")
     add_generation(parser)
-    parser.add_argument("--suite", help="name of the result, if it is not like the run's own; of the held-out problems")
-    parser.add_argument("--out", type=Path, help="folder for results and samples (default: the run directory)")
+    parser.add_argument(
+        "--suite", help="evaluate only the held-out problems, under this name; needed if settings differ from the run's"
+    )
+    parser.add_argument("--out", type=Path, help="folder for results and samples; default: the run directory")
 
 
 def process(arguments: argparse.Namespace) -> int:

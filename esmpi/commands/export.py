@@ -13,11 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     _theta.add_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder to write; with --log-only a file")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights; default: float32"
+    )
     parser.add_argument(
         "--log-only",
         action="store_true",
-        help="write seeds and coefficients alone: a small file that, with the base model, is the tuned model",
+        help="write only seeds and coefficients: a small file that, with the base model, is the tuned model",
     )
 
 

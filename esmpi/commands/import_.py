@@ -5,7 +5,7 @@ from pathlib import Path
 
 from esmpi.errors import UserError
 
-HELP = "make a Hugging Face model folder of a checkpoint of the public ES code (a .pth of weights)"
+HELP = "convert a checkpoint of the public ES code (.pth) to a Hugging Face model folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,7 @@ snapshot:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("folder", type=Path, help="folder to write; it is made if it is not there")
+    parser.add_argument("folder", type=Path, help="folder to write; it is created if it does not exist")
     parser.add_argument(
         "--task", default=OWN, help="a task that ships with esmpi, such as countdown; default: own, with a task file"
     )

@@ -5,13 +5,13 @@ import json
 
 from esmpi.arguments import add_run
 
-HELP = "show what a run directory holds, and check its files"
+HELP = "show config and progress of a run, and check its files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add_run(parser)
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def process(arguments: argparse.Namespace) -> int:

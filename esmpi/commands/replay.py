@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     _theta.add_arguments(parser)
     parser.add_argument(
-        "--verify", action="store_true", help="from the base model, comparing every generation's digest"
+        "--verify", action="store_true", help="replay from the base model, and check every generation's digest"
     )
 
 

@@ -2,15 +2,15 @@
 
 import argparse
 
-HELP = "show results before and after, and draw report.png; compare several runs"
+HELP = "summarize a run and draw report.png, or compare several runs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument(
-        "runs", nargs="+", metavar="run", help="run directory, such as runs/quickstart; several: a table"
+        "runs", nargs="+", metavar="run", help="run directory, such as runs/quickstart; several give a table"
     )
-    parser.add_argument("--no-plot", action="store_true", help="print only the text (needs no matplotlib)")
+    parser.add_argument("--no-plot", action="store_true", help="print only the text; needs no matplotlib")
 
 
 def process(arguments: argparse.Namespace) -> int:

@@ -14,30 +14,30 @@ HELP = "submit a run to Slurm (by submitit), or an array of runs"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add_config(parser)
-    parser.add_argument("--nodes", type=int, default=1, help="default: 1")
-    parser.add_argument("--gpus-per-node", type=int, default=0, help="default: 0")
-    parser.add_argument("--tasks-per-node", type=int, help="ranks of a node; default: one for each GPU, or one")
-    parser.add_argument("--cpus-per-task", type=int)
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes; default: 1")
+    parser.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of each node; default: 0")
+    parser.add_argument("--tasks-per-node", type=int, help="ranks of each node; default: one for each GPU, or one")
+    parser.add_argument("--cpus-per-task", type=int, help="CPU cores of each rank; default: Slurm's")
     parser.add_argument("--time", default="24:00:00", help="time limit, as Slurm writes it; default: 24:00:00")
     parser.add_argument(
         "--signal-delay",
         type=int,
         metavar="SECONDS",
-        help="stop so long before the time limit; default: 600, or a quarter of a short limit",
+        help="ask ranks to stop this long before the time limit; default: 600, or a quarter of a short limit",
     )
     parser.add_argument(
         "--array",
         action="append",
         default=[],
         metavar="KEY=V1,V2",
-        help="a run for each value, such as sigma=1e-3,2e-3; given several times: for all combinations",
+        help="submit a run for each value, such as sigma=1e-3,2e-3; if given several times, for each combination",
     )
     parser.add_argument(
         "--sbatch",
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="another option of sbatch, such as partition=gpu; may be given several times",
+        help="pass another option to sbatch, such as partition=gpu; may be given several times",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script; submit nothing")
 

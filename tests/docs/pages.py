@@ -12,6 +12,9 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglo
 RUN_LANGUAGES = ("bash", "python", "yaml")
 """Blocks in these languages are run, or say why not. `text` is what something prints."""
 
+CELLS = "<!-- the blocks are cells: they run in one process -->"
+"""Says of a page that its Python blocks follow each other in one process, as in a notebook."""
+
 _MARK = re.compile(r"<!-- (not run|tested as): (.+) -->")
 
 

@@ -52,19 +52,24 @@ def run_with(folder: Path, room: str, name: str, text: str, commands: list[list[
     module = folder / "room" / f"{name}.py"
     module.parent.mkdir()
     module.write_text(text)
-    script = folder / "program.py"
-    # also in the processes that score, which import the script
-    script.write_text(
-        f"import sys, {room}\n{room}.__spec__.submodule_search_locations.append({str(module.parent)!r})\n"
-        "from esmpi.__main__ import main\n"
-        f"if __name__ == '__main__':\n    sys.exit(max(main(command) for command in {commands!r}))\n"
+    # also in the processes that score
+    (folder / "sitecustomize.py").write_text(
+        f"import {room}\n{room}.__spec__.submodule_search_locations.append({str(module.parent)!r})\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
+    environment = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"}
+    said = ""
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "esmpi", *command],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        said += done.stdout
+    return said
 
 
 def train(folder: Path, *overrides: str) -> list[str]:

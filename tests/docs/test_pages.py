@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 from forks import Forks
-from pages import PAGES, RUN_LANGUAGES, Block, anchors, blocks, links
+from pages import CELLS, PAGES, RUN_LANGUAGES, Block, anchors, blocks, links
 from support import ROOT
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-WITH_CODE = [name for name in NAMES if any(block.language in RUN_LANGUAGES for block in blocks(ROOT / name))]
+WITH_CODE = [
+    name
+    for name in NAMES
+    if any(block.language in RUN_LANGUAGES for block in blocks(ROOT / name))
+    and CELLS not in (ROOT / name).read_text(encoding="utf-8")
+]
 LIMIT_S = 300
 
 
@@ -41,6 +46,16 @@ def test_blocks_say_what_they_are(name: str) -> None:
         assert block.language in (*RUN_LANGUAGES, "text", "toml"), f"{name}:{block.line}: {block.language}"
         if block.not_run is not None:
             assert len(block.not_run) > 10, f"{name}:{block.line}: the reason is missing"
+
+
+def test_the_cells_of_a_notebook_run(place: Path) -> None:
+    [page] = [page for page in PAGES if CELLS in page.read_text(encoding="utf-8")]
+    cells = "".join(block.text for block in blocks(page))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-"], input=cells, cwd=place, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", WITH_CODE)

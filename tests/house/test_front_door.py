@@ -114,12 +114,38 @@ def test_a_wrong_config_raises(tmp_path: Path) -> None:
         esmpi.open_run(tmp_path)
 
 
-def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    """The processes that compute rewards do not import it."""
     script = tmp_path / "script.py"
-    script.write_text(f"import esmpi\nesmpi.tune({str(TINY_RUN)!r}, run={{'output_dir': {str(tmp_path)!r}}})\n")
+    script.write_text(
+        "import esmpi\n"
+        "print('once')\n"
+        f"esmpi.tune({str(TINY_RUN)!r}, run={{'output_dir': {str(tmp_path)!r}}}, es={{'generations': 0}})\n"
+        "print(__file__, __spec__)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for arguments, text in (([str(script)], None), (["-"], script.read_text().replace("__file__", "'-'"))):
+        done = subprocess.run(
+            [sys.executable, *arguments], input=text, capture_output=True, text=True, env=environment, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("once") == 1
+        assert done.stdout.splitlines()[-1] == f"{arguments[0]} None"
+
+
+def test_a_worker_that_imports_a_script_is_told_what_to_do(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, esmpi\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+        "else:\n"
+        f"    esmpi.tune({str(TINY_RUN)!r})\n"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=200)
-    assert done.returncode == 1
     assert "put the call of esmpi.tune under `if __name__ == '__main__':`" in done.stderr
 
 
