@@ -73,7 +73,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
             if error.errno in _FULL:
                 raise FullError(
                     f"no room for {len(data):,} bytes at {path} ({error.strerror}); nothing is lost. Make room, then "
-                    f"the same command goes on from the last committed generation"
+                    f"rerun the same command to resume from the last committed generation"
                 ) from error
             if error.errno not in _PASSING or wait_s is None:
                 raise

@@ -75,7 +75,7 @@ def names_a_file(name: str) -> bool:
 
 
 def source_of(key: str, path: str) -> bytes:
-    """Return the contents of a Python file that a config names; UserError if there is none.
+    """Return the contents of a Python file that a config names; raise UserError if there is no such file.
 
     Parameters
     ----------

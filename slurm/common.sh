@@ -112,7 +112,7 @@ train() {
   if [ "$REQUEUE" = always ] && [ "$(committed "$directory")" -gt "$before" ]; then
     requeue "ranks failed (exit code $code), but not before a new generation"
   fi
-  echo "ranks failed (exit code $code): not put back into the queue; the same command goes on"
+  echo "ranks failed (exit code $code): not put back into the queue; rerun the same command to resume"
   return "$code"
 }
 
@@ -176,5 +176,5 @@ requeue() {
     fi
     sleep "$wait_s"
   done
-  echo "this job cannot be put back into the queue; the same command goes on"
+  echo "this job cannot be put back into the queue; rerun the same command to resume"
 }

@@ -14,7 +14,7 @@
 #   sbatch slurm/sweep.sh [section.key=value ...]
 #   SIGMAS="1e-3 2e-3" ALPHAS="5e-4 1e-3" sbatch --array=0-3 slurm/sweep.sh run.name=pilot es.generations=50
 #   esmpi report runs/pilot_*                   # a table that compares them, at any time
-# The same command again goes on with what is unfinished. CONFIG names another config; see also slurm/common.sh.
+# The same command again resumes what is unfinished. CONFIG names another config; see also slurm/common.sh.
 
 cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this script from elsewhere
 . slurm/common.sh || { echo "submit this from the project's folder" >&2 && exit 2; }

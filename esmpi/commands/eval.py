@@ -120,7 +120,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     path = run_file_path(arguments.target)
     if not path.is_file() or path.suffix != ".h5":
         if arguments.generation is not None or arguments.best:
-            raise UserError(f"--generation and --best are for a run; {arguments.target} is none")
+            raise UserError(f"--generation and --best need a run, and {arguments.target} is not one")
         if (Path(arguments.target) / "config.json").is_file():
             raise UserError(
                 f"{arguments.target} is a model, and does not say what it is to do: give a config, "

@@ -13,7 +13,7 @@ ChangesResult = Literal["yes", "no", "by_digest", "if_sampled"]
 """Whether another value of a key makes another run.
 
 yes: theta, or what an evaluation means, may become another. no: where files lie, how fast the run is, what it shows,
-how long it goes on. by_digest: the key says where something lies, and the digest of what was read there decides.
+how long it is. by_digest: the key says where something is read from, and the digest of what was read decides.
 if_sampled: only where completions are sampled, that is with a temperature above 0.
 """
 

@@ -23,7 +23,7 @@ class Override(NamedTuple):
     section: str
     key: str
     value: Any
-    """Of plain types, as YAML gives it."""
+    """In plain types, as YAML has them."""
 
 
 Overrides = Sequence[str | Override] | Sections
@@ -86,7 +86,7 @@ def _from_word(word: str) -> Override:
     name, equals, text = word.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and section and key):
-        raise ConfigError(f"{word!r} is no override: write section.key=value, such as es.sigma=2e-3")
+        raise ConfigError(f"{word!r} is not an override: write section.key=value, such as es.sigma=2e-3")
     try:
         return Override(section, key, read_yaml(text))
     except YAML_ERRORS:

@@ -45,7 +45,7 @@ class RunConfig(Section):
             bool(re.fullmatch(r"[\w.+=,-]+", self.name)),
             f"name: letters, digits and _.+=,- only: {self.name!r}",
         )
-        require(self.name not in (".", ".."), f"name: {self.name!r} is no name for a directory")
+        require(self.name not in (".", ".."), f"name: {self.name!r} cannot be the name of a directory")
         # with what is added to it, such as for temporary files, it must not be longer than file systems allow
         size = len(self.name.encode())
         require(size <= _LONGEST_NAME, f"name: must have at most {_LONGEST_NAME} bytes, has {size}")

@@ -120,7 +120,7 @@ def _column(cells: list[str]) -> list[Any]:
 
 
 def _number(cell: str) -> int | float | None:
-    """Return the number that a cell is, None if it would be written otherwise, or is none."""
+    """Return the number in a cell, or None if the cell is not a number as JSON writes it."""
     for kind in (int, float):
         try:
             if str(number := kind(cell)) == cell and abs(number) < math.inf:

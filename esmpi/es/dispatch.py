@@ -64,7 +64,7 @@ class Dynamic(Dispatch):
         super().__init__(comm)
         self._counter = comm.counter()
         self._first = 0  # number of this generation's first member: the counter is never set back, nobody waits for it
-        self._order: np.ndarray | None = None  # a run that goes on begins without: only rank 0 has its times
+        self._order: np.ndarray | None = None  # a resumed run begins without: only rank 0 has the times
 
     @contextmanager
     def members(self, population_size: int) -> Iterator[Iterator[int]]:

@@ -114,7 +114,7 @@ class Results:
 
 
 class ExchangeError(RuntimeError):
-    """The ranks do not agree on what they did; going on would train garbage."""
+    """The ranks do not agree on what they did; to continue would train garbage."""
 
 
 def plan(run_seed: int, generation: int, population_size: int, antithetic: bool) -> Members:

@@ -61,7 +61,7 @@ class Ranks:
             if error.returncode >= 0:
                 raise
             # Slurm ends all processes of a job that it requeues, and submitit's own `scontrol requeue` may be one of
-            # them. An error would become the job's result, though the job goes on.
+            # them. An error would become the job's result, though the job continues.
             sys.exit(128 - error.returncode)
 
     def _run(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Ranks:
         return summary(self.directory)
 
     def checkpoint(self) -> "DelayedSubmission":
-        """Let the ranks end their generation, then say how to go on: submitit calls this before it requeues the job.
+        """Let the ranks end their generation, and return what to run next: submitit calls this before it requeues the job.
 
         It calls it from a signal handler, in the midst of `__call__`.
         """
@@ -211,7 +211,7 @@ def _times(time_limit: str, signal_delay_s: int | None) -> tuple[int, int]:
     try:
         limit_s = parse_duration(time_limit)
         if not 60 <= limit_s < 60 * 10**7:
-            raise ValueError(f"{time_limit!r} is no time limit such as 4:00:00 or 2-12:00:00")
+            raise ValueError(f"{time_limit!r} is not a time limit such as 4:00:00 or 2-12:00:00")
     except ValueError as error:
         raise UserError(f"--time: {error}") from error
     lead_s = int(min(600, limit_s / 4)) if signal_delay_s is None else signal_delay_s

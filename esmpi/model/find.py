@@ -20,7 +20,7 @@ def find_model(path: str, revision: str | None = None) -> Path | None:
     Raises
     ------
     UserError
-        If `path` can only be a folder and is none, or holds no safetensors.
+        If `path` looks like a folder that does not exist, or holds no safetensors.
     """
     if path.startswith(PACKAGED):
         models = Path(str(files("esmpi"))) / "assets"

@@ -29,7 +29,7 @@ class Snapshot:
     Raises
     ------
     SnapshotError
-        If the file is none, or of an unknown version.
+        If the file is not a snapshot, or has an unknown version.
     """
 
     def __init__(self, path: Path):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_run(path: str | Path) -> "Run":
-    """Open a run to look at it, also while it is going on; nothing is locked or written.
+    """Open a run for reading, also while it is running; nothing is locked or written.
 
     Parameters
     ----------

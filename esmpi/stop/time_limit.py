@@ -70,13 +70,13 @@ def parse_duration(text: str) -> float:
     Raises
     ------
     ValueError
-        If it is none.
+        If the text is not a duration.
     """
     if text.upper() in ("UNLIMITED", "INFINITE", "NOT_SET"):
         return float("inf")
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
-        raise ValueError(f"{text!r} is no duration such as 4:00:00 or 2-12:00:00")
+        raise ValueError(f"{text!r} is not a duration such as 4:00:00 or 2-12:00:00")
     days, *parts = found.groups()
     numbers = [int(part) for part in parts if part is not None]
     if days is not None:

@@ -53,7 +53,7 @@ def _files(run: RunFile) -> Iterator[dict[str, Any]]:
         try:
             check_snapshot(path, run)
         except UserError as error:
-            if not path.exists():  # the run is still going on, and has deleted it
+            if not path.exists():  # the run is still running, and has deleted it
                 continue
             trouble = str(error)
         yield entry(path, f"snapshot of generation {generation}{', the best' if best else ''}", trouble)

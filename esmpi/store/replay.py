@@ -78,7 +78,7 @@ def _load_snapshot(run: RunFile, weights: Weights, base: BaseModel, generation: 
             if weights.digest() == digest:
                 return found
             log.warning("snapshot %s does not hold theta of generation %d; it is not used", path, found)
-        except SnapshotError as error:  # a run that is still going on may have deleted it
+        except SnapshotError as error:  # a run that is still running may have deleted it
             log.warning("%s; it is not used", error)
         weights.load(partial(_read, base))
     return 0

@@ -238,4 +238,4 @@ def samples_path(run_file: Path, suite: str, generation: int) -> Path:
 
 def _check_suite(name: str) -> None:
     if not is_suite_name(name):
-        raise UserError(f"{name!r} is no name for a suite: letters, digits, _ and - only")
+        raise UserError(f"{name!r} cannot be the name of a suite: letters, digits, _ and - only")

@@ -117,7 +117,7 @@ class SnapshotKeeper:
             self._prune()
         except Exception as error:  # whatever it is, training continues
             generation = origin["generation"]
-            log.warning("the snapshot of generation %s failed (%s); the run goes on without it", generation, error)
+            log.warning("the snapshot of generation %s failed (%s); the run continues without it", generation, error)
             return
         seconds = time.perf_counter() - started
         log.info("snapshot %s: %.1f MB in %.1f s, beside the run", paths[0], size / 1e6, seconds)

@@ -31,7 +31,7 @@ def check_contents(run: History) -> None:
             raise ValueError("the profile has phases that end before they begin")
     for suite, rows in run.evaluations.items():
         if not is_suite_name(suite):
-            raise ValueError(f"{suite!r} is no name for a suite")
+            raise ValueError(f"{suite!r} cannot be the name of a suite")
         for row in rows:
             if not {"generation", "accuracy", "reward_mean"} <= row.keys():
                 raise ValueError("an evaluation lacks a column")

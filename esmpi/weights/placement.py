@@ -9,7 +9,7 @@ Placement = Literal["device", "host", "host+bf16"]
 device while members are evaluated (live = cast(bf16(theta) + sigma * eps)). Theta has the same bits in any case."""
 
 _WEIGHTS_SHARE = 0.7
-"""Of the memory that an engine may use, theta and live weights take at most so much; the rest is for the cache."""
+"""Largest share of an engine's memory that theta and live weights may take; the rest is for the cache."""
 
 
 def choose_placement(wanted: str, theta: int, live: int, memory: int) -> tuple[Placement, str]:

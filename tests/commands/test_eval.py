@@ -47,9 +47,9 @@ def test_no_other_name_for_a_suite_than_a_config_takes(
     assert "letters, digits, _ and - only" in capsys.readouterr().err
     assert contents(run.parent) == before
     file = RunFile.open(run / "run.h5")
-    with pytest.raises(UserError, match="is no name for a suite"):
+    with pytest.raises(UserError, match="cannot be the name of a suite"):
         file.add_evaluation(suite, {"generation": 0})
-    with pytest.raises(UserError, match="is no name for a suite"):
+    with pytest.raises(UserError, match="cannot be the name of a suite"):
         samples_path(run / "run.h5", suite, 0)
     assert contents(run.parent) == before
 

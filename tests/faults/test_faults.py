@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(drive: Drive, undisturbed: dict
             )
             assert re.search(said, start["text"]), start["text"]
         elif start["call"] is not None:
-            assert "the run goes on without it" in start["text"] or "unlink" in start["call"], start
+            assert "the run continues without it" in start["text"] or "unlink" in start["call"], start
     assert refused > NUM_FAULTS // 2
 
 

@@ -33,7 +33,7 @@ def test_durations_of_slurm(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "INVALID", "4h", "-1", "1:2:3:4", "1-"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no duration"):
+    with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
 
 

@@ -322,7 +322,7 @@ def _commit_with_little_room(path: Path, size: int) -> None:
     try:
         run.commit(row_of(3), members_of(3))
     except FullError as error:
-        os._exit(7 if "bytes at" in str(error) and "the same command goes on" in str(error) else 8)
+        os._exit(7 if "bytes at" in str(error) and "rerun the same command" in str(error) else 8)
     os._exit(0)
 
 
