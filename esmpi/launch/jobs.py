@@ -86,7 +86,7 @@ class Ranks:
         return summary(self.directory)
 
     def checkpoint(self) -> "DelayedSubmission":
-        """Let the ranks end their generation, and return what to run next: submitit calls this before it requeues the job.
+        """Let the ranks end their generation; return what to run next. submitit calls this before it requeues the job.
 
         It calls it from a signal handler, in the midst of `__call__`.
         """
