@@ -65,7 +65,7 @@ class Nodes:
         self._ranks_by_node = np.unique(leader_of, return_counts=True)[1]
         self._piece = _PIECE_BYTES if len(self._ranks_by_node) > 1 else _SHARED_BYTES
         self._semaphores: list[ctypes.c_void_p] = []
-        """One for each rank of the node. Each rank that arrives raises the leader's; then the leader raises the others."""
+        """One for each rank of the node. Ranks that arrive raise the leader's; then the leader raises the others."""
         self._buffers = self._shared_buffers() if self._memory is not None else np.empty((2, self._piece), np.uint8)
         self._turn = 0
 
