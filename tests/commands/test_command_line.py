@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support import ROOT
 
 from esmpi.__main__ import main
 from esmpi.commands import commands
@@ -71,7 +72,7 @@ def test_help_imports_nothing_heavy(module: str, arguments: list[str]) -> None:
 
 
 def test_help_lists_every_command_with_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["doctor", "eval", "export", "import", "inspect", "replay", "report", "run", "submit"]
+    names = ["doctor", "eval", "export", "import", "init", "inspect", "replay", "report", "run", "submit"]
     assert list(COMMANDS) == names
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
@@ -248,6 +249,16 @@ def test_overrides_may_follow_what_is_submitted(config_file: Path, capsys: pytes
     for line in ("partition=gpu", "array=0-3%4", "signal=B:USR2@300", "time=20"):
         assert f"#SBATCH --{line}\n" in script
     assert "export SLURM_EXPORT_ENV=ALL" in script
+
+
+def test_doctor_says_what_is_missing_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["doctor", str(ROOT / "configs" / "quickstart.yaml"), f"run.output_dir={tmp_path}"]
+    assert main(command) == 0
+    assert "all is well" in capsys.readouterr().out
+    assert main([*command, "model.path=no-such-organisation/no-model"]) == 2
+    assert (
+        "- model.path: no-such-organisation/no-model is not in the Hugging Face cache here" in capsys.readouterr().out
+    )
 
 
 def test_doctor_leaves_the_lock_of_a_run_that_is_only_beginning(config_file: Path, tmp_path: Path) -> None:
