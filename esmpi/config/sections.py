@@ -20,24 +20,26 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
-    """What the run is called, where it lies, and how it starts and stops."""
+    """Name and place of the run, and how it starts and stops."""
 
     name: str = key(changes_result="no")  # the directory may have been renamed: run_uuid says which run it is
     """Name of the run; its directory is `<output_dir>/<name>`."""
     output_dir: str = key("runs", changes_result="no")
-    """Folder of all runs, on a file system that rank 0 can write."""
+    """Folder of all runs. Only rank 0 has to be able to write there."""
     seed: int = key(0, minimum=0, maximum=2**63 - 1)
-    """Decides every random stream: noise, generated problems, draws of prompts, sampling."""
+    """Seed of every random stream: noise, generated problems, draws of prompts, and sampling."""
     export_dtype: Literal["float32", "bfloat16", "none"] = key("float32", changes_result="no")
-    """Type of the weights in the exported model folder; float32 is theta to the bit."""
+    """Type of the weights in the model folder that is written at the end; float32 is theta, bit for bit. none: no
+    folder."""
     fork_from: str | None = None
-    """Begin with the generations of another run: `PATH@G` takes the run directory's first G. All else may differ."""
+    """Begin with the first G generations of another run, given as `PATH@G`. Everything but the base model may
+    differ."""
     stop_before_limit: float | None = key(60.0, minimum=0, maximum=1e7, unit="s", changes_result="no")
-    """In a Slurm job, stop between generations when less than this time, beside the longest recent generation, is left
-    of the job's time limit. null: ignore the time limit."""
+    """In a Slurm job, stop after a generation if the time that is left is less than the longest recent generation plus
+    this reserve. null: ignore the time limit."""
     profile: bool = key(False, changes_result="no")
-    """Add to the run file when each rank did what in one generation, the second after the start; `esmpi report` draws
-    it. The ranks wait for one another before it begins."""
+    """Record when each rank did what in one generation, the second after the start. `esmpi report` draws it. All ranks
+    wait for each other before that generation begins."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,14 +73,14 @@ class ModelConfig(Section):
     path: str = key(changes_result="by_digest")
     """A Hugging Face model folder, a hub id (org/name), or `esmpi:tiny_countdown`, which ships with esmpi."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the live weights that the engine computes with. Theta is float32 in any case."""
+    """Type of the live weights, with which the engine computes. Theta is float32 in any case."""
     revision: str | None = key(None, changes_result="by_digest")
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = key(False, changes_result="no")
-    """Whether code that comes with the model may run here."""
+    """Whether Python code that comes with the model may be executed."""
     stage_to: str | None = key(None, changes_result="no")
-    """A folder on each node's own disk, such as /scratch/$SLURM_JOB_ID: the first rank of a node copies the model
-    there, and all read the copy. null: all ranks read the model where it is."""
+    """A folder on each node's own disk, such as /scratch/$SLURM_JOB_ID. The first rank of a node copies the model
+    there, and all ranks of the node read the copy. null: all ranks read the model where it is."""
 
     @property
     def bytes_per_weight(self) -> int:
@@ -88,37 +90,39 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSection(Section):
-    """The keys that all engines have; each engine adds its own beside its code, see `esmpi.engines.base`."""
+    """The keys that all engines have. Each engine has further keys of its own."""
 
     kind: str = key("hf", changes_result="no")
     """Which engine generates: one that ships with esmpi, `file.py:Class`, or an installed package's."""
     num_threads: int | None = key(None, minimum=1, maximum=4096, changes_result="no")
-    """CPU cores of a rank. null: those it may use, shared with the other ranks that may use the same."""
+    """CPU cores of each rank. null: the cores that it may use, shared evenly with the ranks that may use the same."""
     theta_placement: Literal["auto", "device", "host", "host+bf16"] = key("auto", changes_result="no")
-    """Where theta is if the live weights are on a GPU: beside them, or in host memory and streamed (the same bits).
-    auto: beside them if it fits. `host+bf16`: in host memory, with a bfloat16 copy on the GPU that stands for it while
-    members are evaluated, so that live weights are cast(bf16(theta) + sigma * eps); only updates stream."""
+    """Where theta is if the live weights are on a GPU. device: beside them. host: in host memory, streamed to the GPU
+    for each member; the bits are the same. auto: device if it fits, else host. host+bf16: in host memory, with a
+    bfloat16 copy on the GPU from which members are made as cast(bf16(theta) + sigma * eps); only updates are
+    streamed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EsConfig(Section):
-    """The members of a generation and the update."""
+    """The population and the update."""
 
     population_size: int = key(30, minimum=2, maximum=10**7)
-    """Members of a generation, N."""
+    """Number of members of a generation, N."""
     generations: int = key(minimum=0, maximum=10**9, changes_result="no")
-    """How many updates the run makes."""
+    """Number of generations, and so of updates. More of them prolong a finished run."""
     sigma: float = key(1e-3, minimum=1e-12, below=1e3)  # below float32's resolution of any weight nothing would move
-    """Perturbation scale: a member's weights are theta + sigma * eps."""
+    """Scale of the perturbation: a member's weights are theta + sigma * eps."""
     alpha: float | None = key(None, minimum=1e-12, below=1e3)
-    """Step size: theta += alpha / N * sum of shaped fitness times eps. null: sigma / 2, filled in."""
+    """Step size: theta += alpha / N * sum of shaped fitness * eps. null: sigma / 2."""
     shaping: str = key("zscore", plugins="esmpi.es.shapings")
-    """How fitness becomes shaped fitness: z-scores, or ranks from -0.5 to 0.5 (centered_rank)."""
+    """How fitness becomes shaped fitness. zscore: minus mean, divided by standard deviation. centered_rank: ranks from
+    -0.5 to 0.5."""
     antithetic: bool = False
-    """Whether members come in pairs of +eps and -eps."""
+    """Whether members come in pairs with +eps and -eps."""
     dispatch: Literal["static", "dynamic"] = key("static", changes_result="no")
-    """Who evaluates which member: shares that are fixed beforehand, or the next one to whichever rank is free, for
-    members of uneven length and nodes of uneven speed. Changes no result."""
+    """Who evaluates which member. static: each rank has a fixed share. dynamic: a rank that is free takes the next
+    member, which pays if completions differ in length or nodes in speed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,7 +146,7 @@ class TaskConfig(Section):
     """The `task` section of a config. A task with keys of its own subclasses it."""
 
     name: str
-    """Which task: one that ships with esmpi, `gym:<name>`, `file.py:function`, or an installed package's."""
+    """The task: one that ships with esmpi, `gym:NAME`, `file.py:function`, or one of an installed package."""
 
 
 HELD_OUT = "held_out"
@@ -169,29 +173,32 @@ class DataConfig(Section):
 
     train: str = key(GENERATED, changes_result="by_digest")
     """Training problems: a file (.jsonl, .json, .csv, .parquet), a folder that `datasets` saved to disk, a hub id
-    (`org/name` or `org/name:subset`), `generated` by the task, or the `builtin` ones that come with it."""
+    (`org/name` or `org/name:subset`), `generated` by the task, or `builtin` ones that come with the task."""
     eval: str = key(GENERATED, changes_result="by_digest")
-    """Held-out problems: any of these (generated ones are never training problems), or `split`: `num_eval` of the
-    training problems, drawn at random. They choose the best generation; for test suites see `eval.suites`."""
+    """Held-out problems, from the same sources. Generated ones are never training problems. `split` holds out
+    `num_eval` of the training problems, drawn at random. The held-out problems decide which generation is the best."""
     train_split: str = "train"
-    """Split of a folder or hub id to train on."""
+    """Split of a folder or hub id for training."""
     eval_split: str = "test"
     """Split of a folder or hub id for held-out problems and suites."""
     columns: dict[str, str] = key(factory=dict)
-    """What the task's keys are called in the data, where the names differ: such as `problem: question`."""
+    """Names of columns in the data, by the names that the task expects, such as `problem: question`."""
     few_shot: str | None = None
-    """A .jsonl file of objects `prompt`, `completion`, which stand in front of every prompt as examples."""
+    """A .jsonl file with objects of `prompt` and `completion`. They precede every prompt as examples."""
     num_train: int | None = key(None, minimum=1)
-    """Use the first so many training problems of the file or the task; how many to generate (default 1000)."""
+    """Number of training problems: the first ones of the source, or how many to generate. null: all, or 1000
+    generated."""
     num_eval: int | None = key(None, minimum=1)
-    """Use the first so many held-out problems of the file or the task; how many to generate (default 400)."""
+    """Number of held-out problems: the first ones of the source, or how many to generate. null: all, or 400
+    generated."""
     batch_size: int = key(200, minimum=1)
-    """Prompts of a generation, the same for every member."""
+    """Number of prompts of a generation, the same for every member."""
     mini_batch_size: int | None = key(None, minimum=1, changes_result="if_sampled")
-    """Prompts that the engine gets at once, to bound memory; null: all of them. Changes no result, but with engine hf
-    and a temperature the draws."""
+    """Number of prompts that the engine gets at once, to limit memory. null: all of them. With engine hf and a
+    temperature above 0 it changes what is sampled."""
     order: Literal["fixed", "random", "epochs"] = "epochs"
-    """Prompts of a generation: always the first `batch_size`; a fresh draw; or all in turn, shuffled each time."""
+    """Which prompts a generation has. fixed: always the first ones. random: a fresh draw. epochs: all in turn, shuffled
+    in each epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,14 +218,14 @@ class DataConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Section):
-    """How completions are sampled in training; evaluation has a temperature of its own."""
+    """How completions are made in training. Evaluation has its own temperature. A task may have other defaults."""
 
     max_tokens: int = key(1024, minimum=1)
-    """New tokens of a completion, at most. Without the key: what the task asks for, and so for `temperature`."""
+    """Most new tokens of a completion."""
     temperature: float = key(0.0, minimum=0, maximum=100)
     """0 is greedy decoding."""
     top_p: float = key(1.0, above=0, maximum=1)
-    """Sample from the smallest set of tokens with this much probability; needs a temperature."""
+    """Sample from the smallest set of tokens with this total probability. Needs a temperature above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,13 +240,13 @@ class ScoringConfig(Section):
     """The processes that compute rewards."""
 
     num_processes: int = key(1, minimum=1, maximum=1024, changes_result="no")
-    """Processes of a rank that compute rewards, beside generation."""
+    """Number of processes of each rank that compute rewards, beside generation."""
     time_limit_s: float = key(10.0, above=0, maximum=86400, unit="s", changes_result="no")
-    """Seconds that the reward of one completion may take."""
+    """Time limit for the reward of one completion."""
     memory_gib: float = key(8.0, minimum=0.25, maximum=2**20, unit="GiB", changes_result="no")
-    """GiB that such a process may have."""
+    """Memory limit of each of these processes."""
     failure_reward: float = key(0.0, above=-1e100, below=1e100)
-    """What a completion gets whose reward raises, takes too long or ends its process."""
+    """Reward of a completion whose reward raised, took too long or ended its process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,17 +254,17 @@ class EvalConfig(Section):
     """When and how held-out problems are evaluated."""
 
     every: int | None = key(None, minimum=1, changes_result="no")
-    """Evaluate the held-out problems every so many generations; null: only before the first and after the last."""
+    """Evaluate every so many generations. null: only before the first and after the last."""
     suites: dict[str, str] = key(factory=dict, changes_result="by_digest")
-    """Further held-out problems, by the name of the suite: where they are, as in `data.eval`. They are reported only;
-    the best generation is chosen by the problems of `data.eval`."""
+    """Further held-out problems by name: sources as for `data.eval`. They are only reported, and do not decide which
+    generation is the best."""
     num_samples: int = key(1, minimum=1, maximum=10_000)
-    """Completions of each problem; more than one needs a temperature, and gives pass@k."""
+    """Number of completions of each problem. More than one gives pass@k, and needs a temperature above 0."""
     temperature: float = key(0.0, minimum=0, maximum=100)
     """0 is greedy decoding."""
     divergence: bool = key(False, changes_result="no")
-    """Whether to estimate the KL divergence from the base model, per token, on the evaluated completions (of the
-    models' own distributions, at temperature 1), and to give the distance of theta from the base model's weights."""
+    """Whether to estimate the KL divergence from the base model per token, at temperature 1 on the evaluated
+    completions, and to report the distance of theta from the base model's weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -273,25 +280,25 @@ class EvalConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotConfig(Section):
-    """When theta is written beside the run."""
+    """When theta is written to files beside the run file. Snapshots only make a start faster."""
 
     every: int | None = key(None, minimum=1, changes_result="no")
-    """Write theta beside the run every so many generations, after the last one, and when asked to stop. null: never;
-    a start then replays from the base model, which takes about a nanosecond a weight, member and generation."""
+    """Write theta every so many generations, after the last one, and when asked to stop. null: never. A start then
+    replays the log from the base model, which takes about a nanosecond per weight, member and generation."""
     keep: int = key(2, minimum=1, changes_result="no")
-    """How many of the last snapshots stay; the others are deleted."""
+    """Number of latest snapshots to keep; older ones are deleted."""
     best: bool = key(False, changes_result="no")
-    """Write theta also when an evaluation has the highest accuracy so far (then mean reward decides)."""
+    """Whether to also keep a snapshot of the generation with the highest held-out accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig(Section):
-    """What is shown, and where figures go."""
+    """What is shown on the screen, and where figures go."""
 
     level: Literal["debug", "info", "warning", "error"] = key("info", changes_result="no")
-    """The least severe messages that are shown."""
+    """Least severe messages that are shown."""
     sinks: tuple[str, ...] = key((), plugins="esmpi.record.sinks", changes_result="no")
-    """Where figures go besides the run file and the screen: tensorboard, wandb."""
+    """Where figures go in addition to the run file and the screen."""
 
 
 @dataclass(frozen=True, kw_only=True)

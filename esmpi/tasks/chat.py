@@ -17,7 +17,8 @@ class ChatTaskConfig(TaskConfig):
     """Keys of the tasks whose prompt can be put in a chat form."""
 
     chat_format: ChatFormat = "none"
-    """Form of the prompt: none (raw text), model (its own chat template), chatml (Qwen), llama3, gemma."""
+    """Form of the prompt. none: raw text. model: the model's own chat template. chatml (Qwen), llama3, gemma: fixed
+    forms."""
 
 
 def chat(form: ChatFormat, user: str, system: str = "") -> Prompt:

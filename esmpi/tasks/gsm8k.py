@@ -21,7 +21,7 @@ class Gsm8kConfig(ChatTaskConfig):
 
     name: str = "gsm8k"
     answer: Literal["marked", "last_number"] = "marked"
-    r"""What counts as the answer: a number after the last "####" or in the last \boxed{}, or just the last number."""
+    r"""What counts as the answer. marked: a number after the last "####" or in the last \boxed{}. last_number: any."""
 
 
 class Gsm8k(Task):

@@ -41,7 +41,7 @@ class SudokuConfig(ChatTaskConfig):
     size: Literal[4, 9] = 4
     """Rows of the grid."""
     num_blanks: tuple[int, int] | None = None
-    """Fewest and most cells to fill in. null: 4 to 10 of 16, 30 to 50 of 81; filled in."""
+    """Fewest and most cells to fill in. null: 4 to 10 of 16, or 30 to 50 of 81."""
     partial_credit: bool = False
     """Whether a wrong grid that keeps what was given is worth half the share of blank cells that are right, not 0."""
 

@@ -22,7 +22,7 @@ class HfConfig(EngineConfig):
     kind: str = key("hf", changes_result="no")
     """transformers' own generation."""
     device: Literal["auto", "cpu", "cuda"] = key("auto", changes_result="no")
-    """Where the live weights are; auto takes a GPU if this rank has one."""
+    """Where the live weights are. auto: on a GPU if this rank has one."""
 
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         shape = base.config

@@ -38,25 +38,25 @@ class VllmConfig(EngineConfig):
     kind: str = key("vllm", changes_result="no")
     """vLLM."""
     tensor_parallel_size: int = key(1, minimum=1, maximum=2**31, changes_result="no")
-    """Worker processes, with a GPU each, that share every layer of one model."""
+    """Number of worker processes, each with a GPU, that share every layer of the model."""
     pipeline_parallel_size: int = key(1, minimum=1, maximum=2**31, changes_result="no")
-    """Groups of workers that share the layers among them."""
+    """Number of groups of workers that share the layers among them."""
     gpu_memory_utilization: float = key(0.9, above=0, maximum=1, changes_result="no")
-    """Share of a GPU's memory for theta (if it is there), live weights, cache and activations."""
+    """Share of a GPU's memory for live weights, cache, activations and, if it is there, theta."""
     cpu_kv_cache_gib: int = key(1, minimum=1, maximum=2**31, unit="GiB", changes_result="no")
-    """Size of the cache on a CPU."""
+    """Size of the cache if vLLM runs on a CPU."""
     max_model_len: int | None = key(None, minimum=1, maximum=2**31, unit="tokens", changes_result="no")
-    """The most tokens of a prompt and its completion. null: the model's own limit."""
+    """Most tokens of a prompt and its completion together. null: the model's own limit."""
     max_num_seqs: int | None = key(None, minimum=1, maximum=2**31, changes_result="no")
-    """The most completions that are generated at once. null: vLLM's default."""
+    """Most completions that are generated at once. null: vLLM's default."""
     enforce_eager: bool = key(False, changes_result="no")
-    """No CUDA graphs: starts faster, generates slower."""
+    """Whether to do without CUDA graphs, which starts faster and generates slower."""
     prefix_caching: bool = key(False, changes_result="no")
-    """Compute a beginning that prompts share once a call. Saves time; what shares a cache may round otherwise."""
+    """Whether to compute a common beginning of prompts only once per call. Saves time, but may round differently."""
     self_test: bool = key(True, changes_result="no")
-    """Make sure at the start that a perturbation of each kind of weight changes the outputs."""
+    """Whether to check at the start that perturbing each kind of weight changes the outputs."""
     vllm_args: dict[str, Any] = key(factory=dict, changes_result="no")
-    """Further arguments of `vllm.LLM`, passed as they are."""
+    """Further arguments for `vllm.LLM`, passed on unchanged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
