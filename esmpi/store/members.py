@@ -125,16 +125,30 @@ def write_members(
     width = max(table.shape[1], *(segment.num_members for segment in segments))
     members = file.create_group("members")
     for name in MEMBER_DTYPE.names or ():
-        dtype = MEMBER_DTYPE[name]
-        layout = h5py.VirtualLayout((first + len(table), width), dtype)
-        for segment in segments:
-            shape = (segment.end - segment.first, segment.num_members)
-            source = h5py.VirtualSource(segment.file, name, shape, dtype)
-            layout[segment.first : segment.end, : segment.num_members] = source
+        parts = [(segment.file, name, segment.first, segment.end, segment.num_members) for segment in segments]
         if table.size:
-            source = h5py.VirtualSource(".", f"tail/{name}", table.shape, dtype)
-            layout[first : first + len(table), : table.shape[1]] = source
-        describe(members.create_virtual_dataset(name, layout, fillvalue=_FILL.get(name, 0)).id, name)
+            parts.append((".", f"tail/{name}", first, first + len(table), table.shape[1]))
+        _put_virtual(members, name, (first + len(table), width), parts)
+
+
+def _put_virtual(
+    group: h5py.Group, name: str, shape: tuple[int, int], parts: Sequence[tuple[str, str, int, int, int]]
+) -> None:
+    """Add a virtual data set over others: for each its file and name, first row, the row after the last, and columns.
+
+    As `create_virtual_dataset` does, but without the time, so that the same contents are the same bytes.
+    """
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)
+    properties.set_fill_value(np.array(_FILL.get(name, 0), MEMBER_DTYPE[name]))
+    space = h5py.h5s.create_simple(shape)
+    for file, source, start, end, num_columns in parts:
+        space.select_hyperslab((start, 0), (end - start, num_columns))
+        whole = h5py.h5s.create_simple((end - start, num_columns))
+        properties.set_virtual(space, file.encode(), source.encode(), whole)
+    space.select_all()
+    kind = h5py.h5t.py_create(MEMBER_DTYPE[name], logical=True)
+    describe(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties), name)
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
