@@ -98,7 +98,7 @@ def start_once(plan: dict[str, Any], output: Path, mode: int, n: int) -> dict[st
     with open(reading) as pipe:
         said = pipe.read().splitlines()
     text = log.read_text()
-    announced = [int(found) for found in re.findall(r"^generation (\d+)/", text, re.MULTILINE)]
+    announced = [int(found) for found in re.findall(r"^generation .* (\d+)/\d+ done", text, re.MULTILINE)]
     calls = [int(line.split()[1]) for line in said if line.startswith("calls ")]
     return {
         "exit": os.waitstatus_to_exitcode(status),

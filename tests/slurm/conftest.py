@@ -56,7 +56,7 @@ class Job:
 
     def generations(self) -> list[int]:
         """Return the generations that the output tells of, in its order."""
-        return [int(number) for number in re.findall(r"^generation (\d+)/", self.text(), re.MULTILINE)]
+        return [int(number) for number in re.findall(r"^generation .* (\d+)/\d+ done", self.text(), re.MULTILINE)]
 
     def wait_for(self, pattern: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the output has a pattern, in which a dot may be the end of a line, too."""
