@@ -63,7 +63,7 @@ def follow(plan: dict[str, Any], chain: list[tuple[int, int]], output: Path) -> 
         started = time.perf_counter()
         start = {"mode": mode, "n": n, "before": len(seen)} | start_once(plan, output, mode, n)
         found = committed(output / "tiny" / "run.h5")
-        start["kept"] = found[: len(seen)] == seen and (found or not seen) and len(found) >= start.pop("announced")
+        start["kept"] = found[: len(seen)] == seen and (found or not seen) and len(found) >= start["announced"]
         start["committed"], start["seconds"] = len(found), time.perf_counter() - started
         seen = found
         starts.append(start)

@@ -21,6 +21,7 @@ def undisturbed(drive: Drive) -> dict[str, Any]:
     """What a run sees that nothing happens to."""
     seen = drive([[(COUNT, 0)], [(COUNT, 0)]])[0]
     assert seen["starts"][0]["calls"] > 100
+    assert seen["starts"][0]["announced"] == 3  # the log is read right: what it announced is what must be kept
     assert len(set(seen["digests"])) == 3
     assert "tiny/model/model.safetensors" in seen["files"]
     return dict(seen)
