@@ -112,7 +112,7 @@ def execute_file(key: str, path: str, source: bytes) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"esmpi_{key.partition('.')[0]}_{file.stem}", file)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    # As for a script, modules that lie beside the file can be imported.
+    # As for a script, modules in the same folder can be imported.
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     sys.modules[spec.name] = module  # dataclasses and pickle look a module up there

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved config and the plan, then stop; loads no model",
     )
-    parser.add_argument("--ranks", type=positive, help="with --dry-run: plan for so many MPI ranks")
+    parser.add_argument("--ranks", type=positive, help="with --dry-run: number of MPI ranks to plan for")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -129,7 +129,7 @@ class Scorer:
             while (chunk := self._chunks.get()) is not None:
                 try:
                     process = self._score(process, chunk)
-                except Exception as error:  # the pool's own trouble: whoever waits for the result gets it
+                except Exception as error:  # a fault of the pool itself: raised where the result is awaited
                     if not chunk.batch.future.done():  # another part of the batch may have met the same
                         chunk.batch.future.set_exception(error)
         finally:

@@ -85,7 +85,7 @@ class Session(Setup):
         return self.generation >= last and all((suite, last) in self.evaluated for suite in self.problems.suites)
 
     def wants_stop(self) -> bool:
-        """Return whether this rank wants to stop after this generation; to be called once in each."""
+        """Return whether this rank was asked to stop after this generation. Call it once per generation."""
         nearly_over = self.time_limit is not None and self.time_limit.nearly_over()
         return bool(self.stop) or nearly_over
 

@@ -135,7 +135,7 @@ def _model_folder(config: Config, comm: Comm, place: Place) -> Path:
 
 def start_logging(level: str, comm: Comm) -> None:
     """Send esmpi's messages to standard output: all of rank 0's, and warnings of the others with their number."""
-    logging.raiseExceptions = False  # a pipe that nobody reads any more is no reason to stop, nor for tracebacks
+    logging.raiseExceptions = False  # a closed pipe is no reason to stop, nor for tracebacks
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
     logger = logging.getLogger("esmpi")

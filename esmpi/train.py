@@ -66,7 +66,7 @@ def profile_generation(session: Session) -> bool:
 
 
 def run_generation(session: Session, watch: Stopwatch) -> bool:
-    """Collective. Take theta one generation on and commit it; return whether any rank wants to stop."""
+    """Collective. Take theta one generation on and commit it; return whether any rank was asked to stop."""
     config, generation, weights = session.config, session.generation, session.engine.weights
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
@@ -208,5 +208,5 @@ def snapshot_if_due(session: Session, stop: bool) -> None:
     best = session.run.best() if config.best else None
     is_best = best is not None and best["generation"] == generation > 0
     if last or is_best:
-        session.recorder.wait()  # theta of a generation that is not committed would be nobody's
+        session.recorder.wait()  # a snapshot must not be ahead of what is committed
         session.snapshots.save(generation, session.engine.weights.tensors(), last=last, best=is_best)

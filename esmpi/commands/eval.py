@@ -110,7 +110,7 @@ class _Target:
 
 
 def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
-    """Read, on rank 0, what is to be evaluated, and lock the directory until `stack` is closed."""
+    """Read what to evaluate, on rank 0, and lock the directory until `stack` is closed."""
     from esmpi.config.reader import load_config, parse_config
     from esmpi.files import locked
     from esmpi.identity import check_comparable

@@ -12,8 +12,8 @@ from esmpi import plugins
 ChangesResult = Literal["yes", "no", "by_digest", "if_sampled"]
 """Whether another value of a key makes another run.
 
-yes: theta, or what an evaluation means, may become another. no: where files lie, how fast the run is, what it shows,
-how long it is. by_digest: the key says where something is read from, and the digest of what was read decides.
+yes: theta, or what an evaluation means, may change. no: it changes where files are, how fast the run is, what it shows,
+or how long it is. by_digest: the key says where something is read from, and the digest of what was read decides.
 if_sampled: only where completions are sampled, that is with a temperature above 0.
 """
 

@@ -109,7 +109,7 @@ def fields_of(section: str, *configs: Mapping[str, Any]) -> "dict[str, dataclass
     for plug_in in room.plug_ins().values():
         fields |= plug_in.fields
     for config in configs:
-        with suppress(UserError):  # a user's file that is not here any more
+        with suppress(UserError):  # a user's file that no longer exists
             if plug_in := room.find_plug_in(str(config.get(section, {}).get(name_key))):
                 fields |= plug_in.fields
     return fields

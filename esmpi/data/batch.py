@@ -27,7 +27,7 @@ def batch(config: DataConfig, train: list[Example], run_seed: int, generation: i
 
 
 def in_parts(items: Sequence[_T], size: int | None) -> Iterator[Sequence[_T]]:
-    """Yield neighbouring items, so many at a time; all of them at once without a size."""
+    """Yield neighbouring items, `size` at a time; all of them at once if there is no size."""
     step = size or max(1, len(items))
     for start in range(0, len(items), step):
         yield items[start : start + step]

@@ -1,4 +1,4 @@
-"""What a problem is, and what is asked of whoever makes problems."""
+"""What a problem is, and the protocol of what makes problems."""
 
 from __future__ import annotations
 

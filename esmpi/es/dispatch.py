@@ -1,6 +1,6 @@
 """Who evaluates which member: a share fixed beforehand, or the next member for whichever rank is free.
 
-It changes no result: every rank knows all members, and the update goes over them in order, whoever evaluated what.
+Dispatch changes no result: every rank knows all members, and the update goes over them in order.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ class Dispatch(ABC):
 
     @abstractmethod
     def members(self, population_size: int) -> AbstractContextManager[Iterator[int]]:
-        """Give an iterator over the members that this rank evaluates, which is to be gone through to its end."""
+        """Provide an iterator over the members that this rank evaluates. The rank must exhaust it."""
 
     @abstractmethod
     def most_members(self, population_size: int, mine: int) -> int:
@@ -63,7 +63,9 @@ class Dynamic(Dispatch):
     def __init__(self, comm: Comm):
         super().__init__(comm)
         self._counter = comm.counter()
-        self._first = 0  # number of this generation's first member: the counter is never set back, nobody waits for it
+        self._first = (
+            0  # number of this generation's first member; the counter is never reset, so no rank waits for that
+        )
         self._order: np.ndarray | None = None  # a resumed run begins without: only rank 0 has the times
 
     @contextmanager

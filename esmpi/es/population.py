@@ -63,7 +63,7 @@ def message_of(
     digest : int
         Of theta before this generation's update.
     stop : bool
-        Whether this rank wants to stop after this generation.
+        Whether this rank was asked to stop after this generation.
     failures : mapping of str to int
         Completions of this rank whose reward could not be computed, by the kinds of `FAILURES`.
     columns : mapping of str to (n,) array
@@ -152,7 +152,7 @@ def check(messages: np.ndarray, members: Members) -> Results:
     sent = messages["member"].reshape(-1)
     places = np.flatnonzero(sent >= 0)
     sent = sent.take(places)
-    if not np.array_equal(sent, expected):  # whoever was free took the next member
+    if not np.array_equal(sent, expected):  # with dynamic dispatch, members arrive in any order
         order = np.argsort(sent, kind="stable")
         sent, places = sent[order], places[order]
     if not np.array_equal(sent, expected):

@@ -129,7 +129,7 @@ def _hold(found: Findings, directory: Path, stack: ExitStack) -> bool:
         used = (directory / ".lock").exists()
         stack.enter_context(locked(directory))
         if not used:
-            stack.callback((directory / ".lock").unlink)  # while it is held: nobody else's
+            stack.callback((directory / ".lock").unlink)  # while this process holds it
     except (UserError, OSError) as error:
         found.problems.append(f"run.output_dir: {directory} cannot be written and locked: {error}")
         return False

@@ -29,7 +29,7 @@ def check_inputs(config: Config) -> BaseModel | None:
 
 
 def describe(config: Config, num_ranks: int) -> str:
-    """Return the resolved config and the plan of a run on so many ranks.
+    """Return the resolved config and the plan of a run on `num_ranks` ranks.
 
     Raises
     ------

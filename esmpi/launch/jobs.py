@@ -133,7 +133,7 @@ def submit(
     `job.result()` waits and returns the run's `summary`, or raises with the last words of the ranks. A job that is
     preempted, or whose time is nearly over, ends its generation and is requeued until the run is finished; one with a
     rank that failed is not.
-    Logs and submitit's files lie in `<output_dir>/submitit`.
+    Logs and submitit's files are in `<output_dir>/submitit`.
 
     Parameters
     ----------

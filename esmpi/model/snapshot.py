@@ -85,7 +85,7 @@ class Snapshot:
 
 @contextmanager
 def opened(path: Path | None, base: BaseModel) -> "Iterator[Snapshot | BaseModel]":
-    """Give what theta is to be read from: a snapshot, whose seal was checked, or without one the base model."""
+    """Open the source of theta: a snapshot whose seal was checked, or the base model if there is none."""
     if path is None:
         yield base
         return

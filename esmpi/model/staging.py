@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def staged_path(model: Path, stage_to: str) -> Path:
-    """Return where the copy of a model folder lies; the same for the same files, whoever made it."""
+    """Return the path of the copy of a model folder. The same files have the same path on every node."""
     target = Path(os.path.expandvars(stage_to)).expanduser()
     if "$" in str(target):
         raise UserError(f"model.stage_to: {stage_to} names a variable that is not set on this node")

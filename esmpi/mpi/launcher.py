@@ -28,7 +28,7 @@ class Launcher:
 
 
 def launcher(environ: Mapping[str, str] = os.environ) -> Launcher | None:
-    """Return who started this process as one of several ranks, None if nobody did."""
+    """Return the launcher that started this process as one of several ranks, or None."""
     for name, size, rank in _LAUNCHERS:
         if environ.get(size, "").isdigit() and environ.get(rank, "").isdigit():
             # srun speaks PMI, too

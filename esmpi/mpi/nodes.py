@@ -22,7 +22,7 @@ import numpy as np
 ANSWER_EVERY_S = 5e-3
 """How often a leader that waits, and rank 0 while members are dealt, lets MPI get on with what has come in."""
 _LOOK_EVERY_S = 0.1
-"""How often other ranks that wait do so; nobody needs more of them than what MPI may not have sent off yet."""
+"""How often other ranks that wait do so, only for messages that MPI may not have sent yet."""
 _PIECE_BYTES = 2**18
 """What is gathered between nodes at a time. MPI libraries pass larger amounts around a ring, in as many steps as there
 are nodes, and in each a leader that sleeps while it waits loses a nap; smaller ones take a step for each doubling."""
@@ -90,7 +90,7 @@ class Nodes:
         return received
 
     def _gather(self, mine: np.ndarray, received: np.ndarray) -> None:
-        # Two buffers in turn: whoever writes into one again was let go from the other, to which all had come, and so
+        # Two buffers in turn: a rank that writes into one again has left the other, at which all had arrived, and so
         # had read this one.
         buffer = self._buffers[self._turn][: received.size].reshape(received.shape)
         self._turn = 1 - self._turn

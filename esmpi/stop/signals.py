@@ -45,7 +45,7 @@ class StopFlag:
                 signal.signal(number, handler)
 
     def ignore(self) -> None:
-        """Take no signal any more: the run is over, and one that came late would make its exit code another."""
+        """Ignore signals from now on: the run is over, and a late signal would change its exit code."""
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

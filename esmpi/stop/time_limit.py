@@ -38,8 +38,8 @@ class TimeLimit:
     def nearly_over(self) -> bool:
         """Return whether less than the reserve is left beside the longest recent generation.
 
-        To be called once in a generation: what lies between two calls is a generation with all that belongs to it,
-        evaluation and snapshot, too.
+        Call it once per generation: the time between two calls is that of a generation with its evaluation and
+        snapshot.
         """
         now = time.monotonic()
         self._intervals.append(now - self._last_call)

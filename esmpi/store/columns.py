@@ -64,7 +64,7 @@ def check_column(dataset: h5py.Dataset, shape: tuple[int, ...], ndim: int) -> No
     if dataset.shape != shape or len(shape) != ndim:
         raise ValueError(f"{dataset.name} has shape {dataset.shape}")
     if dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
-        raise ValueError(f"{dataset.name} has shape {dataset.shape}, but not so many data")
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}, but stores less data")
 
 
 def describe(dataset: h5py.h5d.DatasetID, name: str) -> None:

@@ -40,7 +40,7 @@ def export(
     Parameters
     ----------
     base : BaseModel
-        Gives config, tokenizer, and which tensor lies in which file.
+        Gives config, tokenizer, and which tensor is in which file.
     theta : iterable of (canonical name, float32 tensor of the canonical shape)
     aliases : dict
         Names of tied tensors and the canonical name of each.

@@ -25,12 +25,12 @@ def read_state_dict(path: Path, base: BaseModel) -> dict[str, torch.Tensor]:
         If the file is no state dict, holds anything but tensors, or does not fit the base; it names what does not.
     """
     try:
-        # weights_only: unpickling anything else could run code of whoever made the file
+        # weights_only: unpickling anything else could run code from the file
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever unpickling raises
         raise UserError(f"{path} is no torch file of tensors alone, so it is not loaded: {error}") from error
     if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
-        raise UserError(f"{path} is not a state dict: it wants names and tensors")
+        raise UserError(f"{path} is not a state dict: it must map names to tensors")
     values: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
     for name, tensor in stored.items():

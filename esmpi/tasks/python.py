@@ -158,7 +158,7 @@ class PythonTask(Task):
         for name, _, reward in self._rewards:
             for columns in reward.needs:
                 if not any(column in example for column in columns):
-                    raise ValueError(f"{name} wants a column {columns[0]!r}{nearest(columns[0], example)}")
+                    raise ValueError(f"{name} needs a column {columns[0]!r}{nearest(columns[0], example)}")
 
     def key(self, example: Example) -> Hashable:
         return json.dumps(example, sort_keys=True, default=str)
@@ -186,7 +186,7 @@ class PythonTask(Task):
             text = template.format_map(example)
         except KeyError as error:
             raise ValueError(
-                f"task.template wants a column {error}{nearest(str(error.args[0]), list(example))}"
+                f"task.template needs a column {error}{nearest(str(error.args[0]), list(example))}"
                 + (f"; {braces}" if template != _WHOLE_PROMPT else "")
             ) from None
         except (ValueError, LookupError, AttributeError) as error:
@@ -208,7 +208,7 @@ class _Reward:
     compute: Callable[[Prompt, str, Example], Mapping[str, Any]]
     """Returns numbers by name, from prompt, completion and example."""
     needs: tuple[tuple[str, ...], ...] = ()
-    """Columns that it wants of an example: of each of these, one."""
+    """Columns that it needs: one of each of these groups of names."""
 
 
 def _function(module: ModuleType, name: str) -> Callable[..., Any]:

@@ -172,7 +172,7 @@ def _search(
 
 
 def _blank(solution: str, num_blanks: int, rng: np.random.Generator) -> str | None:
-    """Blank so many cells, in random order, where the solution stays the only one; None if there are too few."""
+    """Blank this many cells in random order, keeping the solution unique; None if that is not possible."""
     cells = list(solution)
     for cell in rng.permutation(len(cells)).tolist():
         if cells.count("0") == num_blanks:

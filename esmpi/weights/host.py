@@ -58,7 +58,7 @@ class Weights:
         self.restore()
 
     def _hold(self, values: torch.Tensor) -> torch.Tensor:
-        """Return a part of theta, moved to where theta is to be."""
+        """Return a part of theta, moved to where this placement keeps it."""
         return values
 
     def _prepare(self) -> None:
@@ -140,7 +140,7 @@ class Weights:
     def digest(self, counted: Collection[int] | None = None) -> int:
         """Return the 64-bit digest of theta: equal for equal bits, whatever the layout.
 
-        The digest of a model whose tensors lie in several processes is the sum of theirs, modulo 2^64. What
+        The digest of a model whose tensors are in several processes is the sum of theirs, modulo 2^64. What
         several of them hold must count in one only: `counted` are the numbers of the views that do.
         """
         blocks = [block for block in self._blocks if counted is None or block.view in counted]
@@ -158,7 +158,7 @@ class Weights:
             pass
 
     def _split(self, num_elements: int) -> list[Block]:
-        """Return theta and the live weights cut into blocks of about so many elements."""
+        """Return theta and the live weights cut into blocks of about `num_elements` elements."""
         return [
             block
             for number, (view, theta) in enumerate(zip(self.views, self._theta, strict=True))
@@ -167,7 +167,7 @@ class Weights:
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Return a host tensor's memory as the kernels want it: float32, or the bits of bfloat16 as uint16."""
+    """Return a host tensor's memory as the kernels take it: float32, or the bits of bfloat16 as uint16."""
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()

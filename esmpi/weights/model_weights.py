@@ -1,4 +1,4 @@
-"""All weights of a model, wherever they lie: what the training loop perturbs, updates and compares."""
+"""All weights of a model, in this process or in workers: what the training loop perturbs, updates and compares."""
 
 import math
 from collections import defaultdict

@@ -13,7 +13,7 @@ _WEIGHTS_SHARE = 0.7
 
 
 def choose_placement(wanted: str, theta: int, live: int, memory: int) -> tuple[Placement, str]:
-    """Return where theta is to be, and why.
+    """Return the placement of theta, and why.
 
     Parameters
     ----------

@@ -214,7 +214,7 @@ def test_a_grader_of_es_at_scale_as_it_is(write: Write) -> None:
     other = {"prompt": "p", "gt_answer": "5", "target": "4"}
     task.check(other)
     assert task.score("5", other).reward == 0.5, "its own column comes first"
-    with pytest.raises(ValueError, match="reward wants a column 'target'"):
+    with pytest.raises(ValueError, match="reward needs a column 'target'"):
         task.check({"prompt": "p"})
 
 
@@ -314,8 +314,8 @@ def test_its_own_problems(write: Write, kind: str) -> None:
         ("train = [{'prompt': ['a', 'b'], 'target': [1, 2]}]", "a batch of objects"),
         ("train = [(['a', 'b'], [1])]", "zip() argument 2 is shorter"),
         ("train = [{'prompt': 'a', 'target': {1}}]", "Object of type set is not JSON serializable"),
-        ("train = [{'prompt': 'a'}]", "reward wants a column 'target'"),
-        ("train = [{'Prompt': 'a', 'target': 1}]", "task.template wants a column 'prompt', did you mean Prompt?"),
+        ("train = [{'prompt': 'a'}]", "reward needs a column 'target'"),
+        ("train = [{'Prompt': 'a', 'target': 1}]", "task.template needs a column 'prompt', did you mean Prompt?"),
         ("train = [{'target': 1}]\ndef prompt(e):\n    return e['question']", "KeyError: 'question'"),
         ("train = [{'target': 1}]\ndef prompt(e):\n    return 3", "is 3, not text or messages"),
         ("train = [{'target': 1}]\ndef prompt(e):\n    return ['a']", "is ['a'], not text or messages"),
@@ -335,7 +335,7 @@ def test_problems_that_cannot_be_used_are_refused(write: Write, problems: str, e
 def test_problems_of_a_file_are_checked_alike(write: Write, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a", "target": 1}\n{"prompt": "b"}\n')
     path = str(tmp_path / "train.jsonl")
-    with pytest.raises(UserError, match=r"line 2: reward wants a column 'target'"):
+    with pytest.raises(UserError, match=r"line 2: reward needs a column 'target'"):
         load(write(SHAPES["TRL"]), train=path, eval=path, num_train=2)
 
 

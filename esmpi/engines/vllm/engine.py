@@ -176,7 +176,7 @@ def _call_shards(llm: Any, method: str, *arguments: Any) -> list[Any]:
 
 
 def _place_theta(model: ModelConfig, engine: VllmConfig, base: BaseModel) -> tuple[Placement, float]:
-    """Return where theta is to be, and the share of a GPU's memory that this leaves for vLLM."""
+    """Return the placement of theta, and the share of a GPU's memory that remains for vLLM."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():  # one memory: there is nothing else to choose
@@ -280,7 +280,7 @@ def _rectangles(said: list[Any]) -> list[list[tuple[str, tuple[int, int], tuple[
 
 
 def _aliases(names: list[str], base: BaseModel) -> dict[str, str]:
-    """Return the checkpoint's tensors that are another name of a tied one; warn of those that nobody uses."""
+    """Return the checkpoint's names of tied tensors that are not canonical; warn of tensors that vLLM does not use."""
     unused = base.tensors.keys() - set(names)
     aliases = {}
     if "lm_head.weight" in unused and base.config.get("tie_word_embeddings"):

@@ -48,7 +48,7 @@ class WorkerExtension:
         from esmpi.model.base_model import BaseModel
 
         if os.getpid() != rank_process:
-            # A terminal and Slurm ask all processes to stop: the rank does so after its generation, and till then
+            # A terminal and Slurm signal all processes. The rank stops after its generation, and until then
             # needs its workers.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)
