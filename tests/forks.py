@@ -36,6 +36,7 @@ SLOW = {
 
 LARGEST_MESSAGE = 2**20
 START_LIMIT_S = 120.0
+LOOK_EVERY_S = 2.0
 WITHOUT_EFFECT = ("PYTEST_CURRENT_TEST", "TRITON_INTERPRET")
 """Variables that may differ between a server and what it starts: neither engine reads them on a CPU."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -157,11 +158,12 @@ def serve(engine: str, address: str) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno())
     connections: dict[int, socket.socket] = {}
+    parent = os.getppid()
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(ended, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
+        while os.getppid() == parent:  # tests that are killed must not leave a server behind
+            for key, _ in selector.select(LOOK_EVERY_S):
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
                     message, descriptors, _, _ = socket.recv_fds(connection, LARGEST_MESSAGE, 16)
