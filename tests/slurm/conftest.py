@@ -2,9 +2,11 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from slurm.cluster import Cluster, missing_programs
 
 PATIENCE_S = 400
 """For what takes some ten seconds on two cores that have nothing else to do."""
+GONE_S = 20
+"""How long a job may seem to be over that is only being requeued."""
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +65,12 @@ class Job:
     def wait_for(self, pattern: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the output has a pattern, in which a dot may be the end of a line, too."""
         deadline = time.monotonic() + timeout_s
+        seen = time.monotonic()  # when the job was there last: between its end and its requeue it may seem to be over
         while not re.search(pattern, self.text(), re.DOTALL):
-            assert time.monotonic() < deadline, f"no {pattern!r} in {timeout_s} s:\n{self.text()}"
-            assert self.state(), f"the job ended without {pattern!r}:\n{self.text()}"
+            now = time.monotonic()
+            seen = now if self.state() else seen
+            assert now < deadline, f"no {pattern!r} in {timeout_s} s:\n{self.text()}"
+            assert now - seen < GONE_S, f"the job ended without {pattern!r}:\n{self.text()}"
             time.sleep(0.1)
 
     def state(self) -> str:
@@ -83,8 +90,10 @@ class Job:
 
 
 @pytest.fixture
-def submit(cluster: Cluster, tmp_path: Path) -> Callable[[str, list[str], list[str]], Job]:
+def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[str, list[str], list[str]], Job]]:
     """Submit one of the job scripts with the tiny config: submit("es_countdown.sh", ["--nodes=2"], [arguments])."""
+
+    jobs: list[str] = []
 
     def call(script: str, options: list[str], arguments: list[str]) -> Job:
         output = tmp_path / f"{script}.out"
@@ -93,6 +102,10 @@ def submit(cluster: Cluster, tmp_path: Path) -> Callable[[str, list[str], list[s
             *("--cpus-per-task=1", *options, ROOT / "slurm" / script),
             *(*arguments, f"run.output_dir={tmp_path}", "data.num_eval=2"),
         )
+        jobs.append(answer.strip())
         return Job(cluster, answer.strip(), output)
 
-    return call
+    yield call
+    for number in jobs:  # one that a failed test has left would take the processor from all others
+        with suppress(subprocess.CalledProcessError):
+            cluster.call("scancel", number)
