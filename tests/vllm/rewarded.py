@@ -1,25 +1,18 @@
-"""Run esmpi with a reward that any model earns: python rewarded.py CONFIG [overrides].
+"""A task with a reward that any model earns.
 
-SmolLM2 solves no Countdown problem in a few tokens, and where all rewards are zero no weight moves. The rest is the
-program as it is.
+SmolLM2 solves no Countdown problem in a few tokens, and where all rewards are zero no weight moves.
 """
 
-import sys
 import zlib
 from typing import Any
 
-from esmpi import run
-from esmpi.tasks import Score
-from esmpi.tasks.countdown import Countdown
+from esmpi.tasks.countdown import PROMPT
+
+NUMBERS = ((3, 18, 11), (6, 7, 19), (13, 6, 8), (2, 9, 15))
+train = [{"prompt": PROMPT.format(numbers=f"{a} {b} {c}", target=a + b + c)} for a, b, c in NUMBERS]
+evaluation = [{"prompt": "The capital of France is"}]
 
 
-def checksum(self: Countdown, completion: str, example: dict[str, Any]) -> Score:
-    """Another reward for any other text, so that equal fitness means equal completions."""
-    return Score(reward=zlib.crc32(completion.encode()) / 2**32, correct=False)
-
-
-# not under the guard: the processes that score import this file, too
-Countdown.score = checksum  # type: ignore[method-assign]
-
-if __name__ == "__main__":
-    sys.exit(run.main(sys.argv[1:]))
+def checksum(completion: str, example: dict[str, Any]) -> float:
+    """Return another reward for any other text, so that equal fitness means equal completions."""
+    return zlib.crc32(completion.encode()) / 2**32

@@ -103,13 +103,13 @@ def test_smollm2_is_led_to_the_same_theta(launch: Run, smollm2: str, tmp_path: P
     overrides = (
         *(f"model.path={smollm2}", "run.export_dtype=none"),
         *("es.population_size=2", "es.generations=1", "sampling.max_tokens=8"),
+        *(f"task.name={Path(__file__).parent / 'rewarded.py'}:checksum", "data.train=builtin", "data.eval=builtin"),
         *("data.num_train=4", "data.batch_size=4", "data.num_eval=1"),
     )
-    program = [Path(__file__).parent / "rewarded.py"]
-    hf = train(launch, tmp_path / "hf", 0, *overrides, program=program)
+    hf = train(launch, tmp_path / "hf", 0, *overrides)
     # the self-test takes as long as all the rest, and test_engine.py has it
     overrides = (*ENGINES["vllm"], *overrides, "engine.self_test=false")
-    vllm = train(launch, tmp_path / "vllm", 0, *overrides, program=program)
+    vllm = train(launch, tmp_path / "vllm", 0, *overrides)
     assert hf["members/coefficient"].all(), "no reward differs, so no weight moves"
     for column in ("members/fitness", "members/coefficient", "generations/theta_digest"):
         np.testing.assert_array_equal(vllm[column], hf[column], err_msg=column)
