@@ -127,6 +127,15 @@ def test_dry_run_counts_snapshots(config_file: Path) -> None:
     assert "snapshots       at most 3 of 4.7 KiB; rank 0 has a copy of theta" in result.stdout
 
 
+def test_dry_run_tells_the_memory_of_the_cache(config_file: Path) -> None:
+    """Of engine hf: keys and values of each layer, key-value head, prompt and new token."""
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 8, "hidden_size": 128, "num_key_value_heads": 2}
+    (config_file.parent / "model" / "config.json").write_text(json.dumps({"model_type": "llama"} | shape))
+    result = esmpi("esmpi.run", str(config_file), "--dry-run", "sampling.max_tokens=50")
+    size = 2 * 3 * 2 * 16 * 4 * 10 * 50 / 2**10  # in KiB, in float32
+    assert f" + cache {size:.1f} KiB (10 prompts x 50 new tokens" in result.stdout
+
+
 def test_dry_run_says_which_ranks_idle(config_file: Path) -> None:
     result = esmpi("esmpi.run", str(config_file), "--dry-run", "--ranks", "9")
     assert "3 ranks have no member" in result.stdout

@@ -164,6 +164,15 @@ def test_a_model_that_is_not_its_checkpoint_is_refused(llama: Path, tmp_path: Pa
         load(str(tmp_path / "model"))
 
 
+def test_other_values_than_those_of_the_model_are_refused(tmp_path: Path) -> None:
+    """Here the folder holds an older file as well, with a tensor of the same name."""
+    shutil.copytree(folder(), tmp_path / "model")
+    older = load_file(folder() / "model.safetensors")["model.norm.weight"] + 1
+    save_file({"model.norm.weight": older}, tmp_path / "model" / "older.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.path: model\.norm\.weight does not hold the values of"):
+        load(str(tmp_path / "model"))
+
+
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     shutil.copytree(folder(), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())

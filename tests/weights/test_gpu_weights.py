@@ -159,6 +159,22 @@ def test_another_model_is_shown_and_its_distance_told(
     assert same(live_of(weights), before)
 
 
+@pytest.mark.parametrize(("kind", "base"), [(DeviceWeights, False), (StreamedWeights, False), (StreamedWeights, True)])
+def test_weights_that_were_loaded_are_those_of_a_start_with_them(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Weights], base: bool
+) -> None:
+    """As from a snapshot, when a run is resumed: nothing of what was there before is left in any copy."""
+    monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)
+    model, other = make_model(MODEL), make_model(MODEL, seed=1)
+    weights = kind(views_on_device(3, 2, torch.float32), lambda view: read_from(model, view), 1, bf16_base=base)
+    weights.perturb(3, 0.5)
+    weights.load(lambda view: read_from(other, view))
+    fresh = Weights(sharded_views(other, 1, 1, torch.float32), lambda view: read_from(other, view), 1, bf16_base=base)
+    weights.restore()
+    assert same(live_of(weights), live_of(fresh))
+    assert_same_history(weights, fresh)
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
