@@ -200,6 +200,10 @@ class _Process:
         if not self._ready:
             try:
                 self.receive(_START_LIMIT_S)
+            except TimeoutError as error:
+                raise RuntimeError(
+                    f"a process for rewards cannot start: it was not ready after {_START_LIMIT_S:.0f} s"
+                ) from error
             except (EOFError, OSError) as error:
                 raise RuntimeError(f"a process for rewards cannot start: it ended with {self.exit_code}") from error
             self._ready = True

@@ -177,6 +177,14 @@ def test_a_task_that_cannot_be_made_is_an_error_and_no_hang() -> None:
     scorer.close()
 
 
+def test_a_task_that_takes_too_long_to_start_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esmpi.scoring._START_LIMIT_S", 0.0)
+    scorer = make_scorer()
+    with pytest.raises(RuntimeError, match="cannot start: it was not ready after 0 s"):
+        score(scorer, ["1"])
+    scorer.close()
+
+
 def test_fitness_does_not_depend_on_the_order_of_the_completions(scorer: Scorer) -> None:
     rewards = ["0.1", "1e16", "0.3", "-1e16", "0.7"]
     assert score(scorer, rewards).fitness == score(scorer, rewards[::-1]).fitness == pytest.approx(1.1 / 5)

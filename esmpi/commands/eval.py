@@ -118,6 +118,9 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
 
     notes: list[str] = []
     path = run_file_path(arguments.target)
+    target = Path(arguments.target)
+    if not path.exists() and not target.exists() and target.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{arguments.target} does not exist; give a run directory, a run file or a config (.yaml)")
     if not path.is_file() or path.suffix != ".h5":
         if arguments.generation is not None or arguments.best:
             raise UserError(f"--generation and --best need a run, and {arguments.target} is not one")

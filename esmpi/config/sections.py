@@ -212,7 +212,7 @@ class DataConfig(Section):
                 object.__setattr__(self, f"num_{part}", count)
         require(
             self.num_train is None or self.batch_size <= self.num_train,
-            f"batch_size: {self.batch_size} prompts wanted of num_train: {self.num_train} problems",
+            f"batch_size: {self.batch_size} is more than num_train: {self.num_train}; lower it, or raise num_train",
         )
 
 

@@ -91,8 +91,8 @@ class Task(ABC):
             If the task has no generator; its problems then come from files.
         """
         raise ValueError(
-            f"task {self.name} cannot generate problems: name files as data.train and data.eval, or `builtin` for what "
-            f"comes with the task"
+            f"task {self.name} cannot generate problems: name files as data.train and data.eval, or `builtin` for the "
+            f"problems that come with a task"
         )
 
 

@@ -52,7 +52,7 @@ class VllmEngine(Engine):
                 from vllm.platforms import current_platform
         except ImportError as error:
             raise UserError(
-                f"engine.kind: vllm cannot be imported ({error}): see the README on installing it"
+                f"engine.kind: vllm cannot be imported ({error}): install 'esmpi[vllm]', or choose engine.kind=hf"
             ) from error
         self._vllm = vllm
         placement, utilization = _place_theta(model, engine, base)
