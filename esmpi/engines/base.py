@@ -153,7 +153,9 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         If the model has no chat template, or one that refuses these messages.
     """
     if not tokenizer.chat_template:
-        raise UserError("task.chat_format: this model has no chat template: choose none, or another form")
+        raise UserError(
+            "task.chat_format: this model has no chat template: set task.chat_format=none, or to another form"
+        )
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program of the model's: it may refuse a system turn, an order, ...
