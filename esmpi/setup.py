@@ -147,7 +147,7 @@ def _agree_on_config(config: Config, comm: Comm) -> None:
     first, *others = comm.allgather_object(config.to_dict())
     for rank, other in enumerate(others, 1):
         if changed := [str(one) for one in differences(first, other)]:
-            raise UserError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
+            raise SharedError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
 
 
 def agreed_digests(setup: Setup) -> Digests:
