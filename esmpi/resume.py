@@ -120,7 +120,7 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
         if run is not None and digest != run.digest_after(generation):
             raise UserError(
                 f"replaying {run.path} gives theta {digest:016x}, but it recorded {run.digest_after(generation):016x}: "
-                f"a machine computed wrongly, then or now. Run `esmpi replay --verify` on another node to learn which"
+                f"a machine computed wrongly, then or now. Run `esmpi replay {run.path} --verify` on another node"
             )
     return digest
 

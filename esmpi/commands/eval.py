@@ -117,14 +117,13 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 
     notes: list[str] = []
-    path = run_file_path(arguments.target)
-    target = Path(arguments.target)
-    if not path.exists() and not target.exists() and target.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{arguments.target} does not exist; give a run directory, a run file or a config (.yaml)")
+    target, path = Path(arguments.target), run_file_path(arguments.target)
+    if not target.exists() and target.suffix not in (".yaml", ".yml"):  # of a config, the reader names the nearest
+        raise UserError(f"{target} does not exist: name a run directory, a run file or a config (.yaml)")
     if not path.is_file() or path.suffix != ".h5":
         if arguments.generation is not None or arguments.best:
             raise UserError(f"--generation and --best need a run, and {arguments.target} is not one")
-        if (Path(arguments.target) / "config.json").is_file():
+        if (target / "config.json").is_file():
             raise UserError(
                 f"{arguments.target} is a model, and does not say what it is to do: give a config, "
                 f"and with it model.path={arguments.target} --out DIR"

@@ -58,7 +58,7 @@ def test_a_target_that_does_not_exist_is_neither_a_run_nor_a_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(tmp_path / "nope")]) == 2
-    assert "nope does not exist; give a run directory, a run file or a config" in capsys.readouterr().err
+    assert "nope does not exist: name a run directory, a run file or a config" in capsys.readouterr().err
 
 
 def test_what_was_committed_before_the_lock_was_taken_stays(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

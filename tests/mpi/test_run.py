@@ -143,6 +143,21 @@ sys.stdout = Slow(sys.stdout)
 """
 
 
+def test_ranks_with_different_configs_say_which_key_differs(launch: Run, tmp_path: Path) -> None:
+    program = """
+import sys
+from esmpi import run
+from esmpi.mpi.launcher import launcher
+
+sys.exit(run.main([*sys.argv[1:], f"run.seed={launcher().rank}"]))
+"""
+    done = launch(["-c", program, TINY_RUN, f"run.output_dir={tmp_path}"], 2)
+    assert done.returncode == 2
+    assert done.stderr.count("rank 1 has another config than rank 0: run.seed") == 1
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_rank_may_take_longer_to_end_than_the_others(
     launch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
