@@ -89,6 +89,16 @@ class Job:
         return int(found[1]) or int(found[2])
 
 
+    def cancel(self) -> None:
+        """Cancel the job, again if Slurm requeues it all the same, because it was about to do so."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.state():
+            assert time.monotonic() < deadline, f"not cancelled in {PATIENCE_S} s:\n{self.text()}"
+            with suppress(subprocess.CalledProcessError):  # it ended just now
+                self.cluster.call("scancel", self.number)
+            time.sleep(0.5)
+
+
 @pytest.fixture
 def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[str, list[str], list[str]], Job]]:
     """Submit one of the job scripts with the tiny config: submit("es_countdown.sh", ["--nodes=2"], [arguments])."""

@@ -200,8 +200,7 @@ def test_what_ends_a_job_does_not_change_the_run(
         job.wait_for(rf"start {start},.*\ngeneration.* \d+/\d+ done")
         end(job)
     job.wait_for(rf"start {len(ends) + 2},.*resuming from generation \d+.*\ngeneration.* \d+/\d+ done")
-    job.cluster.call("scancel", job.number)
-    job.wait()
+    job.cancel()
     assert "JobState=CANCELLED" in job.cluster.call("scontrol", "show", "job", job.number)
     assert job.text().count("resuming from generation") == len(ends)
     # after the signals, each at the second try; Slurm itself did it after the others
@@ -228,8 +227,7 @@ def test_killed_ranks_go_on_if_they_got_on(
     kill_ranks(job)
     job.wait_for(r"but not before a new generation: back into the queue.*start 3,.*resuming from generation \d+")
     job.wait_for(r"start 3,.*\ngeneration.* \d+/\d+ done")
-    job.cluster.call("scancel", job.number)
-    job.wait()
+    job.cancel()
     # mostly, but not always, what is left keeps the next start from starting: so look for it itself
     assert unused_shared_memory() <= before
     made = read_digests(tmp_path / "tiny")[:GENERATIONS]
@@ -242,8 +240,7 @@ def test_a_run_stops_when_the_time_left_is_too_short(submit: Submit, digests: li
     options = ["--nodes=2", "--time=30", "--partition=debug"]
     job = submit("template.sh", options, [str(TINY_RUN), "es.generations=1000", "run.stop_before_limit=3600"])
     job.wait_for("theta of generation 1 is committed.*back into the queue")
-    job.cluster.call("scancel", job.number)
-    job.wait()
+    job.cancel()
     assert re.search(r"with 1[5-7]\d\d s of the job's time left: theta of generation 1 is committed", job.text())
     assert job.generations() == [1]
     assert read_digests(tmp_path / "tiny") == digests[:1]
@@ -261,8 +258,7 @@ def test_a_signal_before_the_limit_requeues(
     overrides = ["es.generations=1000", "run.stop_before_limit=null"]
     job = submit(script, ["--nodes=2", *options], overrides)
     job.wait_for("resuming from generation")
-    job.cluster.call("scancel", job.number)
-    job.wait()
+    job.cancel()
     assert "asked to stop by SIGUSR1" in job.text()
     made = read_digests(tmp_path / "tiny")[:GENERATIONS]
     assert made
@@ -274,8 +270,7 @@ def test_a_generation_that_outlasts_the_time_left_is_given_up(submit: Submit) ->
     endless = ["es.generations=2", "es.population_size=100000", "run.stop_before_limit=null"]
     job = submit("es_countdown.sh", ["--nodes=1", "--time=2", "--signal=B:USR1@60"], endless)
     job.wait_for(r"the generation does not end in time: back into the queue.*start \d+,")
-    job.cluster.call("scancel", job.number)
-    job.wait()
+    job.cancel()
     assert job.generations() == []
 
 
