@@ -88,7 +88,6 @@ class Job:
         assert found is not None
         return int(found[1]) or int(found[2])
 
-
     def cancel(self) -> None:
         """Cancel the job, again if Slurm requeues it all the same, because it was about to do so."""
         deadline = time.monotonic() + PATIENCE_S
