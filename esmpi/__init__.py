@@ -30,7 +30,7 @@ _HOMES = {
     "submit": "esmpi.launch.jobs",
     "tune": "esmpi.api",
 }
-"""Where the names are, each of which is imported when it is asked for."""
+"""The module of each name. A name's module is imported when the name is first used."""
 
 __all__ = ["Run", "Score", "Task", "UserError", "__version__", "open_run", "submit", "tune"]
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"esmpi: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Whoever reads the output, such as `head`, has seen enough. What is still buffered must be no error, either.
+        # Whoever reads the output, such as `head`, has seen enough. Text that is still buffered must not raise either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
@@ -47,9 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"esmpi {__version__}")
     choices = parser.add_subparsers(required=True, metavar="command")
     for name, command in commands().items():
-        one = choices.add_parser(name, help=command.HELP, description=f"{command.HELP[0].upper()}{command.HELP[1:]}.")
-        command.add_arguments(one)
-        one.set_defaults(process=command.process)
+        subparser = choices.add_parser(
+            name, help=command.HELP, description=f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(process=command.process)
     return parser
 
 

@@ -22,9 +22,9 @@ def tune(config: str | Path | Mapping[str, Any], /, **overrides: Mapping[str, An
     config : path or mapping
         A YAML file, or its contents: sections with their keys.
     **overrides
-        Sections with the keys to change, such as ``es={"sigma": 2e-3}, run={"name": "mine"}``. Paths, NumPy's numbers
-        and arrays are taken, too. Where a change of the engine or task leaves keys of `config` without a use, a
-        warning names them.
+        Sections with the keys to change, such as ``es={"sigma": 2e-3}, run={"name": "mine"}``. Values may also be
+        paths, NumPy numbers and arrays. If a change of the engine or task leaves keys of `config` unused, a warning
+        names them.
 
     Returns
     -------

@@ -34,7 +34,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> "Config":
-    """Return the config that `add_config` has asked for; one rank prints which keys the overrides left without a use.
+    """Return the config that `add_config` has asked for; one rank prints which keys the overrides left unused.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def warn_of(notes: Sequence[str]) -> None:
-    """Warn the caller of esmpi's caller of notes on a config, on one rank: for functions called from Python."""
+    """Issue notes on a config as warnings, on one rank. For public functions: the warning points at their caller."""
     from esmpi.mpi.launcher import speaks_for_all
 
     if speaks_for_all():

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: they end the program with one clear line, not with a traceback."""
+"""Errors that the user can correct: they end the program with one clear line instead of a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ class SharedError(UserError):
 
 
 def said(error: BaseException) -> str:
-    """Return an error that other code raised in one line: its kind and its words."""
+    """Return an error that other code raised as one line: its type and its message."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

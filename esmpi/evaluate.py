@@ -22,10 +22,10 @@ _LARGEST_RATIO = 500.0
 
 
 _LEAST_BATCH = 32
-"""Prompts of a call, where a generation has fewer: an engine is slow with a handful."""
+"""Least number of prompts in a call, even where a generation has fewer: engines are slow with small batches."""
 
 
-_COLUMNS = {one.name for one in fields(Evaluation)}
+_COLUMNS = {field.name for field in fields(Evaluation)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
             said |= {"completion": completion.text, "tokens": completion.num_tokens, "truncated": completion.truncated}
             samples.append(said | asdict(score))
     gathered = comm.allgather_object([samples, num_failed, divergence])
-    samples = sorted((one for part in gathered for one in part[0]), key=lambda one: (one["index"], one["sample"]))
+    samples = sorted(
+        (sample for part in gathered for sample in part[0]), key=lambda sample: (sample["index"], sample["sample"])
+    )
     figures = _means(sample["figures"] for sample in samples)
     if config.eval.num_samples > 1:
         figures |= _pass_at([sample["correct"] for sample in samples], config.eval.num_samples)
@@ -126,12 +128,12 @@ def _divergence(engine: Engine, batches: Sequence[_Batch]) -> list[float]:
     base = [engine.logprobs(batch.prompts, batch.completions) for batch in batches]
     engine.weights.restore()
     ratios = [
-        other - one
-        for before, after in zip(base, tuned, strict=True)
-        for others, ones in zip(before, after, strict=True)
-        for other, one in zip(others, ones, strict=True)
+        base_logprob - tuned_logprob
+        for base_batch, tuned_batch in zip(base, tuned, strict=True)
+        for base_tokens, tuned_tokens in zip(base_batch, tuned_batch, strict=True)
+        for base_logprob, tuned_logprob in zip(base_tokens, tuned_tokens, strict=True)
     ]
-    # where the tuned model has all but ruled out what it sampled, a huge term instead of an overflow
+    # a token that the tuned model all but rules out gives a huge term, but must not overflow
     return [math.expm1(min(ratio, _LARGEST_RATIO)) - ratio for ratio in ratios]
 
 

@@ -47,14 +47,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         sync(path.parent)
     finally:
-        with suppress(OSError):  # what went wrong before matters more; the next start cleans up
+        with suppress(OSError):  # the first error matters more; the next start cleans up
             if temporary.is_dir():
                 shutil.rmtree(temporary)
             temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Replace a file by one with these bytes, durably; what a file system may get over is tried again.
+    """Replace a file by one with these bytes, durably; errors that may be temporary are retried.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     """
     for wait_s in (*_WAITS_S, None):
         try:
-            # From the start: after a failed fsync Linux counts the lost pages as written.
+            # Starts from the beginning: after a failed fsync Linux counts the lost pages as written.
             with replacing(path) as temporary:
                 temporary.write_bytes(data)
             return
@@ -113,7 +113,7 @@ def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
                 time.sleep(0.5)
             if held:
                 file.truncate(0)
-                # past Python's buffer: what a full disk refuses would be tried again on closing
+                # bypasses Python's buffer, which would retry on closing what a full disk has refused
                 os.write(file.fileno(), f"by process {os.getpid()} on {os.uname().nodename}".encode())
         except OSError as error:
             if error.errno not in _LOCKLESS:
@@ -190,7 +190,7 @@ def _lock(file: IO[str]) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):  # not held: the file system's own trouble
+        if error.errno not in (errno.EAGAIN, errno.EACCES):  # not held by another process: the file system itself fails
             raise
         return False
     return True

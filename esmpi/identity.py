@@ -1,7 +1,7 @@
 """Whether a run is still the same run: its config, its base model, its problems, and the file of its task.
 
-What a key of the config means for that, its field says (`esmpi.config.keys.ChangesResult`). Where a key says only from
-where something is read, a digest of what was read decides.
+The field of each key says what a change of it means (`esmpi.config.keys.ChangesResult`). For a key that only says
+where something is read from, a digest of what was read decides.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Digests:
 
 
 def resumed_config(run: RunFile, config: Config) -> dict[str, Any]:
-    """Return the config with which a run resumes: where it was forked from need not be said again."""
+    """Return the config with which a run resumes: `run.fork_from` may be left out, and is taken from the run."""
     resumed = config.to_dict()
     if config.run.fork_from is None:
         resumed["run"]["fork_from"] = run.attributes["config"]["run"].get("fork_from")
@@ -124,19 +124,19 @@ def check_same_problems(run: RunFile, names: dict[str, str], digests: Digests) -
             raise UserError(f"--suite NAME is needed, with a new name: {name} has results of other {kind}")
 
 
-def differences_of_runs(one: RunFile, other: RunFile) -> list[Difference]:
+def differences_of_runs(run: RunFile, other: RunFile) -> list[Difference]:
     """Return the keys that make two runs different ones.
 
     Where the same keys led to different contents, such as two versions of one file, the key is called `digest`.
     """
-    configs = one.attributes["config"], other.attributes["config"]
+    configs = run.attributes["config"], other.attributes["config"]
     sampled = any(config.get(name, {}).get("temperature", 0) > 0 for config in configs for name in ("sampling", "eval"))
     changed = list(differences(*configs))
     found = [key for key in changed if key.matters(sampled)]
-    mine, theirs = _digests_by_section(one), _digests_by_section(other)
-    common = one.attributes["suite_digests"].keys() & other.attributes["suite_digests"].keys() - {HELD_OUT}
-    for run, digests in ((one, mine), (other, theirs)):
-        digests["eval"] = digest_of({suite: run.attributes["suite_digests"][suite] for suite in common})
+    mine, theirs = _digests_by_section(run), _digests_by_section(other)
+    common = run.attributes["suite_digests"].keys() & other.attributes["suite_digests"].keys() - {HELD_OUT}
+    for owner, digests in ((run, mine), (other, theirs)):
+        digests["eval"] = digest_of({suite: owner.attributes["suite_digests"][suite] for suite in common})
     for section, digest in mine.items():
         if digest and theirs[section] and digest != theirs[section]:
             sources = [key for key in changed if key.section == section and key.changes_result == "by_digest"]
@@ -160,7 +160,7 @@ def digest_of(value: Any) -> str:
 
 def _that_matter(run: RunFile, config: dict[str, Any], sampled: bool) -> list[Difference]:
     """Return the changed keys that make another run by themselves, without a digest."""
-    return [one for one in differences(run.attributes["config"], config) if one.matters(sampled)]
+    return [difference for difference in differences(run.attributes["config"], config) if difference.matters(sampled)]
 
 
 def _digests_by_section(run: RunFile) -> dict[str, str]:

@@ -22,7 +22,7 @@ def leave(code: int) -> NoReturn:
     whole = sys.modules["__main__"].__spec__
     if whole is None or not whole.name.startswith("esmpi.") or sys.flags.interactive or sys.gettrace() is not None:
         sys.exit(code)  # the process belongs to a notebook, a profiler or a debugger
-    others = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     for thread in others:
         thread.join(1.0)  # the threads of a pool that was just closed need a moment
     if any(thread.is_alive() for thread in others):

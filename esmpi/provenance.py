@@ -1,4 +1,4 @@
-"""Who, where and with what a run is made."""
+"""Provenance of a run: user, host, software and hardware."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def installed_versions(engine_packages: Sequence[str]) -> dict[str, str]:
 
 
 def provenance(num_ranks: int, engine_packages: Sequence[str]) -> dict[str, Any]:
-    """Return who, where and with what this start of the run is made."""
+    """Return the provenance of this start: user, host, software and hardware."""
     slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")}
     return {
         "unix_time": time.time(),

@@ -112,8 +112,8 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
     seeds, factors = np.zeros(shape, np.uint64), np.zeros(shape, np.float32)
     for i, members in enumerate(rows):
         seeds[i, : len(members)], factors[i, : len(members)] = members["seed"], members["coefficient"]
-    for one, other in zip(comm.broadcast_array(seeds), comm.broadcast_array(factors), strict=True):
-        engine.weights.update(one, other)
+    for generation_seeds, coefficients in zip(comm.broadcast_array(seeds), comm.broadcast_array(factors), strict=True):
+        engine.weights.update(generation_seeds, coefficients)
     engine.weights.restore()
     digest = setup.agreed_digest()
     with comm.together():

@@ -92,7 +92,7 @@ def _print_plan(config: Config, num_ranks: int | None) -> None:
 
 
 def _set_environment(config: Config) -> None:
-    """Set what libraries read when they are imported, so before anything else."""
+    """Set the environment variables that libraries read when they are imported. Must come first."""
     from esmpi.engines import engine_config
 
     for name, value in engine_config(config).environment.items():

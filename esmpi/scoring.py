@@ -29,7 +29,7 @@ from esmpi.tasks import Example, Score, Task
 log = logging.getLogger(__name__)
 
 _LARGEST_REWARD = 1e100
-"""A reward from here on is a mistake; sums of smaller ones cannot overflow."""
+"""Rewards of this size or more are treated as mistakes, so that sums cannot overflow."""
 _CHUNK = 32
 """Completions that a process gets at once: enough to hide the pipe, few enough to share out evenly."""
 _LONGEST_TEXT = 500
@@ -217,7 +217,7 @@ class _Process:
         return answer
 
     def end(self) -> None:
-        """Kill the process, and what a reward has started."""
+        """Kill the process, and the processes that a reward has started."""
         assert self._process.pid is not None
         with suppress(ProcessLookupError, PermissionError):  # killed before it had a group of its own
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -254,7 +254,7 @@ def _serve(pipe: Connection, make_task: Callable[[], Task], memory: int, parent:
     resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     task = make_task()
     this = os.getpid()
-    with suppress(EOFError, ConnectionError):  # the run has closed its end, perhaps with something of ours unread
+    with suppress(EOFError, ConnectionError):  # the run has closed its end, perhaps before it read our last message
         pipe.send(("ready", ""))
         while True:
             for completion, example in pipe.recv():
@@ -276,7 +276,7 @@ def _score(task: Task, completion: str, example: Example) -> tuple[str, Score | 
 
 def _described(error: BaseException) -> str:
     """Return an error that a reward raised in one line of bounded length, with the place."""
-    words = " ".join(traceback.format_exception_only(error)[-1].split())  # which survives a __str__ that raises
+    words = " ".join(traceback.format_exception_only(error)[-1].split())  # works even if __str__ raises
     places = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(places[-1].filename)}, line {places[-1].lineno})" if places else ""
     return f"{words[:_LONGEST_TEXT]}{place}"

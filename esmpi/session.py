@@ -1,4 +1,4 @@
-"""What a run works with. `esmpi.setup` puts it in place."""
+"""Everything that a run works with. `esmpi.setup` makes it."""
 
 import logging
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class Setup:
 
 @dataclass(kw_only=True)
 class Session(Setup):
-    """What the loop works with. All ranks have the same, but only rank 0 has the run file."""
+    """Everything that the loop works with. It is the same on all ranks, except that only rank 0 has the run file."""
 
     recorder: Recorder
     dispatch: Dispatch

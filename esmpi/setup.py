@@ -1,4 +1,4 @@
-"""Put in place what a run works with: model, problems, engine, run directory."""
+"""Set up a run: model, problems, engine, run directory."""
 
 import hashlib
 import logging
@@ -37,7 +37,7 @@ from esmpi.tasks import make_task
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 120.0
-"""How long a requeued job waits for what it was before to let go of the run directory."""
+"""How long a requeued job waits for its earlier processes to release the run directory."""
 
 
 def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
@@ -90,7 +90,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     _agree_on_config(config, comm)
     with comm.together():
         if comm.is_root:
-            # what a job held before it was requeued may take a while to die, or to be known as dead on a file server
+            # processes of the job's earlier start may take a while to die, or to be known as dead on a file server
             stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))
             clean_up(config.directory)
     setup = open_setup(config, comm, stack)
@@ -146,7 +146,7 @@ def start_logging(level: str, comm: Comm) -> None:
 def _agree_on_config(config: Config, comm: Comm) -> None:
     first, *others = comm.allgather_object(config.to_dict())
     for rank, other in enumerate(others, 1):
-        if changed := [str(one) for one in differences(first, other)]:
+        if changed := [str(difference) for difference in differences(first, other)]:
             raise SharedError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
 
 

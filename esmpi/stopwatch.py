@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Stopwatch:
-    """Adds up seconds by phase, from its making on.
+    """Adds up seconds by phase. It starts when it is created.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ def make_requests(session: Session, examples: Sequence[Example]) -> list[Request
     own, so that mini-batches change nothing.
     """
     seed = stream_seed(session.config.run.seed, "sampling", session.generation)
-    return [Request(prompt=session.prompt(one), seed=(seed + i) % 2**63) for i, one in enumerate(examples)]
+    return [Request(prompt=session.prompt(example), seed=(seed + i) % 2**63) for i, example in enumerate(examples)]
 
 
 def evaluate_members(
@@ -139,13 +139,13 @@ def evaluate_members(
             session.recorder.check()  # stop early if the last commit failed
             mine.append(evaluate_member(session, index, members, requests, examples))
         with watch.phase("wait"):
-            for one in mine:
-                one.scores.result()
-    began_at, perturbed_at, ended_at = np.array([one.times for one in mine], np.float64).reshape(-1, 3).T
+            for member in mine:
+                member.scores.result()
+    began_at, perturbed_at, ended_at = np.array([member.times for member in mine], np.float64).reshape(-1, 3).T
     watch.add_all("perturb", began_at, perturbed_at)
     watch.add_all("generate", perturbed_at, ended_at)
-    for one in mine:
-        for span in one.scores.result().spans:
+    for member in mine:
+        for span in member.scores.result().spans:
             watch.add("score", *span)
     return mine
 
@@ -172,9 +172,9 @@ def evaluate_member(
 def exchange(session: Session, mine: Sequence[Evaluated]) -> np.ndarray:
     """Collective. Send what this rank has evaluated; return the messages of all ranks, (ranks,) of message_dtype."""
     failures = Counter[str]()
-    for one in mine:
-        failures.update(one.scores.result().failures)
-    columns = {column.name: [getattr(one, column.name) for one in mine] for column in SENT}
+    for member in mine:
+        failures.update(member.scores.result().failures)
+    columns = {column.name: [getattr(member, column.name) for member in mine] for column in SENT}
     length = session.dispatch.most_members(session.config.es.population_size, len(mine))
     return session.comm.allgather_array(message_of(length, session.digest, session.wants_stop(), failures, columns))
 

@@ -1,4 +1,4 @@
-"""The commands of `esmpi`: each module of this package is one.
+"""The commands of `esmpi`: each module of this package is a command.
 
 A command is a module with the three names of `Command`. Its name is the module's, without a trailing underscore, and
 a module whose name starts with an underscore is no command. `esmpi --help` imports all of them, so whatever is slow to
@@ -22,7 +22,7 @@ class Command(Protocol):
         """Add the command's arguments to its parser."""
 
     def process(self, arguments: argparse.Namespace) -> int:
-        """Do the work and return the exit code; raise UserError for what the user can mend."""
+        """Do the work and return the exit code; raise UserError for an error that the user can correct."""
 
 
 def commands() -> dict[str, Command]:

@@ -1,4 +1,4 @@
-"""Theta of a run's generation, for the commands that rebuild it."""
+"""Rebuild theta of a generation, for the commands that need it."""
 
 import argparse
 import os
@@ -28,12 +28,12 @@ def rebuild(arguments: argparse.Namespace, verify: bool = False) -> "tuple[RunFi
     arguments : Namespace
         With the arguments that `add_arguments` adds.
     verify : bool
-        Whether to begin with the base model and check, and print, the digest of every generation.
+        Whether to start from the base model, and to check and print the digest of every generation.
 
     Returns
     -------
     RunFile, BaseModel, Weights, int
-        The run, its base model, theta, and the generation that it is of.
+        The run, its base model, theta, and the generation that theta belongs to.
 
     Raises
     ------

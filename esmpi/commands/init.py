@@ -9,7 +9,7 @@ from esmpi.errors import UserError, nearest
 HELP = "write a config and job scripts to start from"
 
 OWN = "own"
-"""Instead of a task's name: a task file is written, too."""
+"""Stands in place of a task's name: `esmpi init` also writes a task file."""
 
 _GENERIC = """\
 # Task {task}. docs/config.md describes every key that may stand here; `esmpi run {name}.yaml --dry-run` shows all.
@@ -77,7 +77,7 @@ def process(arguments: argparse.Namespace) -> int:
 
 
 def _files(task: str) -> dict[str, Path | str]:
-    """Return what is written: for each name a file to copy, or a text."""
+    """Return what to write: the file to copy, or the text, for each name."""
     from esmpi.shipped import shipped_files
 
     configs, scripts = shipped_files("configs"), shipped_files("slurm")
@@ -89,7 +89,7 @@ def _files(task: str) -> dict[str, Path | str]:
 
 
 def _name(task: str) -> str:
-    """Return the name of a task's config and run: `gym:x` has a sign that neither may have."""
+    """Return the name of a task's config and run: the colon of `gym:x` is allowed in neither."""
     return task.replace(":", "_")
 
 
@@ -99,7 +99,7 @@ def _generic(name: str) -> str:
 
     task = find_task(name)
     if task is None or name.endswith(".py"):
-        names = [one.name for one in task_types() if one.name.isidentifier()]
+        names = [task.name for task in task_types() if task.name.isidentifier()]
         raise UserError(f"--task: unknown task {name!r}{nearest(name, [OWN, *names])}")
     source = "train.jsonl # a file to bring, with a problem a line"
     if task.generator is not Task.generator:

@@ -28,7 +28,7 @@ class Difference:
         return f"{self.section}.{self.key}"
 
     def matters(self, sampled: bool) -> bool:
-        """Return whether this is another run, as far as the configs tell: digests tell the rest.
+        """Return whether this is another run, as far as the configs show. Digests show the rest.
 
         `sampled` says whether completions are sampled, and not greedy.
         """
@@ -38,7 +38,7 @@ class Difference:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
     """Yield the keys in which two resolved configs differ, as `Config.to_dict` gives them, in alphabetical order.
 
-    A key that one of them lacks, as an older esmpi did not have it, counts as having its default. Where they name
+    A key that one of them lacks, because an older esmpi did not have it, counts as having its default. If they name
     different engines or tasks, only the keys that all engines or tasks have are compared.
     """
     for section in sorted({*old, *new}):

@@ -1,4 +1,4 @@
-"""What a config says of each of its keys, at the field: bounds, unit, choices, and whether it changes the result."""
+"""Metadata of a config's keys, declared at the field: bounds, unit, choices, and whether the key changes the result."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ _KEY = "esmpi.key"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
-    """What is known of a key, beside its type, its default and its description."""
+    """Metadata of a key besides its type, default and description."""
 
     minimum: float | None = None
     """The least value."""
@@ -44,7 +44,7 @@ class Key:
         return () if self.plugins is None else tuple(plugins.modules(self.plugins))
 
     def trouble(self, value: Any) -> str | None:
-        """Return what is wrong with a value, None if nothing is. None is a value that is left open, and valid."""
+        """Return what is wrong with a value, None if nothing is. A key may be left open, so the value None is valid."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         low_ok = (self.minimum is None or value >= self.minimum) and (self.above is None or value > self.above)
@@ -62,7 +62,7 @@ class Key:
 def key(
     default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None, **what: Any
 ) -> Any:  # the type of the field that it stands for
-    """Return a dataclass field: a key of the config with its default, and what `Key` says of it."""
+    """Return a dataclass field: a key of the config with its default, and its `Key` metadata."""
     metadata = {_KEY: Key(**what)}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
@@ -70,13 +70,13 @@ def key(
 
 
 def key_of(field: "dataclasses.Field[Any]") -> Key:
-    """Return what is known of a field; one that says nothing of itself changes the result."""
+    """Return the metadata of a field. A field without any counts as changing the result."""
     known: Key = field.metadata.get(_KEY, Key())
     return known
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """Return a field's default in the types that JSON has, None if it has none."""
+    """Return a field's default in JSON types, or None if it has no default."""
     value = None if field.default is dataclasses.MISSING else field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
@@ -85,7 +85,7 @@ def default_of(field: "dataclasses.Field[Any]") -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section of the config. Its values are checked against what their fields say of them.
+    """A section of the config. Its values are checked against the metadata of their fields.
 
     A subclass that checks more does so in `__post_init__`, after calling this one.
     """

@@ -18,12 +18,12 @@ class ConfigError(UserError):
 
 
 class Override(NamedTuple):
-    """A key that gets another value than a config file has."""
+    """A change of one key of a config file."""
 
     section: str
     key: str
     value: Any
-    """In plain types, as YAML has them."""
+    """The new value, in the plain types that YAML has."""
 
 
 Overrides = Sequence[str | Override] | Sections
@@ -73,7 +73,7 @@ def plain(value: Any, name: str) -> Any:
 
 
 def read_yaml(text: str) -> Any:
-    """Return what a YAML text says; raise one of `YAML_ERRORS` for a bad one."""
+    """Return the contents of a YAML text; raise one of `YAML_ERRORS` if it is not valid."""
     # YAML 1.2 reads 1e-3 as a number and refuses a key that is there twice; PyYAML does neither.
     return YAML(typ="safe", pure=True).load(text)
 
@@ -90,7 +90,7 @@ def _from_word(word: str) -> Override:
     try:
         return Override(section, key, read_yaml(text))
     except YAML_ERRORS:
-        return Override(section, key, text)  # a name with signs that mean something in YAML
+        return Override(section, key, text)  # a name with characters that have a meaning in YAML
 
 
 def _from_sections(sections: Sections) -> Iterator[Override]:

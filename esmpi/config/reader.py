@@ -38,7 +38,7 @@ def load_config(path: str | Path, overrides: Overrides = (), notes: list[str] | 
     overrides : sequence of str or mapping
         Words such as "es.sigma=2e-3", or sections such as ``{"es": {"sigma": 2e-3}}``.
     notes : list of str, optional
-        Takes a line for each group of the file's keys that an override left without a use: see `parse_config`.
+        Receives a line for each group of the file's keys that an override left unused: see `parse_config`.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def _room(section: str) -> tuple[Any, str]:
 
 
 def _name(section: str, keys: Mapping[str, Any]) -> Any:
-    """Return what a section says its plug-in is, None if it does not say and there is no default."""
+    """Return the name of the plug-in that a section chooses; None if it names none and there is no default."""
     name_key = _ROOMS[section][1]
     return keys.get(name_key, getattr(_sections()[section], name_key, None))
 

@@ -39,7 +39,7 @@ class RunConfig(Section):
     this reserve. null: ignore the time limit."""
     profile: bool = key(False, changes_result="no")
     """Record when each rank did what in one generation, the second after the start. `esmpi report` draws it. All ranks
-    wait for each other before that generation begins."""
+    synchronize before that generation begins."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +48,7 @@ class RunConfig(Section):
             f"name: letters, digits and _.+=,- only: {self.name!r}",
         )
         require(self.name not in (".", ".."), f"name: {self.name!r} cannot be the name of a directory")
-        # with what is added to it, such as for temporary files, it must not be longer than file systems allow
+        # File systems limit names, and temporary files add a suffix to this one.
         size = len(self.name.encode())
         require(size <= _LONGEST_NAME, f"name: must have at most {_LONGEST_NAME} bytes, has {size}")
         require(
@@ -69,7 +69,7 @@ class RunConfig(Section):
 class ModelConfig(Section):
     """The base model, and the type of the live weights."""
 
-    # Where the model lies does not matter: the digest of its weights says whether it is the same.
+    # The model's path does not matter: the digest of its weights shows whether it is the same.
     path: str = key(changes_result="by_digest")
     """A Hugging Face model folder, a hub id (org/name), or `esmpi:tiny_countdown`, which ships with esmpi."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -111,7 +111,7 @@ class EsConfig(Section):
     """Number of members of a generation, N."""
     generations: int = key(minimum=0, maximum=10**9, changes_result="no")
     """Number of generations, and so of updates. More of them prolong a finished run."""
-    sigma: float = key(1e-3, minimum=1e-12, below=1e3)  # below float32's resolution of any weight nothing would move
+    sigma: float = key(1e-3, minimum=1e-12, below=1e3)  # a sigma below float32's resolution would move no weight
     """Scale of the perturbation: a member's weights are theta + sigma * eps."""
     alpha: float | None = key(None, minimum=1e-12, below=1e3)
     """Step size: theta += alpha / N * sum of shaped fitness * eps. null: sigma / 2."""

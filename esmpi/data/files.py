@@ -16,11 +16,12 @@ from esmpi.errors import UserError, nearest, said
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 _REACH_S = 10.0
-"""How long the hub may take to answer at all."""
+"""How long to wait for the hub's first answer."""
 
 
 def check_source(what: str, source: str, others: Iterable[str]) -> None:
-    """Raise UserError if a source is neither there nor can be a hub id; looks at names only. `others` are choices."""
+    """Raise UserError if a source neither exists nor can be a hub id. Checks only names; `others` are the other valid
+    values, for the message."""
     path = Path(source).expanduser()
     if path.is_file() and path.suffix not in SUFFIXES:
         raise UserError(f"{what}: {source} must end with one of {', '.join(SUFFIXES)}")
@@ -30,7 +31,7 @@ def check_source(what: str, source: str, others: Iterable[str]) -> None:
 
 
 def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
-    """Return the first `limit` rows of a source, each with words that say where it stands.
+    """Return the first `limit` rows of a source, each with its location in words, for messages.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tup
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}
     if path.suffix in readers:
         try:
-            # as spreadsheets write it: with a mark at the beginning, or without
+            # spreadsheets put a byte order mark at the beginning
             text = path.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{what}: cannot read {source}: {error}") from None
@@ -71,7 +72,7 @@ def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tup
 
 
 def _json_lines(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    # not splitlines(): a JSON string may hold U+2028 and other characters at which that cuts
+    # not splitlines(), which also splits at U+2028 and other characters that a JSON string may contain
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path} line {number}"
@@ -176,7 +177,7 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
             name, _, subset = source.partition(":")
             with _offline_if_unreachable(name):
                 found = datasets.load_dataset(name, subset or None)
-    except Exception as error:  # of many libraries: no network, no such data set, a damaged file
+    except Exception as error:  # many libraries are involved: no network, no such data set, a damaged file
         advice = ""
         if not path.exists():
             advice = "; without internet: load it where there is, save_to_disk(FOLDER), and name the folder here"
@@ -190,7 +191,7 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
 
 @contextmanager
 def _offline_if_unreachable(name: str) -> Iterator[None]:
-    """Let `datasets` use its cache alone while the hub cannot be reached: it would try again for half a minute."""
+    """Restrict `datasets` to its cache if the hub cannot be reached. It would otherwise retry for half a minute."""
     import datasets
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -199,8 +200,8 @@ def _offline_if_unreachable(name: str) -> Iterator[None]:
     try:
         HfApi().dataset_info(name, timeout=_REACH_S)
     except HfHubHTTPError:
-        pass  # there is a hub, and `datasets` will say what is wrong
-    except Exception:  # of the HTTP library, which depends on the version
+        pass  # the hub answers, and `datasets` will report the error
+    except Exception:  # the exception's type depends on the HTTP library, and so on the version
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
@@ -216,9 +217,9 @@ def _can_be_hub_id(source: str) -> bool:
 def _plain(value: Any, key: str) -> Any:
     """Return a value of a table as JSON has it: problems go into files and between ranks."""
     if isinstance(value, dict):
-        return {inner: _plain(one, f"{key}.{inner}") for inner, one in value.items()}
+        return {inner: _plain(item, f"{key}.{inner}") for inner, item in value.items()}
     if isinstance(value, list):
-        return [_plain(one, key) for one in value]
+        return [_plain(item, key) for item in value]
     if isinstance(value, date | time):
         return value.isoformat()
     if value is None or isinstance(value, str | int | float):

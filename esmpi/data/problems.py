@@ -12,9 +12,9 @@ from esmpi.errors import UserError, nearest
 from esmpi.es.random_streams import stream
 
 _LONGEST_HINT = 300
-"""Characters; a table of more columns is not helped by their names."""
+"""Most characters of column names that a message lists."""
 _MAX_REPEATS = 1000
-"""Draws in a row that bring no new problem before a generator counts as exhausted."""
+"""Number of draws in a row without a new problem after which a generator counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def load_problems(
     taken = {task.key(example) for examples in parts.values() for example in examples}
     if config.eval == GENERATED:
         parts["eval"] = _generate("eval", config.num_eval, task, run_seed, taken)
-    # only now: the held-out problems may be in a suite as well, and stay when one is added
+    # Suites come last: held-out problems may also be in a suite, and must not change when a suite is added.
     taken |= {task.key(example) for examples in further.values() for example in examples}
     if config.train == GENERATED:
         parts["train"] = _generate("train", config.num_train, task, run_seed, taken)

@@ -78,7 +78,7 @@ def _from_file(kind: str) -> type[EngineConfig]:
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, EngineConfig)) or found is EngineConfig:
         own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
-        there = [one.__name__ for one in own if isinstance(one, type) and issubclass(one, EngineConfig)]
+        there = [value.__name__ for value in own if isinstance(value, type) and issubclass(value, EngineConfig)]
         raise UserError(f"engine.kind: {path} has no subclass of EngineConfig called {name!r}{nearest(name, there)}")
     return found
 

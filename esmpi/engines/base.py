@@ -30,13 +30,13 @@ class EngineConfig(EngineSection):
     """
 
     engine: ClassVar["type[Engine] | str"]
-    """The engine: a class, or where one is, `module:Class`, to be imported when it is opened. It is called with the
-    model's section of the config, this section, the base model, and the place where this rank runs."""
+    """The engine: a class, or its location, `module:Class`, from which it is imported when it is opened. It is called
+    with the model's section of the config, this section, the base model, and the place where this rank runs."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Installed packages that the engine computes with: the run file and `esmpi doctor` state their versions."""
 
     environment: ClassVar[Mapping[str, str]] = {}
-    """Environment variables that libraries read when they are imported; a user's own values count more."""
+    """Environment variables that libraries read when they are imported; the user's own values take precedence."""
 
     def open(self, model: ModelConfig, base: "BaseModel", place: "Place") -> "Engine":
         """Load the model into the engine on this rank.
@@ -125,8 +125,8 @@ class Engine(ABC):
     def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
         """Return the natural logarithm of the probability that the live weights give each token of the completions.
 
-        Whatever the sampling was: of the model's own distribution, at temperature 1. What does not fit into the
-        model's length is left out at the end.
+        The distribution is the model's own, at temperature 1, however the completions were sampled. Tokens that do
+        not fit into the model's length are left out at the end.
         """
 
     def render(self, prompt: str | list[dict[str, str]]) -> str:
@@ -158,7 +158,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         )
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program of the model's: it may refuse a system turn, an order, ...
+    except Exception as error:  # a template is the model's own program: it may refuse a system turn, an order, ...
         raise UserError(f"task.chat_format: the model's chat template refuses a prompt: {said(error)}") from error
     first = tokenizer.bos_token
     adds_it = first is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]

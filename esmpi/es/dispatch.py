@@ -1,4 +1,4 @@
-"""Who evaluates which member: a share fixed beforehand, or the next member for whichever rank is free.
+"""Which rank evaluates which member: a fixed share, or the next member for whichever rank is free.
 
 Dispatch changes no result: every rank knows all members, and the update goes over them in order.
 """
@@ -34,14 +34,14 @@ class Dispatch(ABC):
     def __enter__(self) -> "Dispatch":
         return self
 
-    def __exit__(  # noqa: B027  # nor has every one something to end
+    def __exit__(  # noqa: B027  # not every way holds something that has to be closed
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Collective, unless an error ends the run."""
 
 
 class Static(Dispatch):
-    """Neighbours for each rank, as many as for any other or one fewer."""
+    """A fixed share of consecutive members for each rank. Shares differ by at most one member."""
 
     @contextmanager
     def members(self, population_size: int) -> Iterator[Iterator[int]]:
@@ -49,15 +49,15 @@ class Static(Dispatch):
         yield iter(share(population_size, self._comm.rank, self._comm.size))
 
     def most_members(self, population_size: int, mine: int) -> int:
-        """Return what all ranks know without asking."""
+        """Return the largest share, which all ranks know without communication."""
         return -(-population_size // self._comm.size)
 
 
 class Dynamic(Dispatch):
     """Whoever is free takes the next number from a counter on rank 0; the number is the member's place in the order.
 
-    The members that took longest in the generation before come first, so that no long one is begun when the others
-    are done. Where times have to do with the noise alone, which is new in each generation, that is an order like any.
+    The members that took longest in the generation before come first, so that no long one starts when the others are
+    done. If times depend on the noise alone, which is new in each generation, this order is as good as any other.
     """
 
     def __init__(self, comm: Comm):

@@ -32,14 +32,14 @@ process."""
 def message_dtype(length: int) -> np.dtype:
     """Return the dtype of the message that a rank sends to the others: all that is ever exchanged in a generation.
 
-    It is the same for all ranks, so `length` is the most members that a rank has. One thing of all members is a column,
-    (length,): what reads only that finds it side by side.
+    It is the same for all ranks, so `length` is the most members that a rank has. Each property of the members is a
+    column, (length,), so that reading a single property reads consecutive memory.
     """
     return np.dtype(
         [
             ("digest", np.uint64),  # of theta before this generation's update
             *((f"score_{kind}", np.int64) for kind in FAILURES),  # completions whose reward could not be computed
-            # the widest first, so that no room between columns is lost to alignment
+            # the widest types first, so that alignment needs no padding
             *((column.name, column.dtype, (length,)) for column in sorted(SENT, key=_itemsize, reverse=True)),
             ("stop", np.uint8),  # 1: this rank was asked to stop after this generation
         ],
@@ -114,7 +114,7 @@ class Results:
 
 
 class ExchangeError(RuntimeError):
-    """The ranks do not agree on what they did; to continue would train garbage."""
+    """The ranks do not agree on what they computed, so the run must not continue."""
 
 
 def plan(run_seed: int, generation: int, population_size: int, antithetic: bool) -> Members:

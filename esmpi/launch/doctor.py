@@ -1,4 +1,4 @@
-"""`esmpi doctor`: looks whether a run would find all it needs, alone on a login node or as ranks on compute nodes."""
+"""`esmpi doctor`: check whether a run would find all it needs, on a login node or on every rank of a job."""
 
 import os
 import platform
@@ -48,7 +48,7 @@ def examine(comm: Comm, config: Config | None) -> int:
     if not comm.is_root:
         return 0
     print(_table(everyone))
-    lines = _differences(everyone) + _grouped([one.problems for one in everyone])
+    lines = _differences(everyone) + _grouped([findings.problems for findings in everyone])
     print("\n".join(["", *(f"- {line}" for line in lines)]) if lines else "\nall is well")
     return 2 if lines else 0
 
@@ -138,7 +138,7 @@ def _hold(found: Findings, directory: Path, stack: ExitStack) -> bool:
 
 def _remove_folders(folders: list[Path]) -> None:
     for folder in folders:
-        with suppress(OSError):  # not empty: something else began to use it
+        with suppress(OSError):  # not empty: another process began to use it
             folder.rmdir()
 
 
@@ -183,10 +183,10 @@ def _clock(found: Findings, comm: Comm) -> None:
 
 def _differences(everyone: list[Findings]) -> list[str]:
     lines = []
-    for name in dict.fromkeys(name for one in everyone for name in one.facts):
+    for name in dict.fromkeys(name for findings in everyone for name in findings.facts):
         said: dict[str, list[int]] = {}
-        for rank, one in enumerate(everyone):
-            said.setdefault(one.facts.get(name, "none"), []).append(rank)
+        for rank, findings in enumerate(everyone):
+            said.setdefault(findings.facts.get(name, "none"), []).append(rank)
         if len(said) > 1:
             parts = "; ".join(f"{text} on ranks {ranks}" for text, ranks in said.items())
             lines.append(f"{name} differs: {parts}. Use one environment on a file system that all nodes share")
@@ -203,6 +203,6 @@ def _grouped(problems: list[list[str]]) -> list[str]:
 
 def _table(everyone: list[Findings]) -> str:
     names = list(everyone[0].columns)
-    lines = [names, *([one.columns.get(name, "") for name in names] for one in everyone)]
+    lines = [names, *([findings.columns.get(name, "") for name in names] for findings in everyone)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

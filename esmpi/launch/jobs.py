@@ -33,7 +33,7 @@ SRUN = ("srun", "--kill-on-bad-exit=1")
 
 _LAST_CHARACTERS = 10_000
 _MAX_TIMEOUTS = 1000
-"""How often a job may run into its time limit. submitit's own 3 would end a long run that is well."""
+"""How often a job may run into its time limit. submitit's default of 3 would end a long run that is healthy."""
 
 
 class Ranks:
@@ -69,7 +69,7 @@ class Ranks:
 
         paths = JobEnvironment().paths
         config = paths.folder / f"{slurm_job()}_config.yaml"
-        config.write_text(self._config)  # as it was submitted, whatever became of the user's file since
+        config.write_text(self._config)  # as it was submitted, even if the user's file has changed since
         command = [*self._launcher, sys.executable, "-m", "esmpi.run", str(config)]
         before = paths.stderr.stat().st_size
         ranks = subprocess.Popen(command)
@@ -177,12 +177,12 @@ def submit_all(
     **resources: Any,
 ) -> "list[Job[dict[str, Any]]]":
     """Submit a run for each config, as one job or a job array of this name; see `submit`."""
-    for one in configs:
-        check_inputs(one)
+    for config in configs:
+        check_inputs(config)
     minutes, lead_s = _times(time_limit, signal_delay_s)
     executor = _executor(job_name, configs[0].run.output_dir, minutes, lead_s, resources)
     # the last tenth is for the requeueing itself
-    runs = [Ranks(one, launcher, 0.9 * lead_s) for one in configs]
+    runs = [Ranks(config, launcher, 0.9 * lead_s) for config in configs]
     try:
         with executor.batch():
             return [executor.submit(run) for run in runs]
@@ -198,8 +198,8 @@ def script(
     **resources: Any,
 ) -> str:
     """Return the batch script that `submit_all` with the same arguments gives to sbatch; submits and writes nothing."""
-    for one in configs:
-        check_inputs(one)
+    for config in configs:
+        check_inputs(config)
     executor = _executor(job_name, configs[0].run.output_dir, *_times(time_limit, signal_delay_s), resources)
     if len(configs) > 1:
         executor.parameters["map_count"] = len(configs)

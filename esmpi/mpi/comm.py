@@ -1,4 +1,4 @@
-"""Communication between ranks: few, small, collective, and asleep while waiting."""
+"""Communication between ranks: few, small, collective messages, for which ranks wait asleep."""
 
 import json
 import logging
@@ -162,7 +162,7 @@ class Comm:
         sys.stdout.flush()
         sys.stderr.flush()
         if self._mpi is not None:
-            # The launcher reads what we print through a pipe, and drops what is still in there when it ends the job.
+            # The launcher reads our output from a pipe, and drops what it has not read when it ends the job.
             time.sleep(_LAST_WORDS_S)
             self._mpi.Abort(exit_code)
 
@@ -176,7 +176,7 @@ class Comm:
 
 
 class Counter:
-    """A number from 0 on that whichever rank takes it raises by one. It is on rank 0, which need not do anything.
+    """A shared counter that starts at 0. Taking a number raises it by one. It is on rank 0, which need not do anything.
 
     MPI's one-sided operations promise the latter, but only within a node, or where the network adapter does the
     arithmetic, do they keep it. Elsewhere rank 0's MPI answers when rank 0 is next inside some call of MPI: perhaps
@@ -227,7 +227,7 @@ class Counter:
 
         def answer() -> None:
             while not over.wait(ANSWER_EVERY_S):
-                self._mpi.Iprobe()  # lets MPI get on with whatever has come in
+                self._mpi.Iprobe()  # lets MPI process the messages that have arrived
 
         thread = threading.Thread(target=answer, name="esmpi-counter", daemon=True)
         thread.start()
@@ -238,7 +238,7 @@ class Counter:
             thread.join()
 
     def close(self) -> None:
-        """Collective. Give the counter up."""
+        """Collective. Free the counter."""
         if self._window is not None:
             self._window.Unlock_all()
             self._window.Free()

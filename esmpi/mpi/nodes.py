@@ -126,7 +126,9 @@ def _share_memory(node: Any, size: int) -> mmap.mmap | None:
         if node.rank == 0:
             handle, path = tempfile.mkstemp(prefix="esmpi-", dir="/dev/shm")
             with open(handle, "r+b") as file:
-                os.posix_fallocate(handle, 0, size)  # now, as who writes where there is no room left is killed
+                os.posix_fallocate(
+                    handle, 0, size
+                )  # reserved now, because a process that writes to a full /dev/shm is killed
                 memory = mmap.mmap(handle, size)
     name = node.bcast(path if memory is not None else None)
     with suppress(OSError):  # ranks in containers of their own
@@ -148,7 +150,7 @@ class _Timespec(ctypes.Structure):
 
 
 def _check(result: int) -> None:
-    """Raise OSError if a function of the C library failed."""
+    """Raise OSError if a C library function failed."""
     if result:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
@@ -157,7 +159,7 @@ def wait(request: Any) -> None:
     """Wait for a request of MPI asleep, with a look now and then."""
     started = time.perf_counter()
     while not request.Test():
-        # a nap in proportion: who has waited a second may oversleep by milliseconds, who waits for one may not
+        # naps grow with the time waited: after a second a delay of milliseconds does not matter
         time.sleep(min(20e-6 + (time.perf_counter() - started) / 16, _LONGEST_NAP_S))
 
 

@@ -42,7 +42,7 @@ def on_all_ranks(work: Callable[["Comm"], int]) -> int:
         comm.abort(2)
         return 2
     except BaseException:
-        # The other ranks wait for this one and would wait for ever: first its traceback, then the end of all.
+        # The other ranks would wait for this one forever: print its traceback, then end them all.
         comm.report_failure()
         comm.abort(1)
         return 1

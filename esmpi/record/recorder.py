@@ -28,9 +28,9 @@ _SHOWN = ("kl_per_token", "theta_distance")
 class Recorder:
     """Commits generations and evaluations to the run file and prints a line for each.
 
-    A thread writes a generation, beside the next one: a file server may take its time. There is at most one on its
-    way, and all else that concerns the files comes after it. The file is made before, in the loop: Python does one
-    thing at a time, and hands over from one thread that computes to another only after 5 ms.
+    A thread writes each generation while the next one is evaluated, because a file server may be slow. At most one
+    generation is being written, and any other change of the files waits for it. The file's bytes are made in the loop
+    and not in the thread: Python switches between two busy threads only every 5 ms.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class Recorder:
         try:
             self.wait()
         except (FullError, OSError) as error:
-            log.error("the last generation is not committed: %s", error)  # whatever else ended the run says why it did
+            log.error("the last generation is not committed: %s", error)  # another error has already ended the run
         finally:
             self._thread.shutdown()
             if self._sinks is not None:
@@ -171,7 +171,7 @@ def write_samples(run_file: Path, suite: str, generation: int, samples: list[dic
 
 
 def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
-    """Say in a line what came out."""
+    """Log the results of an evaluation on one line."""
     further = "".join(f", {name} {value:.4g}" for name, value in result.figures.items() if name in _SHOWN)
     log.info(
         "%s at generation %d: accuracy %.1f %%, mean reward %.3f%s (%d problems, %d cut off%s, %.1f s)",

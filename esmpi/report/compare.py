@@ -52,11 +52,11 @@ def _differing_values(runs: Sequence[RunFile]) -> dict[str, list[Any]]:
     """Return the keys that make these runs different ones, each with its value in every run."""
     found: dict[str, list[Any]] = {}
     for i, run in enumerate(runs):
-        for one in differences_of_runs(runs[0], run):
+        for difference in differences_of_runs(runs[0], run):
             # a run without the key has its default, and one that is like the first has the first one's digest
-            own = (other.attributes["config"].get(one.section, {}) for other in runs)
-            values = found.setdefault(one.name, [keys.get(one.key, one.before) for keys in own])
-            values[i] = one.after
+            own = (other.attributes["config"].get(difference.section, {}) for other in runs)
+            values = found.setdefault(difference.name, [keys.get(difference.key, difference.before) for keys in own])
+            values[i] = difference.after
     return dict(sorted(found.items()))
 
 

@@ -1,4 +1,4 @@
-"""A run in words: before and after, and what the model says."""
+"""A run as text: results before and after, and sample completions."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def summarize(run: RunFile) -> str:
 
 
 def _idle(run: RunFile) -> list[str]:
-    """Tell for how much of the time ranks waited for the busiest one; nothing of a run that had but one."""
+    """Return lines on how long ranks waited for the busiest one; none for a run with a single rank."""
     idle: dict[int, float] = {}
     there: dict[int, float] = {}
     for row, members in zip(run.generations, run.members, strict=True):

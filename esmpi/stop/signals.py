@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGUSR2 is what submitit has Slurm send; a rank that did not take it would die of it.
+# submitit has Slurm send SIGUSR2, which would kill a rank that does not handle it
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 _SAME_REQUEST_S = 2.0
-"""Slurm, srun and a batch script may each pass on one request: what comes so soon is not a second one."""
+"""Slurm, srun and a batch script may each pass on the same request: signals this close together count as one."""
 
 
 class StopFlag:

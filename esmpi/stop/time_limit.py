@@ -1,4 +1,4 @@
-"""How much of a Slurm job's time is left, and whether it does for another generation."""
+"""How much of a Slurm job's time is left, and whether it is enough for another generation."""
 
 import logging
 import os

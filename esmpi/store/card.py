@@ -1,4 +1,4 @@
-"""What an exported model says of itself: a model card, and how it was asked for text while it was tuned."""
+"""Text files of an exported model: its model card, and the generation settings that it was tuned with."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Where HDF5 puts what, without its writing it: a file's bytes in order, of arrays that are never copied.
+"""The bytes of an HDF5 file in order, from arrays that are never copied: HDF5 only lays the file out.
 
 HDF5 is given a file in memory and told to reserve room for every chunk and write nothing there. What it does write is
 some kilobytes; the arrays' own bytes go in between.

@@ -91,7 +91,7 @@ def _read(source: BaseModel | Snapshot, view: View) -> "torch.Tensor":
 def base_model(run: RunFile, path: str | None = None) -> BaseModel:
     """Return the base model of a run, from `path` or from where its config says.
 
-    Of the config only that is looked at: neither its engine nor its task need be there for a replay.
+    Nothing else of the config is read, so a replay needs neither its engine nor its task.
     """
     model = run.attributes["config"]["model"]
     return BaseModel(fetch_model(path or model["path"], model.get("revision")))

@@ -177,7 +177,7 @@ class RunFile(History):
         """
         _check_suite(suite)
         rows = [other for other in self.evaluations.get(suite, []) if other["generation"] != row["generation"]]
-        self.evaluations[suite] = sorted([*rows, row], key=lambda one: int(one["generation"]))
+        self.evaluations[suite] = sorted([*rows, row], key=lambda result: int(result["generation"]))
         self.write()
 
     def write(self) -> None:

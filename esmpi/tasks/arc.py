@@ -68,11 +68,11 @@ class Arc(Task):
         right = 0.0
         if (len(answer), len(answer[0])) == (len(gold), len(gold[0])):
             cells = [
-                (one, other)
+                (cell, gold_cell)
                 for row, gold_row in zip(answer, gold, strict=True)
-                for one, other in zip(row, gold_row, strict=True)
+                for cell, gold_cell in zip(row, gold_row, strict=True)
             ]
-            right = sum(one == other for one, other in cells) / len(cells)
+            right = sum(cell == gold_cell for cell, gold_cell in cells) / len(cells)
         correct = answer == gold
         reward = 1.0 if correct else right / 2 * self.config.partial_credit
         return Score(reward=reward, correct=correct, figures={"cells_right": right})

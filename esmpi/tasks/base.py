@@ -97,7 +97,7 @@ class Task(ABC):
 
 
 def load_extra(module: str, extra: str) -> ModuleType:
-    """Import the library that a task leans on; it is not one of esmpi's own requirements.
+    """Import a library that a task needs and that is not one of esmpi's own requirements.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Conciseness: the shorter the reply, the better, down to the length of the shortest right answer.
 
 Reward and problems are those of "Evolution Strategies at Scale" (arXiv 2509.24372). The reward looks at nothing but
-the length: whether the answer is there at all is told by `correct`, that is, by accuracy. An empty completion is so
-not the worst one; the longest is.
+the length: `correct`, and so accuracy, says whether the answer is there at all. So the longest completion is the
+worst, not an empty one.
 """
 
 import re

@@ -104,7 +104,7 @@ class Gym(Task):
         else:
             try:
                 reward = float(dataset.score_answer(answer, entry))
-            except Exception:  # some of their parsers raise, and anything, on text that is no answer
+            except Exception:  # some of their parsers raise any kind of exception for text that is no answer
                 return Score(reward=0.0, correct=False, parsed=False)
         return Score(reward=reward, correct=math.isclose(reward, 1.0))
 

@@ -117,7 +117,7 @@ class PythonTask(Task):
     def score(self, completion: str, example: Example) -> Score:
         prompt = self.prompt(example)
         # a copy: what a reward does to its example must not reach the next completion's
-        parts = {name: one.compute(prompt, completion, copy.deepcopy(example)) for name, _, one in self._rewards}
+        parts = {name: reward.compute(prompt, completion, copy.deepcopy(example)) for name, _, reward in self._rewards}
         rewards = {name: _reward_of(name, part) for name, part in parts.items()}
         if len(rewards) == 1 or not any(reward is not None for reward in rewards.values()):
             rewards = {name: _number(f"the reward of {name}", reward) for name, reward in rewards.items()}
@@ -144,7 +144,8 @@ class PythonTask(Task):
         except Exception as error:  # the user's own function: whatever it raises is about this example
             raise ValueError(f"no prompt can be made of {reprlib.repr(example)}: {said(error)}") from None
         messages = isinstance(made, list) and all(
-            isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("role", "content")) for one in made
+            isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
+            for turn in made
         )
         if not made or not (isinstance(made, str) or messages):
             raise ValueError(f"the prompt of {reprlib.repr(example)} is {reprlib.repr(made)}, not text or messages")
@@ -223,11 +224,12 @@ def _as_reward(function: Callable[..., Any]) -> _Reward:
     name = getattr(function, "__name__", repr(function))
     try:
         parameters = inspect.signature(function).parameters
-    except ValueError:  # of some that are written in C
+    except ValueError:  # functions written in C may have no signature
         raise UserError(f"task.name: {name} does not say what its parameters are: put a function around it") from None
-    names = [one.name for one in parameters.values() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
-    wanted = [one for one in names if parameters[one].default is inspect.Parameter.empty]
-    takes_all = any(one.kind == one.VAR_KEYWORD for one in parameters.values())
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    names = [name for name, parameter in parameters.items() if parameter.kind not in variadic]
+    wanted = [name for name in names if parameters[name].default is inspect.Parameter.empty]
+    takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
 
     def of_trl(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
         answer = completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
@@ -250,8 +252,8 @@ def _as_reward(function: Callable[..., Any]) -> _Reward:
         return _by_name(function(completion, example))
 
     if "completions" in names:
-        return _Reward(of_trl, tuple((one,) for one in wanted if one not in ("prompts", "completions")))
-    by_position = [one for one in names if parameters[one].kind != inspect.Parameter.KEYWORD_ONLY]
+        return _Reward(of_trl, tuple((name,) for name in wanted if name not in ("prompts", "completions")))
+    by_position = [name for name in names if parameters[name].kind != inspect.Parameter.KEYWORD_ONLY]
     if len(wanted) <= 2 <= len(by_position) and not inspect.isclass(function):
         if names[1] not in _TARGETS:
             return _Reward(of_esmpi)
@@ -292,20 +294,22 @@ def _number(what: str, value: Any) -> float:
 
 
 def _verdict(what: str, value: Any) -> bool:
-    if isinstance(value, str | bytes):  # of which "no" would be true
+    if isinstance(value, str | bytes):  # because "no" would be true
         raise TypeError(f"{what} is {reprlib.repr(value)}, not true or false")
     return bool(value)
 
 
 def _examples(found: Iterable[Any]) -> Iterable[Example]:
-    for one in found:
-        if isinstance(one, Mapping):
-            if isinstance(one.get("prompt"), list | tuple) and all(isinstance(text, str) for text in one["prompt"]):
+    for problem in found:
+        if isinstance(problem, Mapping):
+            if isinstance(problem.get("prompt"), list | tuple) and all(
+                isinstance(text, str) for text in problem["prompt"]
+            ):
                 raise ValueError("a batch of objects: give the objects themselves, or batches (prompts, targets)")
-            yield dict(one)
-        elif isinstance(one, tuple | list) and len(one) == 2:
-            prompts, targets = one
+            yield dict(problem)
+        elif isinstance(problem, tuple | list) and len(problem) == 2:
+            prompts, targets = problem
             for prompt, target in zip(prompts, targets, strict=True):
                 yield {"prompt": prompt, "target": target.item() if hasattr(target, "item") else target}
         else:
-            raise ValueError(f"a problem is an object or a batch (prompts, targets), not {reprlib.repr(one)}")
+            raise ValueError(f"a problem is an object or a batch (prompts, targets), not {reprlib.repr(problem)}")

@@ -12,7 +12,7 @@ from esmpi.noise import cpu
 from esmpi.weights.views import Block, Read, View, split
 
 _BLOCK_ELEMENTS = 1 << 19
-"""About what one kernel call gets: big enough to hide Python, small enough to share out evenly."""
+"""Approximate number of elements of a kernel call: enough to hide Python's overhead, few enough to balance threads."""
 
 
 class Weights:

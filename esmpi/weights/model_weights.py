@@ -23,7 +23,7 @@ Call = Callable[..., list[Any]]
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What makes a member's weights of theta."""
+    """What turns theta into a member's weights."""
 
     seed: int
     """Seed of the member's noise, 0 to 2^64 - 1."""
@@ -131,7 +131,7 @@ class ModelWeights:
         for name in self.names:
             shape = self._base.tensors[name].shape
             parts = [part for shard in self._call("parts", name, live) for part in shard]
-            if len(parts) == 1:  # all of it, and perhaps theta's own memory, which need not be held twice
+            if len(parts) == 1:  # the whole tensor, perhaps theta's own memory, is not copied
                 yield name, parts[0][2].view(shape)
                 continue
             whole = parts[0][2].new_empty(matrix_shape(shape))

@@ -95,7 +95,7 @@ class HfEngine(Engine):
 
     def _place_theta(self, wanted: str, views: list[View]) -> Placement:
         if self._device.type == "cpu":
-            return "host+bf16" if wanted == "host+bf16" else "host"  # one memory: there is nothing else to choose
+            return "host+bf16" if wanted == "host+bf16" else "host"  # on a CPU all placements are the same memory
         elements = [view.live for view in views if view.live is not None]
         live = sum(tensor.nbytes for tensor in elements)
         free, _ = torch.cuda.mem_get_info(self._device)
@@ -136,7 +136,7 @@ class HfEngine(Engine):
 
     def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
         found = []
-        # one after another: the scores of a batch would be as large as the vocabulary times all its tokens
+        # one after another: a whole batch's scores take the size of the vocabulary times the number of its tokens
         for prompt, completion in zip(prompts, completions, strict=True):
             before = self.tokenizer(prompt)["input_ids"]
             tokens = torch.tensor([[*before, *completion.tokens]], device=self._device)
@@ -152,7 +152,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("engine.device: cuda was asked for, but this rank sees no GPU (CUDA_VISIBLE_DEVICES?)")
-    # Slurm shows a rank its own GPUs only, or all GPUs of the node to all its ranks: both come out right.
+    # Slurm shows each rank its own GPUs, or all ranks all GPUs of the node. This is right in both cases.
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 

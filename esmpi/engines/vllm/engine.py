@@ -74,7 +74,7 @@ class VllmEngine(Engine):
         for trouble in self._rpc("esmpi_open", dict(cuts), cores, placement):
             if trouble is not None:
                 raise UserError(trouble)
-        # of vLLM alone, and not of this engine: a circle would keep its workers alive when the engine is given up
+        # Refers to vLLM alone: a reference cycle with this engine would keep the workers alive when it is dropped.
         self.weights = ModelWeights(base, partial(_call_shards, self._llm))
         self.weights.aliases = _aliases(self.weights.names, base)
         self.tokenizer = self._llm.get_tokenizer()
@@ -100,23 +100,26 @@ class VllmEngine(Engine):
         completions = [output.outputs[0] for output in self._generate(prompts, parameters)]
         return [
             Completion(
-                text=one.text,
-                num_tokens=len(one.token_ids),
-                truncated=one.finish_reason == "length",
-                tokens=tuple(one.token_ids),
+                text=completion.text,
+                num_tokens=len(completion.token_ids),
+                truncated=completion.finish_reason == "length",
+                tokens=tuple(completion.token_ids),
             )
-            for one in completions
+            for completion in completions
         ]
 
     def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:
-        before = self.tokenizer(list(prompts))["input_ids"]
-        # vLLM must make one token more, for which there has to be room
-        whole = [[*one, *other.tokens][: self.max_length - 1] for one, other in zip(before, completions, strict=True)]
+        starts = self.tokenizer(list(prompts))["input_ids"]
+        # vLLM generates at least one more token, which needs room
+        whole = [
+            [*start, *completion.tokens][: self.max_length - 1]
+            for start, completion in zip(starts, completions, strict=True)
+        ]
         parameters = self._vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
         outputs = self._generate([{"prompt_token_ids": tokens} for tokens in whole], parameters)
         return [
-            [output.prompt_logprobs[i][tokens[i]].logprob for i in range(len(one), len(tokens))]
-            for output, tokens, one in zip(outputs, whole, before, strict=True)
+            [output.prompt_logprobs[i][tokens[i]].logprob for i in range(len(start), len(tokens))]
+            for output, tokens, start in zip(outputs, whole, starts, strict=True)
         ]
 
     def _generate(self, prompts: list[Any], parameters: Any) -> list[Any]:
@@ -129,7 +132,7 @@ class VllmEngine(Engine):
         return list(self._llm.collective_rpc(method, args=arguments))
 
     def _self_test(self) -> None:
-        """Make sure that each kind of weight counts, and that theta written back is what was there before.
+        """Make sure that perturbing each kind of weight changes outputs, and that restoring theta restores them.
 
         Raises
         ------
@@ -165,7 +168,7 @@ class VllmEngine(Engine):
             max_tokens=1, temperature=0, logprobs=1, ignore_eos=True, detokenize=False
         )
         outputs = [output.outputs[0] for output in self._generate(prompts, parameters)]
-        return [(tuple(one.token_ids), one.cumulative_logprob) for one in outputs]
+        return [(tuple(output.token_ids), output.cumulative_logprob) for output in outputs]
 
 
 def _call_shards(llm: Any, method: str, *arguments: Any) -> list[Any]:
@@ -179,14 +182,14 @@ def _place_theta(model: ModelConfig, engine: VllmConfig, base: BaseModel) -> tup
     """Return the placement of theta, and the share of a GPU's memory that remains for vLLM."""
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu():  # one memory: there is nothing else to choose
+    if current_platform.is_cpu():  # on a CPU all placements are the same memory
         return "host+bf16" if engine.theta_placement == "host+bf16" else "host", engine.gpu_memory_utilization
     theta, live = (base.num_weights * itemsize // engine.num_workers for itemsize in (4, model.bytes_per_weight))
     memory = current_platform.get_device_total_memory()
     allowed = int(engine.gpu_memory_utilization * memory)
     placement, why = choose_placement(engine.theta_placement, theta, live, allowed)
     log.info("%s", why)
-    # vLLM fills all that it is given with its cache: what is ours must not be given to it
+    # vLLM fills all memory that it may use with its cache, so our share is subtracted first
     ours = {"device": theta, "host": 0, "host+bf16": live}[placement] + _STREAMING_BYTES
     return placement, engine.gpu_memory_utilization - ours / memory
 
@@ -218,7 +221,7 @@ def _set_environment(engine: VllmConfig, place: Place, cores: list[list[int]]) -
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(engine.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(cores[0])))  # else vLLM leaves one core of the CPU idle
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(cores[0])))  # otherwise vLLM leaves one core of the CPU idle
     if num_workers > 1:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, worker)) for worker in cores))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

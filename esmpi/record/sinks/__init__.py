@@ -1,4 +1,4 @@
-"""Send a run's figures to TensorBoard or Weights & Biases. The run file has them all; sinks are for looking on."""
+"""Send a run's figures to TensorBoard or Weights & Biases. The run file has them all; sinks are for watching a run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def find_sink(name: str) -> type[Sink]:
 
 
 class Sinks:
-    """All sinks of a run. One that fails is dropped with a warning: looking on must not end a run.
+    """All sinks of a run. One that fails is dropped with a warning: watching must not end a run.
 
     Raises
     ------
