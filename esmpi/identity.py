@@ -14,6 +14,7 @@ from esmpi.config.differences import Difference, differences
 from esmpi.config.sections import GENERATED, HELD_OUT, Config
 from esmpi.errors import UserError
 from esmpi.store.run_file import RunFile
+from esmpi.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Di
             )
     if run.num_generations > config.es.generations:
         raise UserError(
-            f"es.generations: {here} already has {run.num_generations} generations, more than {config.es.generations}"
+            f"es.generations: {here} already has {counted(run.num_generations, 'generation')}, more than "
+            f"{config.es.generations}"
         )
 
 

@@ -33,6 +33,7 @@ from esmpi.stop.time_limit import TimeLimit, job_end
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.snapshot_keeper import SnapshotKeeper
 from esmpi.tasks import make_task
+from esmpi.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,12 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
         )
         _check_prompts(setup)
     log.info(
-        "%s: %s weights, %d ranks x %d threads, %d members, ready in %.1f s (%s)",
+        "%s: %s, %s x %s, %s, ready in %.1f s (%s)",
         config.run.name,
-        f"{engine.weights.num_weights:,}",
-        comm.size,
-        config.engine.num_threads or len(place.cores),
-        config.es.population_size,
+        counted(engine.weights.num_weights, "weight"),
+        counted(comm.size, "rank"),
+        counted(config.engine.num_threads or len(place.cores), "thread"),
+        counted(config.es.population_size, "member"),
         watch.total(),
         ", ".join(f"{name} {seconds:.1f} s" for name, seconds in watch.seconds.items()),
     )

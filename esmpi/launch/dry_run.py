@@ -8,6 +8,7 @@ from esmpi.es.population import share
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.weights.placement import size
+from esmpi.wording import counted
 
 
 def check_inputs(config: Config) -> BaseModel | None:
@@ -44,16 +45,17 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
     model = check_inputs(config)
     es, data = config.es, config.data
     shares = [len(share(es.population_size, rank, num_ranks)) for rank in range(num_ranks)]
-    who = f"each evaluates {_range(shares)} of {es.population_size} members"
+    who = f"each evaluates {_range(shares)} of {counted(es.population_size, 'member')}"
     if es.dispatch == "dynamic":
-        who = f"whichever is free evaluates the next of {es.population_size} members"
+        who = f"whichever is free evaluates the next of {counted(es.population_size, 'member')}"
     completions = es.population_size * data.batch_size
     lines = [
         f"run directory   {config.directory}",
         f"ranks           {num_ranks}, {who}",
-        f"a generation    {completions:,} completions ({es.population_size} members x {data.batch_size} prompts), "
-        f"at most {completions * config.sampling.max_tokens:,} new tokens",
-        f"the run         {es.generations} generations, sigma {es.sigma:g}, alpha {es.step_size:g}",
+        f"a generation    {counted(completions, 'completion')} ({counted(es.population_size, 'member')} x "
+        f"{counted(data.batch_size, 'prompt')}), "
+        f"at most {counted(completions * config.sampling.max_tokens, 'new token')}",
+        f"the run         {counted(es.generations, 'generation')}, sigma {es.sigma:g}, alpha {es.step_size:g}",
     ]
     if shares[-1] == 0:
         lines.append(f"warning         {shares.count(0)} ranks have no member: they only wait")

@@ -18,6 +18,7 @@ from esmpi.record.evaluation import Evaluation
 from esmpi.record.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile, samples_path
+from esmpi.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,8 @@ class Recorder:
         left = sum(recent) / len(recent) * (self._num_generations - done)
         waited = f"  idle {100 * idle / seconds:.0f} %" if self._num_ranks > 1 else ""
         num_rewards = sum(int(row[f"num_score_{kind}"]) for kind in FAILURES)
-        failed = f"  {num_rewards} rewards failed" if num_rewards else ""
-        failed += f"  {row['num_failed']} members failed" if row["num_failed"] else ""
+        failed = f"  {counted(num_rewards, 'reward')} failed" if num_rewards else ""
+        failed += f"  {counted(int(row['num_failed']), 'member')} failed" if row["num_failed"] else ""
         log.info(
             "generation %d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s%s  %d/%d done, left %s%s",
             row["generation"],
@@ -174,15 +175,15 @@ def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
     """Log the results of an evaluation on one line."""
     further = "".join(f", {name} {value:.4g}" for name, value in result.figures.items() if name in _SHOWN)
     log.info(
-        "%s at generation %d: accuracy %.1f %%, mean reward %.3f%s (%d problems, %d cut off%s, %.1f s)",
+        "%s at generation %d: accuracy %.1f %%, mean reward %.3f%s (%s, %d cut off%s, %.1f s)",
         suite.replace("_", "-"),
         generation,
         100 * result.accuracy,
         result.reward_mean,
         further,
-        result.num_problems,
+        counted(result.num_problems, "problem"),
         result.num_truncated,
-        f", {result.num_failed} rewards failed" if result.num_failed else "",
+        f", {counted(result.num_failed, 'reward')} failed" if result.num_failed else "",
         result.seconds,
     )
 

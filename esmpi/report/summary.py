@@ -7,6 +7,7 @@ from typing import Any
 from esmpi.errors import UserError
 from esmpi.es.population import idle_seconds
 from esmpi.store.run_file import RunFile, samples_path
+from esmpi.wording import counted
 
 NUM_SAMPLES = 3
 _MAX_CHARACTERS = 300
@@ -29,8 +30,9 @@ def summarize(run: RunFile) -> str:
     lines = [
         f"{config['run']['name']}: {config['model']['path']}, task {config['task']['name']}, "
         f"seed {config['run']['seed']}",
-        f"{run.num_generations} of {config['es']['generations']} generations, "
-        f"{config['es']['population_size']} members, sigma {config['es']['sigma']:g}, theta {run.theta_digest:016x}",
+        f"{run.num_generations} of {counted(config['es']['generations'], 'generation')}, "
+        f"{counted(config['es']['population_size'], 'member')}, sigma {config['es']['sigma']:g}, "
+        f"theta {run.theta_digest:016x}",
     ]
     if run.generations:
         seconds = sum(float(row["seconds_total"]) for row in run.generations)

@@ -11,6 +11,7 @@ import numpy as np
 from esmpi.config.sections import HELD_OUT
 from esmpi.errors import UserError, nearest
 from esmpi.store.run_file import RunFile, run_file_path, samples_path
+from esmpi.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +47,8 @@ class Run:
     def __repr__(self) -> str:
         config = self.config
         return (
-            f"<esmpi.Run {self.directory}: {self.num_generations} of {config['es']['generations']} generations, "
-            f"theta {self._file.theta_digest:016x}>"
+            f"<esmpi.Run {self.directory}: {self.num_generations} of "
+            f"{counted(config['es']['generations'], 'generation')}, theta {self._file.theta_digest:016x}>"
         )
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 
 from esmpi.model.base_model import BaseModel
 from esmpi.store.run_file import RunFile
+from esmpi.wording import counted
 
 _FIGURES = (
     # title, evaluation's column, format
@@ -33,8 +34,8 @@ def model_card(run: RunFile, generation: int) -> str:
         f"# {name}, generation {generation}",
         "",
         f"`{config['model']['path']}`, all weights fine-tuned with Evolution Strategies on task "
-        f"`{config['task']['name']}` by {run.attributes['creator']}: {generation} generations of "
-        f"{es['population_size']} members, sigma {es['sigma']:g}, alpha {es['alpha']:g}.",
+        f"`{config['task']['name']}` by {run.attributes['creator']}: {counted(generation, 'generation')} of "
+        f"{counted(es['population_size'], 'member')}, sigma {es['sigma']:g}, alpha {es['alpha']:g}.",
         "",
         "| | |",
         "|---|---|",

@@ -9,6 +9,7 @@ from esmpi.errors import UserError
 from esmpi.files import leftovers
 from esmpi.store.run_file import RUN_FILE, RunFile, samples_path
 from esmpi.store.snapshot_keeper import check_snapshot, snapshots_beside
+from esmpi.wording import counted
 
 
 def inspect(run: RunFile) -> dict[str, Any]:
@@ -92,8 +93,8 @@ def to_text(found: dict[str, Any]) -> str:
     config, best = found["config"], found["best"]
     lines = [
         f"{config['run']['name']}: {config['model']['path']}, task {config['task']['name']}, run {found['run_uuid']}",
-        f"{found['generations']} of {found['generations_wanted']} generations, theta {found['theta_digest']}, "
-        f"base model {found['model_digest']}",
+        f"{found['generations']} of {counted(found['generations_wanted'], 'generation')}, "
+        f"theta {found['theta_digest']}, base model {found['model_digest']}",
         f"{found['creator']}, format {found['format_version']}, noise {found['noise_version']}",
     ]
     lines += [f"forked at generation {f['generation']} from {f['path']} ({f['run_uuid']})" for f in found["forks"]]
@@ -106,7 +107,7 @@ def to_text(found: dict[str, Any]) -> str:
         lines.append(f"best: generation {best['generation']}, accuracy {accuracy:.1%}, mean reward {reward:.3f}")
     for start in found["provenance"]:
         packages = ", ".join(f"{name} {version}" for name, version in start.get("packages", {}).items())
-        lines.append(f"started on {start.get('host')}, {start.get('ranks')} ranks: {packages}")
+        lines.append(f"started on {start.get('host')}, {counted(start.get('ranks', 1), 'rank')}: {packages}")
     lines.append("config")
     for section, keys in config.items():
         lines.append(f"  {section}: " + ", ".join(f"{key} {json.dumps(value)}" for key, value in keys.items()))

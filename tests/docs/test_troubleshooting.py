@@ -34,7 +34,11 @@ def text_of(node: ast.expr) -> str:
         # what logging puts in
         return re.sub(r"%(?:\.\d+)?[dfgrs]", HOLE, node.value).replace("%%", "%")
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values)
+        return "".join(text_of(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return text_of(node.value) if isinstance(node.value, ast.Call) else HOLE
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "counted":
+        return f"{HOLE} {text_of(node.args[1])}s"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return text_of(node.left) + text_of(node.right)
     return HOLE

@@ -28,7 +28,7 @@ FLOORS = (
     ("mpi",),
     ("noise", "config"),
     ("files", "provenance", "stopwatch", "plugins", "shipped"),
-    ("version", "errors", "assets", "leave"),
+    ("version", "errors", "wording", "assets", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
 

@@ -34,7 +34,7 @@ def test_the_batch_script_gives_the_bits_of_a_serial_run(
     print(f"{nodes} nodes: first generation {time.monotonic() - started:.1f} s after sbatch")
     assert job.wait() == 0, job.text()
     assert read_digests(tmp_path / "tiny") == digests
-    assert f"{nodes} ranks x 1 threads" in job.text()
+    assert f"{nodes} ranks x 1 thread" in job.text()
     copies = sorted(tmp_path.glob("node*/tiny_countdown-*/model.safetensors"))
     assert len(copies) == nodes
     assert re.search(r"ready in [\d.]+ s \(model [\d.]+ s, engine [\d.]+ s\)", job.text())
@@ -55,7 +55,7 @@ def test_an_open_mpi_of_the_site_forms_one_world_by_pmix(cluster: Cluster, diges
         *("es.generations=2", "data.num_eval=2"),
         timeout_s=PATIENCE_S,
     )
-    assert "4 ranks x 1 threads" in said
+    assert "4 ranks x 1 thread" in said
     assert read_digests(tmp_path / "tiny") == digests[:2]
     # several ranks of a node, and what the run file does not say
     said = cluster.call(*command[:2], "-N2", "-n5", *command[4:], sys.executable, "-m", "esmpi", "doctor")
