@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from esmpi.config.differences import differences
-from esmpi.config.sections import Config
+from esmpi.config.sections import HELD_OUT, Config
 from esmpi.data.problems import load_problems
 from esmpi.engines import engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
@@ -179,7 +179,11 @@ def agreed_digests(setup: Setup) -> Digests:
 def _check_prompts(setup: Setup) -> None:
     """Raise UserError for a prompt that the model has no room for: now, not in the middle of a run."""
     config, engine = setup.config, setup.engine
-    for part, examples in (("data.train", setup.problems.train), *setup.problems.suites.items()):
+    suites = {
+        "data.eval" if suite == HELD_OUT else f"eval.suites: {suite}": examples
+        for suite, examples in setup.problems.suites.items()
+    }
+    for part, examples in {"data.train": setup.problems.train, **suites}.items():
         lengths = engine.prompt_lengths([setup.prompt(example) for example in examples])
         for example, length in zip(examples, lengths, strict=True):
             if length == 0:
