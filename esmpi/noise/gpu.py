@@ -9,6 +9,7 @@ and writes 32 neighbouring elements at a time, and the 16 kB table of normals st
 With TRITON_INTERPRET=1 the kernels run on host memory without a GPU, slowly: that is how tests compare the bits.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ _THETA, _LIVE, _FIRST, _STRIDE, _COLS, _KEY, _THETA_STRIDE, _LIVE_STRIDE, _PROGR
     TILES,
     STEPS,
 ) = (tl.constexpr(number) for number in (*range(11), _TILES, _STEPS))
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @dataclass(frozen=True)
@@ -162,32 +164,53 @@ def _normals_of(word, normals):
 
 
 @triton.jit
-def _columns(tile, begin, h: tl.constexpr):
-    """Return the columns of a row that the h-th elements of TILES tiles are in, (TILES * 32,) int64."""
-    lane = tl.arange(0, TILES * 32)
-    return tile * 256 + (lane // 32) * 256 + 32 * h + lane % 32 - begin
+def _product(a, b):
+    """Return a * b, rounded. In assembly: some compilers fuse a plain product with the sum that follows it."""
+    if INTERPRETED:
+        return a * b
+    else:
+        return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
 
 
 @triton.jit
-def _add_and_cast(
-    theta, live, tile, begin, cols, eps, scale, h: tl.constexpr, theta_bf16: tl.constexpr, live_bf16: tl.constexpr
-):
-    col = _columns(tile, begin, h)
-    inside = (col >= 0) & (col < cols)
-    if theta_bf16:
-        bits = tl.load(theta.to(tl.pointer_type(tl.int16)) + col, mask=inside, other=0)
-        value = ((bits.to(tl.int32) & 0xFFFF) << 16).to(tl.float32, bitcast=True)
+def _stretch(tile, begin, cols):
+    """Return where TILES tiles begin in a row, and from which to which of their elements they are inside of it."""
+    start = tile * 256 - begin
+    low = tl.maximum(-start, 0).to(tl.int32)
+    high = tl.minimum(cols - start, TILES * 256).to(tl.int32)
+    return start, low, high
+
+
+@triton.jit
+def _offsets(h: tl.constexpr):
+    """Return which elements of TILES tiles their h-th ones of each lane are, (TILES * 32,) int32."""
+    lane = tl.arange(0, TILES * 32)
+    return (lane // 32) * 256 + 32 * h + lane % 32
+
+
+@triton.jit
+def _load(row, start, low, high, h: tl.constexpr, bf16: tl.constexpr):
+    offsets = _offsets(h)
+    inside = (offsets >= low) & (offsets < high)
+    if bf16:
+        bits = tl.load(row.to(tl.pointer_type(tl.int16)) + start + offsets, mask=inside, other=0)
+        return ((bits.to(tl.int32) & 0xFFFF) << 16).to(tl.float32, bitcast=True)
     else:
-        value = tl.load(theta.to(tl.pointer_type(tl.float32)) + col, mask=inside, other=0.0)
-    moved = value + scale * eps
-    if live_bf16:
+        return tl.load(row.to(tl.pointer_type(tl.float32)) + start + offsets, mask=inside, other=0.0)
+
+
+@triton.jit
+def _store(row, start, low, high, h: tl.constexpr, value, bf16: tl.constexpr):
+    offsets = _offsets(h)
+    inside = (offsets >= low) & (offsets < high)
+    if bf16:
         # by hand, so that the interpreter and every GPU round to nearest even, and a NaN stays one
-        bits = moved.to(tl.uint32, bitcast=True)
+        bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
-        tl.store(live.to(tl.pointer_type(tl.int16)) + col, rounded.to(tl.int16), mask=inside)
+        tl.store(row.to(tl.pointer_type(tl.int16)) + start + offsets, rounded.to(tl.int16), mask=inside)
     else:
-        tl.store(live.to(tl.pointer_type(tl.float32)) + col, moved, mask=inside)
+        tl.store(row.to(tl.pointer_type(tl.float32)) + start + offsets, value, mask=inside)
 
 
 @triton.jit
@@ -200,29 +223,31 @@ def _perturb(lines, which, normals, seeds, scales, theta_bf16: tl.constexpr, liv
     seed = tl.load(seeds).to(tl.uint64, bitcast=True)
     scale = tl.load(scales)
     for _ in range(0, steps):
-        # written out: Triton has no lists of tensors to loop over
+        # Written out, because Triton has no lists of tensors to loop over. All loads come first: the compiler cannot
+        # know that live weights are elsewhere than theta, and would let each load wait for the store before it.
+        start, low, high = _stretch(tile, begin, cols)
+        v0 = _load(theta, start, low, high, 0, theta_bf16)
+        v1 = _load(theta, start, low, high, 1, theta_bf16)
+        v2 = _load(theta, start, low, high, 2, theta_bf16)
+        v3 = _load(theta, start, low, high, 3, theta_bf16)
+        v4 = _load(theta, start, low, high, 4, theta_bf16)
+        v5 = _load(theta, start, low, high, 5, theta_bf16)
+        v6 = _load(theta, start, low, high, 6, theta_bf16)
+        v7 = _load(theta, start, low, high, 7, theta_bf16)
         w0, w1, w2, w3 = _words(tile, key, seed)
         e0, e1 = _normals_of(w0, normals)
-        _add_and_cast(theta, live, tile, begin, cols, e0, scale, 0, theta_bf16, live_bf16)
-        _add_and_cast(theta, live, tile, begin, cols, e1, scale, 1, theta_bf16, live_bf16)
         e2, e3 = _normals_of(w1, normals)
-        _add_and_cast(theta, live, tile, begin, cols, e2, scale, 2, theta_bf16, live_bf16)
-        _add_and_cast(theta, live, tile, begin, cols, e3, scale, 3, theta_bf16, live_bf16)
         e4, e5 = _normals_of(w2, normals)
-        _add_and_cast(theta, live, tile, begin, cols, e4, scale, 4, theta_bf16, live_bf16)
-        _add_and_cast(theta, live, tile, begin, cols, e5, scale, 5, theta_bf16, live_bf16)
         e6, e7 = _normals_of(w3, normals)
-        _add_and_cast(theta, live, tile, begin, cols, e6, scale, 6, theta_bf16, live_bf16)
-        _add_and_cast(theta, live, tile, begin, cols, e7, scale, 7, theta_bf16, live_bf16)
+        _store(live, start, low, high, 0, v0 + _product(scale, e0), live_bf16)
+        _store(live, start, low, high, 1, v1 + _product(scale, e1), live_bf16)
+        _store(live, start, low, high, 2, v2 + _product(scale, e2), live_bf16)
+        _store(live, start, low, high, 3, v3 + _product(scale, e3), live_bf16)
+        _store(live, start, low, high, 4, v4 + _product(scale, e4), live_bf16)
+        _store(live, start, low, high, 5, v5 + _product(scale, e5), live_bf16)
+        _store(live, start, low, high, 6, v6 + _product(scale, e6), live_bf16)
+        _store(live, start, low, high, 7, v7 + _product(scale, e7), live_bf16)
         tile += TILES
-
-
-@triton.jit
-def _add(theta, tile, begin, cols, total, h: tl.constexpr):
-    col = _columns(tile, begin, h)
-    inside = (col >= 0) & (col < cols)
-    place = theta.to(tl.pointer_type(tl.float32)) + col
-    tl.store(place, tl.load(place, mask=inside, other=0.0) + total, mask=inside)
 
 
 @triton.jit
@@ -241,22 +266,31 @@ def _update(lines, which, normals, seeds, coefficients, num_members):
             e2, e3 = _normals_of(w1, normals)
             e4, e5 = _normals_of(w2, normals)
             e6, e7 = _normals_of(w3, normals)
-            t0 += coefficient * e0
-            t1 += coefficient * e1
-            t2 += coefficient * e2
-            t3 += coefficient * e3
-            t4 += coefficient * e4
-            t5 += coefficient * e5
-            t6 += coefficient * e6
-            t7 += coefficient * e7
-        _add(theta, tile, begin, cols, t0, 0)
-        _add(theta, tile, begin, cols, t1, 1)
-        _add(theta, tile, begin, cols, t2, 2)
-        _add(theta, tile, begin, cols, t3, 3)
-        _add(theta, tile, begin, cols, t4, 4)
-        _add(theta, tile, begin, cols, t5, 5)
-        _add(theta, tile, begin, cols, t6, 6)
-        _add(theta, tile, begin, cols, t7, 7)
+            t0 += _product(coefficient, e0)
+            t1 += _product(coefficient, e1)
+            t2 += _product(coefficient, e2)
+            t3 += _product(coefficient, e3)
+            t4 += _product(coefficient, e4)
+            t5 += _product(coefficient, e5)
+            t6 += _product(coefficient, e6)
+            t7 += _product(coefficient, e7)
+        start, low, high = _stretch(tile, begin, cols)
+        t0 += _load(theta, start, low, high, 0, False)
+        t1 += _load(theta, start, low, high, 1, False)
+        t2 += _load(theta, start, low, high, 2, False)
+        t3 += _load(theta, start, low, high, 3, False)
+        t4 += _load(theta, start, low, high, 4, False)
+        t5 += _load(theta, start, low, high, 5, False)
+        t6 += _load(theta, start, low, high, 6, False)
+        t7 += _load(theta, start, low, high, 7, False)
+        _store(theta, start, low, high, 0, t0, False)
+        _store(theta, start, low, high, 1, t1, False)
+        _store(theta, start, low, high, 2, t2, False)
+        _store(theta, start, low, high, 3, t3, False)
+        _store(theta, start, low, high, 4, t4, False)
+        _store(theta, start, low, high, 5, t5, False)
+        _store(theta, start, low, high, 6, t6, False)
+        _store(theta, start, low, high, 7, t7, False)
         tile += TILES
 
 

@@ -1,8 +1,10 @@
 """The GPU kernels and placements have the bits of the CPU's: run by Triton's interpreter where there is no GPU."""
 
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -176,6 +178,8 @@ def test_weights_that_were_loaded_are_those_of_a_start_with_them(
 
 
 COMPILE = """
+import json, re, subprocess, sys, tempfile
+from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -184,19 +188,37 @@ table = {"lines": "*i64", "which": "*i32"}
 update = table | {"normals": "*i32", "seeds": "*i64", "coefficients": "*fp32", "num_members": "i32"}
 perturb = table | {"normals": "*i32", "seeds": "*i64", "scales": "*fp32"}
 perturb |= {"theta_bf16": "constexpr", "live_bf16": "constexpr"}
+disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 for kernel, signature, constants in (
     (gpu._perturb, perturb, {"theta_bf16": False, "live_bf16": True}),
     (gpu._update, update, {}),
     (gpu._digest, table | {"shares": "*i64"}, {}),
 ):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
-    print(kernel.__name__, made.asm["ptx"].count("fma."), made.asm["ptx"].count(".ftz."), len(made.asm["cubin"]) > 1000)
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    made = triton.compile(source, target=target, options={"enable_fp_fusion": False})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(made.asm["cubin"])
+        text = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    instructions = re.findall(r"^ +/[*][0-9a-f]+[*]/ +(?:@!?U?P[0-9T]+ +)?([A-Z0-9_.]+)", text, re.MULTILINE)
+    print(json.dumps([kernel.__name__, instructions]))
 """
 
 
-def test_kernels_compile_for_a_gpu_without_fused_arithmetic() -> None:
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
+def test_kernels_compile_for_a_gpu_without_fused_arithmetic(capability: int) -> None:
+    """Looks at what the GPU executes: some versions of ptxas fuse what PTX has as a product and a sum."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", COMPILE, str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"_{name} 0 0 True" for name in ("perturb", "update", "digest")]
+    found = dict(json.loads(line) for line in done.stdout.splitlines())
+    # a lane has 8 elements of each tile: a product and a sum for each
+    for name, num_products in (("_perturb", 8), ("_update", 8), ("_digest", 0)):
+        kinds = Counter(instruction.split(".")[0] for instruction in found[name])
+        assert kinds["FMUL"] == num_products
+        assert kinds["FADD"] + 2 * kinds["FADD2"] >= num_products
+        assert not kinds.keys() & {"FFMA", "FFMA2"}
+        assert not [text for text in found[name] if ".FTZ" in text and text.startswith(("FADD", "FMUL"))]
+        # 8 elements of a lane; a third more would be felt
+        assert 300 < len(found[name]) < 600
