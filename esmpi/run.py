@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -92,11 +91,10 @@ def _print_plan(config: Config, num_ranks: int | None) -> None:
 
 
 def _set_environment(config: Config) -> None:
-    """Set the environment variables that libraries read when they are imported. Must come first."""
+    """Set the environment variables that libraries read when they are loaded. Must come first."""
     from esmpi.engines import engine_config
 
-    for name, value in engine_config(config).environment.items():
-        os.environ.setdefault(name, value)
+    engine_config(config).prepare()
 
 
 def _check_inputs(config: Config) -> None:

@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,23 @@ def process(arguments: argparse.Namespace) -> int:
         if speaks_for_all():
             print(f"esmpi: --suite: {arguments.suite!r}: letters, digits, _ and - only", file=sys.stderr)
         return 2
+    _prepare(arguments)
     return on_all_ranks(partial(_evaluate, arguments))
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Prepare the engine before MPI starts, if this rank can read the config; rank 0 says so if it cannot."""
+    from esmpi.config.reader import load_config, parse_config
+    from esmpi.engines import engine_config
+    from esmpi.store.run_file import RunFile, run_file_path
+
+    with suppress(UserError):
+        path = run_file_path(arguments.target)
+        if path.is_file() and path.suffix == ".h5":
+            config = parse_config(RunFile.open(path).attributes["config"], arguments.overrides)
+        else:
+            config = load_config(arguments.target, arguments.overrides)
+        engine_config(config).prepare()
 
 
 def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:

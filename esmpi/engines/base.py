@@ -6,6 +6,7 @@ module must be cheap: what an engine computes with is imported when it is opened
 """
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class EngineConfig(EngineSection):
 
     environment: ClassVar[Mapping[str, str]] = {}
     """Environment variables that libraries read when they are imported; the user's own values take precedence."""
+
+    def prepare(self) -> None:
+        """Set the environment variables that libraries read when they are loaded. Called before MPI starts."""
+        for name, value in self.environment.items():
+            os.environ.setdefault(name, value)
 
     def open(self, model: ModelConfig, base: "BaseModel", place: "Place") -> "Engine":
         """Load the model into the engine on this rank.
@@ -136,6 +142,14 @@ class Engine(ABC):
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt has."""
         return [len(ids) for ids in self.tokenizer(list(prompts))["input_ids"]]
+
+
+def require_unquantized(base: "BaseModel", quantization: object = None) -> None:
+    """Raise UserError if a model is quantized, or if `quantization` asks the engine to quantize it."""
+    if "quantization_config" in base.config:
+        raise UserError(f"model.path: {base.folder} is quantized: ES needs unquantized weights")
+    if quantization is not None:
+        raise UserError(f"engine.vllm_args: quantization: {quantization}: ES needs unquantized weights")
 
 
 def memory_line(config: Config, base: "BaseModel") -> str:

@@ -48,6 +48,7 @@ class BaseModel:
     def __init__(self, folder: Path):
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
+        self._opened: dict[Path, Any] = {}
         try:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._list_tensors()
@@ -90,13 +91,15 @@ class BaseModel:
         entry = self.tensors[name]
         if entry.dtype not in ("F32", "BF16", "F16"):
             raise UserError(f"model.path: {name} is stored as {entry.dtype}: ES needs unquantized weights")
-        with safe_open(entry.file, framework="pt") as stored:
-            if len(entry.shape) == 2:
-                part = stored.get_slice(name)[rows[0] : rows[1], cols[0] : cols[1]]
-            else:
-                whole = stored.get_tensor(name).view(matrix_shape(entry.shape))
-                part = whole[rows[0] : rows[1], cols[0] : cols[1]]
-        return part.to(torch.float32)
+        if entry.file not in self._opened:  # kept open: listing the tensors of a large file takes milliseconds
+            self._opened[entry.file] = safe_open(entry.file, framework="pt")
+        stored = self._opened[entry.file]
+        if len(entry.shape) == 2:
+            part = stored.get_slice(name)[rows[0] : rows[1], cols[0] : cols[1]]
+        else:
+            whole = stored.get_tensor(name).view(matrix_shape(entry.shape))
+            part = whole[rows[0] : rows[1], cols[0] : cols[1]]
+        return part.to(torch.float32, copy=True)  # not the file's own memory, which the next reader would get, too
 
 
 def tied_embedding(names: Iterable[str]) -> str:

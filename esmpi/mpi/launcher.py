@@ -15,6 +15,12 @@ _LAUNCHERS = (
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 
+_LOCAL_RANKS = (
+    *("OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID"),
+    *("FLUX_TASK_LOCAL_ID", "SLURM_LOCALID"),
+)
+"""Which of the processes on its node a process is; the innermost launcher first, as above."""
+
 
 @dataclass(frozen=True)
 class Launcher:
@@ -38,6 +44,15 @@ def launcher(environ: Mapping[str, str] = os.environ) -> Launcher | None:
             )
             return Launcher("srun" if by_srun else name, int(environ[size]), int(environ[rank]))
     return None
+
+
+def local_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """Return which of the ranks on its node this process is, 0 if the launcher does not say."""
+    if launcher(environ) is not None:
+        for name in _LOCAL_RANKS:
+            if environ.get(name, "").isdigit():
+                return int(environ[name])
+    return 0
 
 
 def speaks_for_all(environ: Mapping[str, str] = os.environ) -> bool:

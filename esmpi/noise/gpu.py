@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class DeviceBlocks:
         self._lines = torch.from_numpy(lines).to(self._device)
         which = np.repeat(np.arange(len(blocks), dtype=np.int32), counts)
         self._which = torch.from_numpy(which).to(self._device)
-        self._normals = torch.from_numpy(normal_table_bits().view(np.int32)).to(self._device)
+        self._normals = _normals_on(self._device)
 
     def perturb(self, seeds: torch.Tensor, scales: torch.Tensor) -> None:
         """Write live = cast(theta + scale * eps); `seeds` (1,) int64 and `scales` (1,) float32 are on the device."""
@@ -117,6 +118,11 @@ class DeviceBlocks:
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             # the format demands that each multiply and add rounds on its own: no fusion
             kernel[(self._num_programs,)](self._lines, self._which, *arguments, enable_fp_fusion=False)
+
+
+@cache
+def _normals_on(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(normal_table_bits().view(np.int32)).to(device)
 
 
 def to_device(seeds: np.ndarray, coefficients: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

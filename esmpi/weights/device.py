@@ -26,7 +26,12 @@ class DeviceWeights(Weights):
 
     def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
         tables = self._tables if only is None else tables_of(self._chosen(only))
-        perturb_all(tables, seed, scale, device_of(self.views))
+        device = device_of(self.views)
+        member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
+        for table in tables:
+            table.perturb(*member)
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # so that the time counts as perturbing
 
     def _update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
         on_device = to_device(seeds, coefficients, device_of(self.views))
@@ -56,10 +61,3 @@ def tables_of(blocks: Iterable[Block]) -> list[DeviceBlocks]:
             assert block.live is not None
             groups[block.live.dtype].append(DeviceBlock(block.theta, block.live, block.first, block.stride, block.key))
     return [DeviceBlocks(group) for group in groups.values()]
-
-
-def perturb_all(tables: Sequence[DeviceBlocks], seed: int, scale: float, device: torch.device) -> None:
-    """Write live = cast(theta + scale * eps(seed)) in all tables, a launch each."""
-    on_device = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
-    for table in tables:
-        table.perturb(*on_device)

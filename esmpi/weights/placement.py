@@ -9,7 +9,9 @@ Placement = Literal["device", "host", "host+bf16"]
 device while members are evaluated (live = cast(bf16(theta) + sigma * eps)). Theta has the same bits in any case."""
 
 _WEIGHTS_SHARE = 0.7
-"""Largest share of an engine's memory that theta and live weights may take; the rest is for the cache."""
+"""Largest share of an engine's memory that theta and live weights take by default; the rest is for the cache."""
+_LEAST_REST = 3 * 2**30
+"""Bytes of an engine's memory that must remain for the cache and activations, where the weights leave less."""
 
 
 def choose_placement(wanted: str, theta: int, live: int, memory: int) -> tuple[Placement, str]:
@@ -29,15 +31,15 @@ def choose_placement(wanted: str, theta: int, live: int, memory: int) -> tuple[P
     UserError
         If the live weights alone do not fit, or theta does not where it is wanted.
     """
-    room = int(_WEIGHTS_SHARE * memory)
-    sizes = f"theta {size(theta)} + live weights {size(live)}, {size(room)} of {size(memory)} are for weights"
-    if live > room:
+    comfortable, most = int(_WEIGHTS_SHARE * memory), weights_limit(memory)
+    sizes = f"theta {size(theta)} + live weights {size(live)}, {size(most)} of {size(memory)} are for weights"
+    if live > most:
         raise UserError(
             f"engine: the live weights alone do not fit on a GPU ({sizes}): more GPUs a rank "
             f"(engine.tensor_parallel_size), or larger ones"
         )
     if wanted == "host+bf16":
-        if 2 * live > room:
+        if 2 * live > most:
             raise UserError(
                 f"engine.theta_placement: host+bf16 keeps a second copy of the weights on the GPU, which does not fit "
                 f"({sizes}): choose host, or more GPUs a rank (engine.tensor_parallel_size)"
@@ -45,18 +47,31 @@ def choose_placement(wanted: str, theta: int, live: int, memory: int) -> tuple[P
         return "host+bf16", "theta in host memory, a bfloat16 copy of it on the GPU"
     if wanted == "host":
         return "host", "theta in host memory, streamed to the GPU"
-    if theta + live <= room:
+    if theta + live <= (most if wanted == "device" else comfortable):
         return "device", f"theta on the GPU ({sizes})"
     if wanted == "device":
         raise UserError(
             f"engine.theta_placement: device does not fit ({sizes}): choose host, or more GPUs a rank "
             f"(engine.tensor_parallel_size)"
         )
-    return "host", f"theta in host memory, streamed to the GPU, because it does not fit there ({sizes})"
+    return (
+        "host",
+        f"theta in host memory, streamed to the GPU, because beside it too little would be left for the cache ({sizes})",
+    )
+
+
+def weights_limit(memory: int) -> int:
+    """Return the most bytes that weights may take of the `memory` that an engine may use on a device."""
+    return max(int(_WEIGHTS_SHARE * memory), memory - _LEAST_REST)
+
+
+def memory_wanted(weights: int) -> int:
+    """Return the bytes that an engine must be allowed on a device that holds `weights` bytes of weights."""
+    return min(int(weights / _WEIGHTS_SHARE) + 1, weights + _LEAST_REST)
 
 
 def device_memory_wanted(theta: int, live: int) -> int:
-    """Return the bytes that an engine must be allowed on a device so that theta can be there."""
+    """Return the bytes that an engine must be allowed on a device so that `auto` puts theta there."""
     return int((theta + live) / _WEIGHTS_SHARE) + 1
 
 

@@ -1,5 +1,7 @@
 """Weights whose live part is on a GPU, with theta in host memory and streamed. The bits are those of a CPU."""
 
+import mmap
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -7,13 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from esmpi.errors import UserError
 from esmpi.noise.gpu import DeviceBlocks, to_device
-from esmpi.weights.device import ALL, device_of, perturb_all, tables_of
+from esmpi.weights.device import ALL, device_of, tables_of
 from esmpi.weights.host import Weights
+from esmpi.weights.placement import size
 from esmpi.weights.views import Block, split
 
-_STAGING_ELEMENTS = 1 << 22
-"""Float32 elements of each of the two buffers on the device that theta passes through: 16 MiB."""
+_STAGING_ELEMENTS = 1 << 24
+"""Float32 elements of each of the two buffers on the device that theta passes through: 64 MiB, some 1.3 ms of PCIe,
+so that starting copies and kernels takes little time beside them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,17 @@ class StreamedWeights(Weights):
     With `bf16_base` only an update streams: live weights are written from a bfloat16 copy on the device.
     """
 
+    _held = 0
+    """Elements of theta that are in place."""
+
     def _hold(self, values: torch.Tensor) -> torch.Tensor:
-        return values.pin_memory() if torch.cuda.is_available() else values
+        # All of theta in one piece: torch's own pinned memory takes a power of two for each tensor.
+        if not self._held:
+            self._memory = page_locked(sum(view.live.numel() for view in self.views if view.live is not None))
+            weakref.finalize(self, _unlock, self._memory.data_ptr()).atexit = False
+        part = self._memory[self._held : self._held + values.numel()].view(values.shape)
+        self._held += values.numel()
+        return part.copy_(values)
 
     def _prepare(self) -> None:
         device = device_of(self.views)
@@ -67,9 +81,11 @@ class StreamedWeights(Weights):
             self._base_tables = self._tables_of_base(None)
 
     def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
-        device = device_of(self.views)
+        # Before streaming: copies of a member's numbers from here would wait for the copies of theta.
+        member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device_of(self.views))
         if self._bf16_base:
-            perturb_all(self._base_tables if only is None else self._tables_of_base(only), seed, scale, device)
+            for table in self._base_tables if only is None else self._tables_of_base(only):
+                table.perturb(*member)
             return
 
         def work(chunk: _Chunk) -> None:
@@ -78,7 +94,8 @@ class StreamedWeights(Weights):
                 pairs = zip(chunk.blocks, chunk.staged, strict=True)
                 chosen = [replace(block, theta=part) for block, part in pairs if self.views[block.view].name in only]
                 tables = tables_of(chosen)
-            perturb_all(tables, seed, scale, device)
+            for table in tables:
+                table.perturb(*member)
 
         self._stream(work)
 
@@ -129,6 +146,35 @@ class StreamedWeights(Weights):
                 work(chunk)
         for stream in self._streams:
             stream.synchronize()
+
+
+def page_locked(num_elements: int) -> torch.Tensor:
+    """Return float32 host memory that a GPU can copy from and to by itself; plain memory where there is no GPU.
+
+    Raises
+    ------
+    UserError
+        If the memory is not there, or the operating system does not let this process lock that much.
+    """
+    num_bytes = max(4 * num_elements, mmap.PAGESIZE)
+    try:
+        memory = torch.frombuffer(mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.float32)
+    except OSError as error:
+        raise UserError(f"engine: no host memory of {size(num_bytes)} for theta: {error.strerror}") from error
+    if torch.cuda.is_available():
+        code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0))
+        if code != 0:
+            raise UserError(
+                f"engine: host memory of {size(num_bytes)} for theta cannot be locked (CUDA error {code}): is there "
+                f"that much, and does `ulimit -l` allow it?"
+            )
+    return memory[:num_elements]
+
+
+def _unlock(address: int) -> None:
+    """Let CUDA forget memory that `page_locked` has returned, so that other memory may have its address."""
+    if torch.cuda.is_available():
+        torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def _write_live(chunk: _Chunk) -> None:

@@ -1,37 +1,90 @@
 """Which processors, GPUs and environment a rank gives its vLLM. Needs no vLLM."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from esmpi.engines.vllm import VllmConfig
-from esmpi.engines.vllm.engine import _set_environment, _share, _without_launcher
+from esmpi.engines.vllm.engine import _share, _without_launcher
+from esmpi.engines.vllm.gpus import check_gpus
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 from esmpi.weights.model_weights import count_once
 
+LAUNCHERS = {
+    "MPICH": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+}
 
-def visible(monkeypatch: pytest.MonkeyPatch, gpus: str, local_rank: int, num_local_ranks: int, per_rank: int) -> str:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return which GPUs a rank sees after the preparation: node(visible, local rank, GPUs of a rank)."""
+    for name in (variable for names in LAUNCHERS.values() for variable in names):
         monkeypatch.delenv(name, raising=False)
-    place = Place("here", local_rank, num_local_ranks, (0, 1))
-    _set_environment(VllmConfig(), place, [[0]] * per_rank)
-    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    def prepared(gpus: str, local_rank: int, per_rank: int, launcher: str = "MPICH") -> str:
+        size, rank, local = LAUNCHERS[launcher]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        for name, value in ((size, "64"), (rank, str(40 + local_rank)), (local, str(local_rank))):
+            monkeypatch.setenv(name, value)
+        VllmConfig(tensor_parallel_size=per_rank).prepare()
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    return prepared
 
 
-def test_each_rank_takes_the_gpus_that_slurm_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_each_rank_sees_its_own_gpus_before_mpi_starts(node: Callable[..., str], launcher: str) -> None:
     # all GPUs of the node are shown to all ranks: each takes its own
-    assert [visible(monkeypatch, "0,1,2,3", rank, 4, 1) for rank in range(4)] == ["0", "1", "2", "3"]
-    assert [visible(monkeypatch, "4,5,6,7", rank, 2, 2) for rank in range(2)] == ["4,5", "6,7"]
+    assert [node("0,1,2,3", rank, 1, launcher) for rank in range(4)] == ["0", "1", "2", "3"]
+    assert [node("4,5,6,7", rank, 2, launcher) for rank in range(2)] == ["4,5", "6,7"]
     # Slurm bound a GPU to each rank: it is its own already
-    assert [visible(monkeypatch, str(rank), rank, 4, 1) for rank in range(4)] == ["0", "1", "2", "3"]
+    assert [node(str(rank), rank, 1, launcher) for rank in range(4)] == ["0", "1", "2", "3"]
     # one rank with all GPUs of its node
-    assert visible(monkeypatch, "0,1,2,3", 0, 1, 4) == "0,1,2,3"
-    with pytest.raises(UserError, match="but there are only 3"):
-        visible(monkeypatch, "0,1,2", 1, 2, 2)
+    assert node("0,1,2,3", 0, 4, launcher) == "0,1,2,3"
+    # GPUs, or slices of one, by their UUIDs
+    assert node("GPU-8e2a,GPU-77b1", 1, 1, launcher) == "GPU-77b1"
+    assert node("MIG-41c0, MIG-5d9e", 1, 1, launcher) == "MIG-5d9e"
+    # a second preparation changes nothing
+    assert node(node("0,1,2,3", 2, 1, launcher), 2, 1, launcher) == "2"
+
+
+def test_too_few_gpus_are_an_error_that_all_ranks_hear_of(node: Callable[..., str]) -> None:
+    assert [node("0,1,2", rank, 2) for rank in range(2)] == ["0,1", "0,1,2"]
+    check_gpus(2, Place("here", 0, 1, (0,)))
+    with pytest.raises(UserError, match="2 ranks on here with 2 GPUs each, but there are only 3"):
+        check_gpus(2, Place("here", 1, 2, (0,)))
+
+
+def test_the_config_prepares_before_mpi_is_loaded(tmp_path: Path) -> None:
+    """An MPI library that starts CUDA would make all ranks see what they saw at that moment."""
+    program = (
+        "import os, sys; from esmpi.mpi import comm, launcher; from esmpi import run\n"
+        "def start(started_by):\n"
+        "    print('MPI starts with', os.environ['CUDA_VISIBLE_DEVICES']); raise SystemExit(0)\n"
+        "comm._start_mpi = start\n"
+        "run.main(sys.argv[1:])"
+    )
+    environment = os.environ | dict.fromkeys(("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"), "3")
+    environment |= {"PMI_SIZE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    arguments = [ROOT / "configs" / "quickstart.yaml", "engine.kind=vllm", f"run.output_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert "MPI starts with 3" in done.stdout.splitlines(), done.stderr
 
 
 def test_cores_are_dealt_out() -> None:

@@ -1,5 +1,6 @@
 """The GPU kernels and placements have the bits of the CPU's: run by Triton's interpreter where there is no GPU."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -98,6 +99,15 @@ def test_placements_have_the_bits_of_host_weights(
     model = make_model(MODEL)
     weights = kind(views_on_device(row_parts, col_parts, dtype), lambda view: read_from(model, view), 1)
     assert_same_history(weights, whole_weights(model, dtype))
+
+
+def test_streamed_theta_is_one_piece_of_memory_of_its_size() -> None:
+    """Each tensor by itself would be rounded up to a power of two by torch's allocator of pinned memory."""
+    model = make_model(MODEL)
+    weights = StreamedWeights(views_on_device(3, 2, torch.bfloat16), lambda view: read_from(model, view), 1)
+    parts = sorted((theta.data_ptr(), theta.nbytes) for _, theta in weights.theta())
+    assert all(start + num_bytes == after for (start, num_bytes), (after, _) in itertools.pairwise(parts))
+    assert sum(num_bytes for _, num_bytes in parts) == sum(tensor.nbytes for tensor in model.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

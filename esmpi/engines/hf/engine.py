@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from esmpi.config.sections import ModelConfig
-from esmpi.engines.base import Completion, Engine, Request, Sampling
+from esmpi.engines.base import Completion, Engine, Request, Sampling, require_unquantized
 from esmpi.engines.hf import HfConfig
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
@@ -41,8 +41,7 @@ class HfEngine(Engine):
         self._device = _device(engine.device, place.local_rank)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        if "quantization_config" in base.config:
-            raise UserError(f"model.path: {base.folder} is quantized: ES needs unquantized weights")
+        require_unquantized(base)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(
                 base.folder, padding_side="left", trust_remote_code=model.trust_remote_code

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from esmpi.config.keys import key, require
 from esmpi.config.sections import Config
 from esmpi.engines.base import EngineConfig, memory_line
-from esmpi.weights.placement import device_memory_wanted, size
+from esmpi.weights.placement import device_memory_wanted, memory_wanted, size
+from esmpi.wording import counted
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
@@ -19,10 +20,10 @@ _SET_BY_ESMPI = {
     *("max_model_len", "max_num_seqs"),
 }
 _WHERE = {
-    "auto": "on the GPU if that has {least} or more, else in host memory",
-    "device": "on the GPU, which must have {least} or more",
-    "host": "in host memory, streamed to the GPU",
-    "host+bf16": "in host memory, a bfloat16 copy of it on the GPU",
+    "auto": "on the GPU if that has {comfortable} or more, else in host memory of {host} a rank and a GPU of {live}",
+    "device": "on the GPU, which must have {device} or more",
+    "host": "in host memory, {host} a rank, streamed to the GPU, which must have {live} or more",
+    "host+bf16": "in host memory, {host} a rank, a bfloat16 copy of it on the GPU, which must have {two} or more",
 }
 
 
@@ -68,14 +69,30 @@ class VllmConfig(EngineConfig):
         """Worker processes of a rank."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
+    def prepare(self) -> None:
+        from esmpi.engines.vllm.gpus import show_own_gpus
+
+        super().prepare()
+        show_own_gpus(self.num_workers)
+
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         workers = self.num_workers
         theta, live = 4 * base.num_weights, config.model.bytes_per_weight * base.num_weights
-        least = device_memory_wanted(theta // workers, live // workers) / self.gpu_memory_utilization
+
+        def gpu(allowed: int) -> str:
+            return size(int(allowed / self.gpu_memory_utilization))
+
+        where = _WHERE[self.theta_placement].format(
+            comfortable=gpu(device_memory_wanted(theta // workers, live // workers)),
+            device=gpu(memory_wanted((theta + live) // workers)),
+            live=gpu(memory_wanted(live // workers)),
+            two=gpu(memory_wanted(2 * live // workers)),
+            host=size(theta),
+        )
         return [
-            f"{memory_line(config, base)}, over {workers} GPUs; vLLM's cache takes what is left of "
+            f"{memory_line(config, base)}, over {counted(workers, 'GPU')}; vLLM's cache takes what is left of "
             f"{self.gpu_memory_utilization:.0%} of a GPU, or {self.cpu_kv_cache_gib} GiB on a CPU",
-            f"theta           {_WHERE[self.theta_placement].format(least=size(int(least)))}",
+            f"theta           {where}",
         ]
 
     def missing(self) -> list[str]:

@@ -91,7 +91,10 @@ def _as_matrix(name: str, parameter: torch.Tensor) -> torch.Tensor:
     if data.numel() == 0:
         raise UserError(f"engine: parameter {name} is empty: the engine has packed its values out of reach of ES")
     if not data.is_contiguous():
-        raise UserError(f"engine: parameter {name} of shape {tuple(data.shape)} is not contiguous in memory")
+        raise UserError(
+            f"engine: parameter {name} of shape {tuple(data.shape)} is not contiguous in memory: ES cannot perturb it. "
+            f"For a model with latent attention (MLA), such as DeepSeek, set VLLM_MLA_DISABLE=1"
+        )
     return data.view(-1, 1) if data.dim() < 2 else data.view(-1, data.shape[-1])
 
 
