@@ -19,6 +19,7 @@ from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
 from esmpi.files import clean_up, locked
 from esmpi.identity import Digests, digest_of
+from esmpi.launch.gpus import shared_gpus
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
 from esmpi.model.staging import stage, staged_path
@@ -70,6 +71,8 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
             scorer=scorer,
         )
         _check_prompts(setup)
+    for trouble in shared_gpus(*zip(*comm.allgather_object([place.host, engine.gpus()]), strict=True)):
+        log.warning("%s: each gets a part of its time and memory", trouble)
     log.info(
         "%s: %s, %s x %s, %s, ready in %.1f s (%s)",
         config.run.name,

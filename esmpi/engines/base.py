@@ -39,6 +39,11 @@ class EngineConfig(EngineSection):
     environment: ClassVar[Mapping[str, str]] = {}
     """Environment variables that libraries read when they are imported; the user's own values take precedence."""
 
+    @property
+    def gpus_per_rank(self) -> int:
+        """Return how many GPUs the engine of a rank uses, if there are any."""
+        return 1
+
     def prepare(self) -> None:
         """Set the environment variables that libraries read when they are loaded. Called before MPI starts."""
         for name, value in self.environment.items():
@@ -122,6 +127,10 @@ class Engine(ABC):
     @abstractmethod
     def max_length(self) -> int | None:
         """Tokens of a prompt and its completion that the model has room for, None if it has no limit."""
+
+    def gpus(self) -> list[str]:
+        """Return the UUIDs of the GPUs that this rank's engine uses; empty on a CPU."""
+        return []
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shutil
 import subprocess
+import sysconfig
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from esmpi.config.sections import Config
 from esmpi.engines import engine_config, engine_packages
 from esmpi.errors import UserError
 from esmpi.files import is_locked_elsewhere, locked, replacing
+from esmpi.launch.gpus import shared_gpus, too_few
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Comm, Place
@@ -32,6 +35,9 @@ class Findings:
     """What must be the same on all ranks."""
     problems: list[str] = field(default_factory=list)
     """What does not work, each with what to do."""
+    gpus: list[str] = field(default_factory=list)
+    """UUIDs of the GPUs that the rank would use."""
+    host: str = ""
 
 
 def examine(comm: Comm, config: Config | None) -> int:
@@ -39,16 +45,17 @@ def examine(comm: Comm, config: Config | None) -> int:
     place = comm.place()
     found = Findings()
     _software(found, comm, config)
-    _processors(found, place)
+    _processors(found, place, 1 if config is None else engine_config(config).gpus_per_rank)
     _directory(found, comm, Path("runs") if config is None else config.directory)
     if config is not None:
         _model(found, config)
     _clock(found, comm)
-    everyone = [Findings(*said) for said in comm.allgather_object([found.columns, found.facts, found.problems])]
+    everyone = [Findings(**said) for said in comm.allgather_object(vars(found))]
     if not comm.is_root:
         return 0
     print(_table(everyone))
     lines = _differences(everyone) + _grouped([findings.problems for findings in everyone])
+    lines += shared_gpus([findings.host for findings in everyone], [findings.gpus for findings in everyone])
     print("\n".join(["", *(f"- {line}" for line in lines)]) if lines else "\nall is well")
     return 2 if lines else 0
 
@@ -68,8 +75,8 @@ def _software(found: Findings, comm: Comm, config: Config | None) -> None:
         found.problems += engine_config(config).missing()
 
 
-def _processors(found: Findings, place: Place) -> None:
-    found.columns["host"] = place.host
+def _processors(found: Findings, place: Place, per_rank: int) -> None:
+    found.host = found.columns["host"] = place.host
     found.columns["cores"] = str(len(place.cores))
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
@@ -92,10 +99,18 @@ def _processors(found: Findings, place: Place) -> None:
             f"there are GPUs (driver {gpus[0][2]}), but torch {torch.__version__} cannot use them: install a build of "
             f"torch for CUDA that is not newer than the driver's"
         )
-    elif place.num_local_ranks > torch.cuda.device_count() > 1:
+        return
+    num_visible = torch.cuda.device_count()
+    if trouble := too_few(num_visible, per_rank, place.num_local_ranks):
+        found.problems.append(trouble)
+    first = place.local_rank * per_rank if num_visible > per_rank else 0
+    own = range(first, min(first + per_rank, num_visible))
+    found.gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in own]
+    compiler = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
+    if compiler is None or not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         found.problems.append(
-            f"{place.num_local_ranks} ranks on this node share {torch.cuda.device_count()} GPUs: "
-            f"start one rank a GPU (--ntasks-per-node)"
+            "Triton compiles its kernels' launchers, and needs a C compiler and Python's headers: load a compiler's "
+            "module, or install gcc and python3-dev"
         )
 
 

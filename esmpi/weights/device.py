@@ -5,11 +5,15 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
+import triton
 
+from esmpi.errors import UserError
+from esmpi.noise.format import member_seeds
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
 from esmpi.weights.host import Weights
 from esmpi.weights.views import Block, View
 
+_CHECKED_ELEMENTS = 20_001
 ALL = 1 << 62
 """More elements than a view has: blocks of this size are whole views."""
 
@@ -51,6 +55,41 @@ class DeviceWeights(Weights):
 def device_of(views: Sequence[View]) -> torch.device:
     """Return the device that the live weights of some views are on."""
     return next(view.live.device for view in views if view.live is not None)
+
+
+def check_gpu(device: torch.device) -> None:
+    """Compare what the kernels make on a GPU with what they make on the CPU, for some thousand elements.
+
+    Raises
+    ------
+    UserError
+        If a bit differs. A run on such a GPU could not be replayed elsewhere.
+    """
+    theta = torch.linspace(-3, 3, _CHECKED_ELEMENTS).pow(3)[None]
+    seeds, coefficients = member_seeds(0, 0, 7), np.linspace(-0.01, 0.02, 7, dtype=np.float32)
+
+    def history(kind: type[Weights], where: torch.device, live: torch.dtype) -> list[torch.Tensor]:
+        view = View("checked", theta.shape, (0, 1), (0, theta.shape[1]), torch.empty_like(theta, dtype=live).to(where))
+        weights = kind([view], lambda _: theta.clone(), 1)
+        weights.update(seeds, coefficients)
+        weights.perturb(int(seeds[0]), 0.003)
+        assert view.live is not None
+        found = [
+            torch.from_numpy(np.array([weights.digest()], np.uint64).view(np.int64)),
+            view.live.cpu(),
+            *(part.cpu() for _, part in weights.theta()),
+        ]
+        weights.close()
+        return found
+
+    for live in (torch.float32, torch.bfloat16):
+        on_gpu, on_cpu = history(DeviceWeights, device, live), history(Weights, torch.device("cpu"), live)
+        for name, made, expected in zip(("digest", "perturbation", "update"), on_gpu, on_cpu, strict=True):
+            if not torch.equal(made, expected):
+                raise UserError(
+                    f"engine: Triton {triton.__version__} makes other bits on this GPU than esmpi does on a CPU "
+                    f"({name} of {live}): use another version of Triton, or engine.device=cpu, and report this"
+                )
 
 
 def tables_of(blocks: Iterable[Block]) -> list[DeviceBlocks]:

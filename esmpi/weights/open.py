@@ -13,8 +13,9 @@ def open_weights(
     """Return weights with theta where it is wanted; on a CPU all places are the same memory."""
     kind: type[Weights] = Weights
     if any(view.live is not None and view.live.device.type == "cuda" for view in views):
-        from esmpi.weights.device import DeviceWeights  # needs Triton
+        from esmpi.weights.device import DeviceWeights, check_gpu, device_of  # needs Triton
         from esmpi.weights.streamed import StreamedWeights
 
+        check_gpu(device_of(views))
         kind = DeviceWeights if placement == "device" else StreamedWeights
     return kind(views, read, num_threads, cores, bf16_base=placement == "host+bf16")

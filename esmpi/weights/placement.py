@@ -54,10 +54,8 @@ def choose_placement(wanted: str, theta: int, live: int, memory: int) -> tuple[P
             f"engine.theta_placement: device does not fit ({sizes}): choose host, or more GPUs a rank "
             f"(engine.tensor_parallel_size)"
         )
-    return (
-        "host",
-        f"theta in host memory, streamed to the GPU, because beside it too little would be left for the cache ({sizes})",
-    )
+    reason = f"because beside it too little would be left for the cache ({sizes})"
+    return "host", f"theta in host memory, streamed to the GPU, {reason}"
 
 
 def weights_limit(memory: int) -> int:

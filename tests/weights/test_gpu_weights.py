@@ -14,6 +14,7 @@ from histories import DTYPES, assert_same_history, live_of, make_model, read_fro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esmpi.errors import UserError
 from esmpi.noise import cpu, member_seed
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View
@@ -22,7 +23,7 @@ pytest.importorskip("triton", reason="pip install triton")
 
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
 from esmpi.weights import streamed as streamed_module
-from esmpi.weights.device import DeviceWeights
+from esmpi.weights.device import DeviceWeights, check_gpu
 from esmpi.weights.streamed import StreamedWeights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,6 +75,20 @@ def test_numbers_that_round_oddly_are_cast_alike(dtype: torch.dtype) -> None:
     finite = ~torch.isnan(expected)
     assert np.array_equal(bits(live.cpu()[finite]), bits(expected[finite]))
     assert torch.isnan(live.cpu()).equal(~finite)
+
+
+def test_the_check_at_the_start_passes_and_finds_a_wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_gpu(DEVICE)
+    made_right = DeviceBlocks.update
+
+    def fused(self: DeviceBlocks, seeds: torch.Tensor, coefficients: torch.Tensor) -> None:
+        made_right(self, seeds, coefficients)
+        theta = self._blocks[0].theta
+        theta[0, 7777] = torch.nextafter(theta[0, 7777], theta.new_tensor(9.0))
+
+    monkeypatch.setattr(DeviceBlocks, "update", fused)
+    with pytest.raises(UserError, match=r"makes other bits on this GPU than esmpi does on a CPU \(digest of"):
+        check_gpu(DEVICE)
 
 
 MODEL = {"a.weight": (5, 301), "conv.weight": (4, 3, 5, 7), "b.bias": (9,), "c.weight": (2, 1500)}

@@ -107,6 +107,9 @@ class HfEngine(Engine):
     def max_length(self) -> int | None:
         return getattr(self._model.config, "max_position_embeddings", None)
 
+    def gpus(self) -> list[str]:
+        return [] if self._device.type == "cpu" else [str(torch.cuda.get_device_properties(self._device).uuid)]
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         if not requests:
             return []

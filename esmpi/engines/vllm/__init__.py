@@ -69,6 +69,10 @@ class VllmConfig(EngineConfig):
         """Worker processes of a rank."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
+    @property
+    def gpus_per_rank(self) -> int:
+        return self.num_workers
+
     def prepare(self) -> None:
         from esmpi.engines.vllm.gpus import show_own_gpus
 

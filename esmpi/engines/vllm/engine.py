@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ _LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_",
 _SELF_TEST_SCALE = 0.05
 _EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
 """Keys of a model's config that tell a mixture of experts."""
+_TESTED = (0, 26), (0, 34)
+"""The first version of vLLM that was run or read with esmpi, and the first newer one that was not."""
 _FIRST_PORT, _PORTS_PER_RANK = 20_000, 64
 _STREAMING_BYTES = 192 * 2**20
 """Device memory that perturbing and updating need above theta and the live weights."""
@@ -62,6 +65,15 @@ class VllmEngine(Engine):
                 f"engine.kind: vllm cannot be imported ({error}): install 'esmpi[vllm]', or choose engine.kind=hf"
             ) from error
         self._vllm = vllm
+        version = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
+        if not _TESTED[0] <= version < _TESTED[1]:
+            log.warning(
+                "esmpi was not tested with vLLM %s, but with %d.%d up to, and without, %d.%d: the checks at the start "
+                "will tell whether it works",
+                vllm.__version__,
+                *_TESTED[0],
+                *_TESTED[1],
+            )
         placement, utilization = _place_theta(model, engine, base)
         if current_platform.is_cpu():
             torch.set_num_threads(len(cores[0]))  # vLLM makes this a no-op later
@@ -91,6 +103,9 @@ class VllmEngine(Engine):
     @property
     def max_length(self) -> int:
         return int(self._llm.llm_engine.model_config.max_model_len)
+
+    def gpus(self) -> list[str]:
+        return [gpu for gpu in self._rpc("esmpi_gpu") if gpu is not None]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         parameters = [

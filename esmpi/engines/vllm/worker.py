@@ -94,6 +94,11 @@ class WorkerExtension:
         self.esmpi_shard = WeightShard(weights, base, self.rank)
         return None
 
+    def esmpi_gpu(self) -> str | None:
+        """Return the UUID of this worker's GPU, None on a CPU."""
+        device = next(self.model_runner.model.parameters()).device
+        return None if device.type == "cpu" else str(torch.cuda.get_device_properties(device).uuid)
+
     def esmpi_call(self, method: str, *arguments: Any) -> Any:
         """Call a method of this worker's shard."""
         return getattr(self.esmpi_shard, method)(*arguments)
