@@ -10,8 +10,8 @@ alone, in registers: ten rounds of two high and two low products, four exclusive
 12.5 operations an element, and turning its word into a normal 5 more. `*_over_floor` is measured over that.
 
 On a GPU (`--device cuda`) it also compares the bits of CPU and GPU on `--check` elements: live weights of a
-perturbation in both types, theta of an update, and the digest. `tools/bench_gpu.py` does all that a GPU is wanted for
-in ten minutes.
+perturbation in both types, theta of an update, and the digest. `tools/gpu_day.sh` does all that a GPU is wanted for in
+ten minutes.
 """
 
 import argparse

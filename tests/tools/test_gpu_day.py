@@ -1,0 +1,58 @@
+"""tools/gpu_day.sh from end to end without a GPU, so that on the day of a GPU only CUDA itself is new."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT
+
+pytest.importorskip("triton", reason="pip install triton")
+
+PARTS = ("machine", "bits", "run", "placements", "large_tensor", "kernels", "update", "memory", "efficiency", "batches")
+
+
+def gpu_day(out: Path, *options: str) -> tuple[int, list[dict[str, Any]]]:
+    """Return the exit code and the lines of the results."""
+    command = ["bash", "tools/gpu_day.sh", "--device", "cpu", "--out", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=570)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    kept = (out / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept[-len(lines) :]] == lines, done.stderr
+    return done.returncode, lines
+
+
+def test_all_parts_find_what_they_are_to_find(tmp_path: Path) -> None:
+    code, found = gpu_day(tmp_path, "--limits", "4")
+    assert code == 0, found
+    assert [part["part"] for part in found] == list(PARTS)
+    by_name = {part["part"]: part for part in found}
+    assert by_name["bits"]["bits_equal"]
+    assert by_name["large_tensor"]["bits_equal"]
+    assert by_name["run"]["replayed_on_cpu"]
+    assert by_name["placements"]["placements_equal"]
+    assert by_name["update"]["seconds_1000"] > by_name["update"]["seconds_30"] > 0
+    assert by_name["memory"]["planned_gpu_mib.device"] > by_name["memory"]["planned_gpu_mib.host"] > 0
+    assert 0 < by_name["efficiency"]["efficiency"] < 1.5
+    assert by_name["batches"]["tokens_per_s.4"] > 0
+    assert by_name["kernels"]["perturb_ns"] > 0
+
+
+def test_faults_are_told_and_the_other_parts_run(tmp_path: Path) -> None:
+    code, (bits, machine) = gpu_day(tmp_path, "--parts", "bits,machine", "--fault", "bits=bits", "--limits", "4")
+    assert code == 1
+    assert "makes other bits on this GPU than esmpi does on a CPU" in bits["error"]
+    assert "error" not in machine
+    code, (machine, bits) = gpu_day(tmp_path, "--parts", "machine,bits", "--fault", "machine=hang", "--limits", "0.1")
+    assert code == 1
+    assert machine["error"] == "no end after 2 s"
+    assert bits["error"] == "no end after 8 s" or bits["bits_equal"]
+    code, (machine,) = gpu_day(tmp_path, "--parts", "machine", "--fault", "machine=raise")
+    assert code == 1
+    assert machine["error"] == "the fault that was asked for"
+    code, (machine, update) = gpu_day(tmp_path, "--parts", "machine,update", "--budget", "4", "--fault", "machine=hang")
+    assert code == 1
+    assert machine["error"].startswith("no end after")
+    assert update["error"] == "no time left"
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 7
