@@ -22,6 +22,7 @@ from esmpi.session import Session
 from esmpi.stopwatch import Stopwatch
 from esmpi.tasks import Example
 from esmpi.weights.model_weights import Perturbation
+from esmpi.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,12 @@ def evaluate_member(
     seed, sign = members.seeds.item(index), members.signs.item(index)
     began = time.perf_counter()
     engine.weights.perturb([Perturbation(seed, sign * config.es.sigma)])
+    if config.model.dtype == "float16" and (num_infinite := engine.weights.num_infinite()):
+        log.warning(
+            "member %d: %s overflowed float16 to infinity: lower es.sigma, or set model.dtype=float32",
+            index,
+            counted(num_infinite, "live weight"),
+        )
     perturbed = time.perf_counter()
     completions = [
         completion

@@ -72,8 +72,9 @@ class ModelConfig(Section):
     # The model's path does not matter: the digest of its weights shows whether it is the same.
     path: str = key(changes_result="by_digest")
     """A Hugging Face model folder, a hub id (org/name), or `esmpi:tiny_countdown`, which ships with esmpi."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the live weights, with which the engine computes. Theta is float32 in any case."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Type of the live weights, with which the engine computes. Theta is float32 in any case. float16 is for GPUs
+    without bfloat16 (V100, T4); weights above 65504 become infinite, which a warning tells."""
     revision: str | None = key(None, changes_result="by_digest")
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = key(False, changes_result="no")
@@ -85,7 +86,7 @@ class ModelConfig(Section):
     @property
     def bytes_per_weight(self) -> int:
         """Bytes of a live weight."""
-        return {"float32": 4, "bfloat16": 2}[self.dtype]
+        return {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)

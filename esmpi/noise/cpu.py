@@ -103,7 +103,7 @@ def _perturb_float32(live, theta, first, stride, key, seed, scale, table):
 
 
 @_kernel
-def _perturb_bfloat16(live, theta, first, stride, key, seed, scale, table):
+def _perturb_half(live, theta, first, stride, key, seed, scale, table, is_float16):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
     sums, rounded = np.zeros(_TILE, np.float32), np.empty(_TILE, np.uint16)
@@ -119,8 +119,12 @@ def _perturb_bfloat16(live, theta, first, stride, key, seed, scale, table):
                 padded[i] = source[i]
             for i in range(_TILE):
                 sums[i] += scale * eps[i]
-            for i in range(_TILE):
-                rounded[i] = _to_bfloat16(sum_bits[i])
+            if is_float16:
+                for i in range(_TILE):
+                    rounded[i] = _to_float16(sum_bits[i])
+            else:
+                for i in range(_TILE):
+                    rounded[i] = _to_bfloat16(sum_bits[i])
             for i in range(out.size):
                 out[i] = result[i]
 
@@ -131,6 +135,27 @@ def _to_bfloat16(bits):
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     return nb.uint16(np.uint32(0x7FC0) if is_nan else rounded)
+
+
+@nb.njit(inline="always")
+def _to_float16(bits):
+    """Round float32 bits to float16 bits, to nearest even; what is too large becomes infinite, and a NaN stays one."""
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    # 2^-14 and more: the exponent's offset differs by 112, and the mantissa loses 13 bits
+    large = magnitude - np.uint32(112 << 23)
+    large = min(
+        (large + np.uint32(0xFFF) + ((large >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13), np.uint32(0x7C00)
+    )
+    # less: a multiple of 2^-24
+    shift = min(np.uint32(126) - min(magnitude >> np.uint32(23), np.uint32(112)), np.uint32(31))
+    mantissa = (magnitude & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
+    small = mantissa >> shift
+    rest, half = mantissa & ((np.uint32(1) << shift) - np.uint32(1)), np.uint32(1) << (shift - np.uint32(1))
+    small += np.uint32(1) if rest > half or (rest == half and small & np.uint32(1)) else np.uint32(0)
+    rounded = large if magnitude >= np.uint32(0x38800000) else small
+    if magnitude > np.uint32(0x7F800000):
+        rounded = np.uint32(0x7E00)
+    return nb.uint16(rounded | ((bits >> np.uint32(16)) & np.uint32(0x8000)))
 
 
 @_kernel
@@ -176,7 +201,7 @@ def perturb(live: np.ndarray, theta: np.ndarray, first: int, stride: int, key: i
 
     Parameters
     ----------
-    live : (R, C) float32, or uint16 for the bits of bfloat16
+    live : (R, C) float32 or float16, or uint16 for the bits of bfloat16
         Overwritten.
     theta : (R, C) float32
     first, stride : int
@@ -186,8 +211,11 @@ def perturb(live: np.ndarray, theta: np.ndarray, first: int, stride: int, key: i
     scale : float
         sign * sigma, rounded to float32.
     """
-    kernel = {np.dtype(np.float32): _perturb_float32, np.dtype(np.uint16): _perturb_bfloat16}[live.dtype]
-    kernel(live, theta, first, stride, np.uint64(key), np.uint64(seed), np.float32(scale), normal_table_bits())
+    arguments = (theta, first, stride, np.uint64(key), np.uint64(seed), np.float32(scale), normal_table_bits())
+    if live.dtype == np.float32:
+        _perturb_float32(live, *arguments)
+    else:
+        _perturb_half(live.view(np.uint16), *arguments, live.dtype == np.float16)
 
 
 def update(theta: np.ndarray, first: int, stride: int, key: int, seeds: np.ndarray, coefficients: np.ndarray) -> None:
@@ -202,7 +230,7 @@ def update(theta: np.ndarray, first: int, stride: int, key: int, seeds: np.ndarr
 def warm_up() -> None:
     """Compile all kernels, or load them from numba's cache, so that no generation has to."""
     theta, key = np.zeros((1, 1), np.float32), 0
-    for dtype in (np.float32, np.uint16):
+    for dtype in (np.float32, np.float16, np.uint16):
         perturb(np.zeros((1, 1), dtype), theta, 0, 0, key, seed=0, scale=0.0)
     update(theta, 0, 0, key, np.zeros(1, np.uint64), np.zeros(1, np.float32))
     digest(theta, 0, 0, key)

@@ -30,6 +30,9 @@ _STEPS = 8
 _CHUNK = _TILES * _STEPS * TILE
 _MAX_PROGRAMS = 2**31 - 1
 
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Numbers by which kernels know types of live weights."""
+
 # Columns of the table.
 _THETA, _LIVE, _FIRST, _STRIDE, _COLS, _KEY, _THETA_STRIDE, _LIVE_STRIDE, _PROGRAM, _CHUNKS, _WIDTH = range(11)
 (
@@ -47,6 +50,7 @@ _THETA, _LIVE, _FIRST, _STRIDE, _COLS, _KEY, _THETA_STRIDE, _LIVE_STRIDE, _PROGR
     TILES,
     STEPS,
 ) = (tl.constexpr(number) for number in (*range(11), _TILES, _STEPS))
+FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(number) for number in _KINDS.values())
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -57,7 +61,7 @@ class DeviceBlock:
     theta: torch.Tensor
     """(R, C) float32, or bfloat16 where that stands for theta; neighbours in a row are neighbours in memory."""
     live: torch.Tensor | None
-    """(R, C) float32 or bfloat16, or None where only theta is worked on."""
+    """(R, C) float32, bfloat16 or float16, or None where only theta is worked on."""
     first: int
     stride: int
     key: int
@@ -76,7 +80,7 @@ class DeviceBlocks:
         blocks = [block for block in blocks if block.theta.numel()]
         self._device = blocks[0].theta.device
         self._theta_is_bfloat16 = blocks[0].theta.dtype == torch.bfloat16
-        self._live_is_bfloat16 = blocks[0].live is not None and blocks[0].live.dtype == torch.bfloat16
+        self._live_kind = _KINDS[torch.float32 if blocks[0].live is None else blocks[0].live.dtype]
         self._blocks = blocks  # keeps the memory behind the addresses alive
         lines = np.zeros((len(blocks), _WIDTH), np.int64)
         for line, block in zip(lines, blocks, strict=True):
@@ -100,7 +104,7 @@ class DeviceBlocks:
 
     def perturb(self, seeds: torch.Tensor, scales: torch.Tensor) -> None:
         """Write live = cast(theta + scale * eps); `seeds` (1,) int64 and `scales` (1,) float32 are on the device."""
-        types = (self._theta_is_bfloat16, self._live_is_bfloat16)
+        types = (self._theta_is_bfloat16, self._live_kind)
         self._launch(_perturb, self._normals, seeds, scales, *types)
 
     def update(self, seeds: torch.Tensor, coefficients: torch.Tensor) -> None:
@@ -206,25 +210,40 @@ def _load(row, start, low, high, h: tl.constexpr, bf16: tl.constexpr):
 
 
 @triton.jit
-def _store(row, start, low, high, h: tl.constexpr, value, bf16: tl.constexpr):
-    offsets = _offsets(h)
-    inside = (offsets >= low) & (offsets < high)
-    if bf16:
-        # by hand, so that the interpreter and every GPU round to nearest even, and a NaN stays one
-        bits = value.to(tl.uint32, bitcast=True)
+def _to_half(value, kind: tl.constexpr):
+    """Return the bits of float32 values rounded to 16 bits, to nearest even, as `esmpi.noise.cpu` does."""
+    bits = value.to(tl.uint32, bitcast=True)
+    if kind == BFLOAT16:
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        rounded = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
-        tl.store(row.to(tl.pointer_type(tl.int16)) + start + offsets, rounded.to(tl.int16), mask=inside)
+        return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.int16)
     else:
-        tl.store(row.to(tl.pointer_type(tl.float32)) + start + offsets, value, mask=inside)
+        magnitude = bits & 0x7FFFFFFF
+        large = magnitude - (112 << 23)
+        large = (large + 0xFFF + ((large >> 13) & 1)) >> 13
+        large = tl.where(magnitude >= 0x47800000, 0x7C00, large)
+        # Less than 2^-14: added to 0.5, the sum's last bit is 2^-24, and the addition rounds to nearest even.
+        small = (magnitude.to(tl.float32, bitcast=True) + 0.5).to(tl.uint32, bitcast=True) - 0x3F000000
+        rounded = tl.where(magnitude >= 0x38800000, large, small)
+        rounded = tl.where(magnitude > 0x7F800000, 0x7E00, rounded)
+        return (rounded | ((bits >> 16) & 0x8000)).to(tl.int16)
 
 
 @triton.jit
-def _perturb(lines, which, normals, seeds, scales, theta_bf16: tl.constexpr, live_bf16: tl.constexpr):
+def _store(row, start, low, high, h: tl.constexpr, value, kind: tl.constexpr):
+    offsets = _offsets(h)
+    inside = (offsets >= low) & (offsets < high)
+    if kind == FLOAT32:
+        tl.store(row.to(tl.pointer_type(tl.float32)) + start + offsets, value, mask=inside)
+    else:
+        tl.store(row.to(tl.pointer_type(tl.int16)) + start + offsets, _to_half(value, kind), mask=inside)
+
+
+@triton.jit
+def _perturb(lines, which, normals, seeds, scales, theta_bf16: tl.constexpr, live_kind: tl.constexpr):
     line, row, begin, tile, steps = _place(lines, which)
     cols = tl.load(line + COLS)
     theta = tl.load(line + THETA) + row * tl.load(line + THETA_STRIDE) * (2 if theta_bf16 else 4)
-    live = tl.load(line + LIVE) + row * tl.load(line + LIVE_STRIDE) * (2 if live_bf16 else 4)
+    live = tl.load(line + LIVE) + row * tl.load(line + LIVE_STRIDE) * (4 if live_kind == FLOAT32 else 2)
     key = tl.load(line + KEY).to(tl.uint64, bitcast=True)
     seed = tl.load(seeds).to(tl.uint64, bitcast=True)
     scale = tl.load(scales)
@@ -245,14 +264,14 @@ def _perturb(lines, which, normals, seeds, scales, theta_bf16: tl.constexpr, liv
         e2, e3 = _normals_of(w1, normals)
         e4, e5 = _normals_of(w2, normals)
         e6, e7 = _normals_of(w3, normals)
-        _store(live, start, low, high, 0, v0 + _product(scale, e0), live_bf16)
-        _store(live, start, low, high, 1, v1 + _product(scale, e1), live_bf16)
-        _store(live, start, low, high, 2, v2 + _product(scale, e2), live_bf16)
-        _store(live, start, low, high, 3, v3 + _product(scale, e3), live_bf16)
-        _store(live, start, low, high, 4, v4 + _product(scale, e4), live_bf16)
-        _store(live, start, low, high, 5, v5 + _product(scale, e5), live_bf16)
-        _store(live, start, low, high, 6, v6 + _product(scale, e6), live_bf16)
-        _store(live, start, low, high, 7, v7 + _product(scale, e7), live_bf16)
+        _store(live, start, low, high, 0, v0 + _product(scale, e0), live_kind)
+        _store(live, start, low, high, 1, v1 + _product(scale, e1), live_kind)
+        _store(live, start, low, high, 2, v2 + _product(scale, e2), live_kind)
+        _store(live, start, low, high, 3, v3 + _product(scale, e3), live_kind)
+        _store(live, start, low, high, 4, v4 + _product(scale, e4), live_kind)
+        _store(live, start, low, high, 5, v5 + _product(scale, e5), live_kind)
+        _store(live, start, low, high, 6, v6 + _product(scale, e6), live_kind)
+        _store(live, start, low, high, 7, v7 + _product(scale, e7), live_kind)
         tile += TILES
 
 
@@ -289,14 +308,14 @@ def _update(lines, which, normals, seeds, coefficients, num_members):
         t5 += _load(theta, start, low, high, 5, False)
         t6 += _load(theta, start, low, high, 6, False)
         t7 += _load(theta, start, low, high, 7, False)
-        _store(theta, start, low, high, 0, t0, False)
-        _store(theta, start, low, high, 1, t1, False)
-        _store(theta, start, low, high, 2, t2, False)
-        _store(theta, start, low, high, 3, t3, False)
-        _store(theta, start, low, high, 4, t4, False)
-        _store(theta, start, low, high, 5, t5, False)
-        _store(theta, start, low, high, 6, t6, False)
-        _store(theta, start, low, high, 7, t7, False)
+        _store(theta, start, low, high, 0, t0, FLOAT32)
+        _store(theta, start, low, high, 1, t1, FLOAT32)
+        _store(theta, start, low, high, 2, t2, FLOAT32)
+        _store(theta, start, low, high, 3, t3, FLOAT32)
+        _store(theta, start, low, high, 4, t4, FLOAT32)
+        _store(theta, start, low, high, 5, t5, FLOAT32)
+        _store(theta, start, low, high, 6, t6, FLOAT32)
+        _store(theta, start, low, high, 7, t7, FLOAT32)
         tile += TILES
 
 

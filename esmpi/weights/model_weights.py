@@ -80,6 +80,10 @@ class ModelWeights:
         [member] = wave
         self._call("perturb", member.seed, member.scale, None if only is None else list(only))
 
+    def num_infinite(self) -> int:
+        """Return how many live weights are infinite, as float16 makes those that are too large for it."""
+        return sum(self._call("num_infinite"))
+
     def restore(self) -> None:
         """Write live = cast(theta)."""
         self._call("restore")

@@ -45,6 +45,10 @@ class WeightShard:
         """Write live = cast(theta + scale * eps(seed)), of these tensors only if there is a choice."""
         self._weights.perturb(seed, scale, only)
 
+    def num_infinite(self) -> int:
+        """Return how many live weights are infinite; views that several shards hold count in each."""
+        return sum(int(torch.isinf(view.live).sum()) for view in self._weights.views if view.live is not None)
+
     def restore(self) -> None:
         """Write live = cast(theta)."""
         self._weights.restore()

@@ -25,8 +25,8 @@ class View:
     cols: tuple[int, int]
     """First column held here, and the one after the last."""
     live: torch.Tensor | None
-    """(rows, columns) held here, float32 or bfloat16, on any device; neighbours in a row are neighbours in memory.
-    None where only theta is wanted, as in replay."""
+    """(rows, columns) held here, float32, bfloat16 or float16, on any device; neighbours in a row are neighbours in
+    memory. None where only theta is wanted, as in replay."""
 
     @classmethod
     def whole(cls, name: str, tensor: torch.Tensor) -> "View":
@@ -40,8 +40,10 @@ class View:
         held = (self.rows[1] - self.rows[0], self.cols[1] - self.cols[0])
         if tuple(self.live.shape) != held:
             raise ValueError(f"{self.name}: live has shape {tuple(self.live.shape)}, the view says {held}")
-        if self.live.dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"{self.name}: dtype {self.live.dtype} cannot be perturbed, only float32 and bfloat16")
+        if self.live.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"{self.name}: dtype {self.live.dtype} cannot be perturbed, only float32, bfloat16, float16"
+            )
         if self.live.stride(1) != 1 and held[1] > 1:
             raise ValueError(f"{self.name}: the elements of a row must be neighbours in memory")
 

@@ -172,6 +172,28 @@ def test_bfloat16_cast_is_torchs_for_ties_large_tiny_infinite_and_nan() -> None:
     assert (got.view(torch.int16)[~nan] == expected.view(torch.int16)[~nan]).all()
 
 
+def test_float16_cast_is_numpys_for_every_value_between_two_halves_and_on_either_side_of_it() -> None:
+    """All 65,536 halves, the middle of each and the next, and the floats beside that; subnormal, infinite and NaN."""
+    halves = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(np.float16).astype(np.float32)
+    finite = np.unique(halves[np.isfinite(halves)])
+    middle = np.append((finite[1:].astype(np.float64) + finite[:-1]) / 2, [65520.0, -65520.0]).astype(np.float32)
+    near = [np.nextafter(middle, np.float32(side)) for side in (-np.inf, np.inf)]
+    payloads = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00001], np.uint32).view(np.float32)
+    special = np.array([3.4e38, -3.4e38, 1e5, np.inf, -np.inf, 0.0, -0.0, 1e-45, 5.9e-8, 2.9e-8, -1e-30], np.float32)
+    theta = np.concatenate([finite, middle, *near, special, payloads])[np.newaxis]
+    live = np.empty(theta.shape, np.float16)
+    cpu.perturb(live, theta, 0, 0, KEY, SEED, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = theta.astype(np.float16)
+    nan = np.isnan(theta)
+    assert np.isnan(live[nan]).all()
+    # adding a zero makes -0 a 0, unless that is negative, too
+    same = live.view(np.uint16) == expected.view(np.uint16)
+    assert (same | nan | (theta == 0)).all()
+    assert (live[theta == 0] == 0).all()
+    assert np.isinf(live[0, len(finite) + len(middle) - 3 : len(finite) + len(middle)]).sum() == 2
+
+
 @given(st.integers(0, 2**34), st.integers(1, 600), st.integers(1, 3), st.integers(1, 6), st.integers(0, 2**32))
 def test_update_sums_unfused_in_member_order(first: int, cols: int, rows: int, members: int, number: int) -> None:
     rng = np.random.default_rng(number)

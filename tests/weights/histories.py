@@ -12,7 +12,7 @@ from esmpi.weights.views import View
 
 SEEDS = np.array([member_seed(1, 0, member) for member in range(6)], np.uint64)
 COEFFICIENTS = np.array([3e-3, -1e-3, 0.0, 2e-4, -2e-3, 1e-5], np.float32)
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 Shape = tuple[int, ...]
 

@@ -30,7 +30,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.contiguous().view(torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32).cpu().numpy()
+    return tensor.contiguous().view(torch.int32 if tensor.dtype == torch.float32 else torch.int16).cpu().numpy()
 
 
 @settings(max_examples=20)
@@ -64,12 +64,14 @@ def test_kernels_have_the_bits_of_the_cpu_kernels(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_that_round_oddly_are_cast_alike(dtype: torch.dtype) -> None:
-    odd = torch.tensor([[0x7F7FFFFF, 0x7F800000, -0x800000, 0x7FC00001, 0x3F808000, 0x3F818000, 1, -0x80000000]])
-    theta = odd.to(torch.int32).view(torch.float32).to(DEVICE)
-    live = torch.empty((1, 8), dtype=dtype, device=DEVICE)
+    odd = [0x7F7FFFFF, 0x7F800000, -0x800000, 0x7FC00001, 0x3F808000, 0x3F818000, 1, -0x80000000]
+    # for float16: the largest, the first that is infinite, and those around the smallest normal and subnormal ones
+    odd += [0x477FEFFF, 0x477FF000, 0x387FFFFF, 0x38800000, 0x387FE000, 0x33800000, 0x33000000, 0x33000001, 0x33C00000]
+    theta = torch.tensor([odd]).to(torch.int32).view(torch.float32).to(DEVICE)
+    live = torch.empty((1, len(odd)), dtype=dtype, device=DEVICE)
     blocks = DeviceBlocks([DeviceBlock(theta, live, 0, 0, 1)])
     blocks.perturb(*to_device(np.array([2], np.uint64), np.array([1e-30], np.float32), DEVICE))
-    expected = torch.empty((1, 8), dtype=dtype)
+    expected = torch.empty((1, len(odd)), dtype=dtype)
     target = bits(expected).view(np.uint16) if dtype == torch.bfloat16 else expected.numpy()
     cpu.perturb(target, theta.cpu().numpy(), 0, 0, 1, 2, 1e-30)
     finite = ~torch.isnan(expected)
@@ -104,7 +106,8 @@ def views_on_device(row_parts: int, col_parts: int, dtype: torch.dtype) -> list[
 
 
 @pytest.mark.parametrize(
-    ("row_parts", "col_parts", "dtype"), [(1, 1, torch.bfloat16), (1, 2, torch.float32), (3, 2, torch.bfloat16)]
+    ("row_parts", "col_parts", "dtype"),
+    [(1, 1, torch.bfloat16), (1, 2, torch.float32), (3, 2, torch.bfloat16), (2, 3, torch.float16)],
 )
 @pytest.mark.parametrize("kind", [DeviceWeights, StreamedWeights])
 def test_placements_have_the_bits_of_host_weights(
@@ -212,10 +215,10 @@ from esmpi.noise import gpu
 table = {"lines": "*i64", "which": "*i32"}
 update = table | {"normals": "*i32", "seeds": "*i64", "coefficients": "*fp32", "num_members": "i32"}
 perturb = table | {"normals": "*i32", "seeds": "*i64", "scales": "*fp32"}
-perturb |= {"theta_bf16": "constexpr", "live_bf16": "constexpr"}
+perturb |= {"theta_bf16": "constexpr", "live_kind": "constexpr"}
 disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 for kernel, signature, constants in (
-    (gpu._perturb, perturb, {"theta_bf16": False, "live_bf16": True}),
+    (gpu._perturb, perturb, {"theta_bf16": False, "live_kind": 1}),
     (gpu._update, update, {}),
     (gpu._digest, table | {"shares": "*i64"}, {}),
 ):
