@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the reference pages: docs/config.md from the fields of the config, docs/commands.md from the commands.
+"""Write the reference pages: docs/config.md from the fields of the config, docs/commands.md from the commands, and
+docs/memory.md from the rule that places theta.
 
 python tools/reference.py            # writes the pages
 python tools/reference.py --check    # fails if a page is not up to date
@@ -14,6 +15,8 @@ import textwrap
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+
+from memory_page import memory_page
 
 from esmpi.commands import commands
 from esmpi.config.keys import default_of, key_of
@@ -167,11 +170,12 @@ def word_of(action: argparse.Action) -> str:
 
 def main() -> int:
     """Write or check the pages; return the exit code."""
-    parser = argparse.ArgumentParser(description="Write docs/config.md and docs/commands.md.")
+    parser = argparse.ArgumentParser(description="Write the reference pages in docs/.")
     parser.add_argument("--check", action="store_true", help="fail if a page is not up to date")
     check = parser.parse_args().check
     code = 0
-    for path, text in ((DOCS / "config.md", config_page()), (DOCS / "commands.md", commands_page())):
+    pages = {"config.md": config_page(), "commands.md": commands_page(), "memory.md": memory_page()}
+    for path, text in ((DOCS / name, page) for name, page in pages.items()):
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -1,0 +1,69 @@
+"""The text of docs/memory.md: where theta goes, for models and GPUs of many sizes. tools/reference.py writes the page."""
+
+from esmpi.config.sections import ModelConfig
+from esmpi.engines.vllm import VllmConfig
+from esmpi.errors import UserError
+from esmpi.weights.placement import choose_placement
+
+HEAD = """# Which model fits on which GPU
+
+<!-- made by tools/memory_page.py from esmpi/weights/placement.py; do not edit -->
+
+This page is for people who plan a run with engine `vllm`. For models and GPUs of many sizes, it shows where
+`engine.theta_placement: auto` puts theta, with bfloat16 live weights and the default `engine.gpu_memory_utilization` of
+0.9. `esmpi run CONFIG --dry-run` prints the same for your model. [Engines and memory](engines.md) explains the placements.
+
+- **device**: theta and the live weights are on the GPU, and at least 30 % of the memory is left for the cache.
+- **host, N s**: theta is in host memory, and streaming it to the GPU takes about N seconds per member. An update takes
+  twice as long. A plus sign means that `host+bf16` fits as well: then members need no streaming, only updates do.
+- **no**: the live weights and 3 GiB for the cache and activations do not fit.
+
+With theta in host memory, each rank holds all of it there: 4 bytes per weight (last column), times the ranks of a node. The
+seconds assume {rates} GB/s from host memory to each GPU, for GPUs of these sizes in this order. They are not measured, and
+take longer if the host's memory cannot feed all GPUs of the node at once.
+"""
+MODELS = {
+    "0.5B": 0.494e9,
+    "1.5B": 1.544e9,
+    "3B": 3.086e9,
+    "7B": 7.616e9,
+    "14B": 14.77e9,
+    "32B": 32.76e9,
+    "70B": 70.55e9,
+}
+"""Weights of models: those of Qwen2.5, and Llama 3.1 70B."""
+GPUS = {"16 GB": (15.0, 12), "24 GB": (22.5, 25), "40 GB": (39.5, 25), "80 GB": (79.0, 50), "141 GB": (139.0, 50)}
+"""GPUs by name: GiB that a program finds, and GB/s from the host."""
+PARALLEL = (1, 2, 4, 8)
+
+
+def memory_page() -> str:
+    """Return the page."""
+    lines = [HEAD.format(rates=", ".join(str(rate) for _, rate in GPUS.values()))]
+    for parallel in PARALLEL:
+        of_each = "one GPU" if parallel == 1 else f"{parallel} GPUs"
+        lines += [f"## A rank with {of_each} (`engine.tensor_parallel_size: {parallel}`)", ""]
+        lines += [f"| weights | {' | '.join(GPUS)} | host memory of a rank |", "|---" * (len(GPUS) + 2) + "|"]
+        for name, weights in MODELS.items():
+            cells = [cell(weights, parallel, gib, rate) for gib, rate in GPUS.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} | {4 * weights / 2**30:.0f} GiB |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def cell(weights: float, parallel: int, gib: float, rate: float) -> str:
+    """Return what happens to a model on GPUs of a size."""
+    theta, live = (int(size * weights / parallel) for size in (4, ModelConfig(path="").bytes_per_weight))
+    memory = int(VllmConfig().gpu_memory_utilization * gib * 2**30)
+    try:
+        placement, _ = choose_placement("auto", theta, live, memory)
+    except UserError:
+        return "no"
+    if placement == "device":
+        return "device"
+    try:
+        choose_placement("host+bf16", theta, live, memory)
+        more = "+"
+    except UserError:
+        more = ""
+    return f"host{more}, {theta / rate / 1e9:.1f} s"
