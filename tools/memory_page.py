@@ -1,4 +1,4 @@
-"""The text of docs/memory.md: where theta goes, for models and GPUs of many sizes. tools/reference.py writes the page."""
+"""The text of docs/memory.md, which tools/reference.py writes: where theta goes, for models and GPUs of many sizes."""
 
 from esmpi.config.sections import ModelConfig
 from esmpi.engines.vllm import VllmConfig
@@ -11,16 +11,16 @@ HEAD = """# Which model fits on which GPU
 
 This page is for people who plan a run with engine `vllm`. For models and GPUs of many sizes, it shows where
 `engine.theta_placement: auto` puts theta, with bfloat16 live weights and the default `engine.gpu_memory_utilization` of
-0.9. `esmpi run CONFIG --dry-run` prints the same for your model. [Engines and memory](engines.md) explains the placements.
+0.9. `esmpi run CONFIG --dry-run` prints the same for your model, and [engines and memory](engines.md) explains it.
 
 - **device**: theta and the live weights are on the GPU, and at least 30 % of the memory is left for the cache.
 - **host, N s**: theta is in host memory, and streaming it to the GPU takes about N seconds per member. An update takes
   twice as long. A plus sign means that `host+bf16` fits as well: then members need no streaming, only updates do.
 - **no**: the live weights and 3 GiB for the cache and activations do not fit.
 
-With theta in host memory, each rank holds all of it there: 4 bytes per weight (last column), times the ranks of a node. The
-seconds assume {rates} GB/s from host memory to each GPU, for GPUs of these sizes in this order. They are not measured, and
-take longer if the host's memory cannot feed all GPUs of the node at once.
+With theta in host memory, each rank of a node holds all of it there: 4 bytes per weight, in the last column. The seconds
+assume that each GPU gets {rates} GB/s from host memory, in the order of the columns. They are not measured, and are
+longer if the host's memory cannot feed all GPUs of a node at once.
 """
 MODELS = {
     "0.5B": 0.494e9,
