@@ -19,7 +19,7 @@ This page is for people who plan a run with engine `vllm`. For models and GPUs o
 - **no**: the live weights and 3 GiB for the cache and activations do not fit.
 
 With theta in host memory, each rank of a node holds all of it there: 4 bytes per weight, in the last column. The
-seconds assume that each GPU gets {rates} GB/s from host memory, in the order of the columns. They are not measured, and are
+seconds assume that each GPU gets {rates} GB/s from host memory, in the order of the columns. They are not measured, and
 longer if the host's memory cannot feed all GPUs of a node at once.
 """
 MODELS = {
