@@ -74,13 +74,13 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     with ExitStack() as stack:
-        output = stack.enter_context(tempfile.TemporaryDirectory())
+        comm = Comm()
+        output = comm.allgather_object(stack.enter_context(tempfile.TemporaryDirectory()))[0]
         more = [f"run.output_dir={output}", f"es.generations={arguments.rounds}", "run.export_dtype=none"]
         try:
             config = load_config(arguments.config, [*arguments.overrides, *more])
         except UserError as error:
             parser.error(str(error))
-        comm = Comm()
 
         from esmpi.data.batch import batch
         from esmpi.engines import Sampling

@@ -179,7 +179,7 @@ def check() -> None:
 
     comm = Comm()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        folder = comm.allgather_object(stack.enter_context(tempfile.TemporaryDirectory()))[0]
         overrides = [f"run.output_dir={folder}", "run.export_dtype=none", "data.num_eval=2"]
         config = load_config("configs/quickstart.yaml", overrides)
         start_logging("warning", comm)
