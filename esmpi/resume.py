@@ -62,6 +62,8 @@ def _fork(run: RunFile, directory: Path, generation: int, config: Config) -> Non
         *(fork for fork in parent.attributes["forks"] if fork["generation"] < generation),
         origin,
     ]
+    versions = parent.attributes["noise_version"], run.attributes["noise_version"]
+    run.attributes["noise_version"] = max(versions)
     log.info("forked from %s at generation %d", directory, generation)
 
 
@@ -106,14 +108,17 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
     """
     comm, engine = setup.comm, setup.engine
     rows = [] if run is None else run.members[:generation]
-    rows = rows[_load_snapshot(setup, snapshots) :]
+    first = _load_snapshot(setup, snapshots)
+    rows = rows[first:]
+    ranks = np.array([run.noise_rank(i) for i in range(first, generation)] if run is not None else [], np.int64)
     # where members differ in number, the missing ones count nothing
     shape = (len(rows), max(map(len, rows), default=0))
     seeds, factors = np.zeros(shape, np.uint64), np.zeros(shape, np.float32)
     for i, members in enumerate(rows):
         seeds[i, : len(members)], factors[i, : len(members)] = members["seed"], members["coefficient"]
-    for generation_seeds, coefficients in zip(comm.broadcast_array(seeds), comm.broadcast_array(factors), strict=True):
-        engine.weights.update(generation_seeds, coefficients)
+    made = (comm.broadcast_array(seeds), comm.broadcast_array(factors), comm.broadcast_array(ranks).tolist())
+    for generation_seeds, coefficients, rank in zip(*made, strict=True):
+        engine.weights.update(generation_seeds, coefficients, rank)
     engine.weights.restore()
     digest = setup.agreed_digest()
     with comm.together():

@@ -71,7 +71,8 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
             scorer=scorer,
         )
         _check_prompts(setup)
-    for trouble in shared_gpus(*zip(*comm.allgather_object([place.host, engine.gpus()]), strict=True)):
+    everyone = comm.allgather_object([place.host, engine.gpus()])
+    for trouble in shared_gpus(*zip(*everyone, strict=True)) if comm.is_root else []:
         log.warning("%s: each gets a part of its time and memory", trouble)
     log.info(
         "%s: %s, %s x %s, %s, ready in %.1f s (%s)",
@@ -115,6 +116,8 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     session = Session(**vars(setup), recorder=recorder, dispatch=dispatch, stop=stop, run=run, snapshots=snapshots)
     session.digest = session.agreed_digest()
     log.info("base model: theta %016x", session.digest)
+    if config.es.noise_rank:
+        log.info("noise: %s", session.base.low_rank_words(config.es.noise_rank))
     started = time.perf_counter()
     catch_up(session)
     if session.generation:

@@ -81,7 +81,7 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
         session.dispatch.learn(results)
         factors = coefficients(results["fitness"], members.signs, config.es.shaping, config.es.step_size)
     with watch.phase("update"):
-        weights.update(members.seeds, factors)
+        weights.update(members.seeds, factors, config.es.noise_rank)
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
@@ -158,7 +158,7 @@ def evaluate_member(
     config, engine = session.config, session.engine
     seed, sign = members.seeds.item(index), members.signs.item(index)
     began = time.perf_counter()
-    engine.weights.perturb([Perturbation(seed, sign * config.es.sigma)])
+    engine.weights.perturb([Perturbation(seed, sign * config.es.sigma, config.es.noise_rank)])
     if config.model.dtype == "float16" and (num_infinite := engine.weights.num_infinite()):
         log.warning(
             "member %d: %s overflowed float16 to infinity: lower es.sigma, or set model.dtype=float32",

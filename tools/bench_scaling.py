@@ -181,7 +181,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         def restore(self) -> None:
             self.seed = 0
 
-        def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        def update(self, seeds: np.ndarray, coefficients: np.ndarray, rank: int = 0) -> None:
             self._digest += 1
 
         def load(self, snapshot: Path | None) -> None:

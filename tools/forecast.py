@@ -8,8 +8,9 @@ constant for the host: reading the live weights and the cache of all completions
 and completion. The peaks are published ones (NVIDIA's data sheets), of which programs reach `REACHED`; perturbing and
 updating take what reading the compiled kernels leads us to expect (docs/gpu.md). Lengths of completions are drawn from
 a log-normal distribution with the given mean, cut off at `max_tokens`; each member has a mean of its own, a little
-around it. A rank is one GPU. Ways to share out the members: `static` and `dynamic` (es.dispatch), one member after
-another, and `batched`: all members of a rank in one batch, which low-rank noise would allow.
+around it. The cache has what theta and the live weights leave of 90 % of a GPU's memory, and so many completions are
+decoded at once. A rank is one GPU. Ways to share out the members: `static` and `dynamic` (es.dispatch), one member
+after another, and `batched`: all members of a rank in one batch, which low-rank noise would allow.
 
 The check fits the two constants of a step (per step, per completion in it) to half of the members of a real run, then
 forecasts the other half and the generation. The last line is one JSON object.
@@ -39,12 +40,16 @@ class Gpu:
     bytes_per_s: float
     flops: float
     """Dense bfloat16 operations a second."""
+    memory: float
+    """Bytes."""
+    most_at_once: int
+    """vLLM's default of `max_num_seqs` on it."""
 
 
 GPUS = {
-    "A100": Gpu("A100 80 GB", 2.04e12, 312e12),
-    "H100": Gpu("H100 SXM", 3.35e12, 989e12),
-    "H200": Gpu("H200 SXM", 4.8e12, 989e12),
+    "A100": Gpu("A100 80 GB", 2.04e12, 312e12, 85e9, 256),
+    "H100": Gpu("H100 SXM", 3.35e12, 989e12, 85e9, 1024),
+    "H200": Gpu("H200 SXM", 4.8e12, 989e12, 150e9, 1024),
 }
 REACHED = 0.6
 """Share of a peak that decoding reaches."""
@@ -52,8 +57,6 @@ HOST_S = 3e-3
 """Seconds of a step that no GPU is needed for."""
 PERTURB_S, UPDATE_S, DIGEST_S = 3e-12, 1.5e-12, 2e-12
 """Seconds per weight; an update also per member."""
-MOST_AT_ONCE = 1024
-"""vLLM's default of `max_num_seqs` on a large GPU."""
 FIXED_S = 0.02
 """Seconds of a generation for the exchange, the commit and starting the first member."""
 
@@ -112,16 +115,20 @@ def main() -> None:
 def generation(run: Run, gpu: Gpu, ranks: int, seed: int) -> dict[str, float]:
     """Return the seconds of a generation for each way to share out the members."""
     lengths = draw(run, np.random.default_rng(seed))
+    token_bytes = 4 * run.layers * run.kv_width
+    # theta and the live weights are on the GPU, and the rest of 90 % of its memory is the cache
+    room = 0.9 * gpu.memory - 6 * run.weights
+    most = int(max(1, min(gpu.most_at_once, room / token_bytes / (run.prompt_tokens + run.mean_tokens))))
 
     def step(active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        cache = (active * run.prompt_tokens + tokens) * 4 * run.layers * run.kv_width
+        cache = (active * run.prompt_tokens + tokens) * token_bytes
         reading = (2 * run.weights + cache) / (REACHED * gpu.bytes_per_s)
         computing = 2 * run.weights * active / (REACHED * gpu.flops)
         return np.maximum(reading, computing) + HOST_S
 
     def batch(of: Sequence[Lengths]) -> float:
         prefill = 2 * run.weights * run.prompt_tokens * sum(map(len, of)) / (REACHED * gpu.flops)
-        return prefill + decoding(np.concatenate(of), step) + run.weights * PERTURB_S
+        return prefill + decoding(np.concatenate(of), step, most) + run.weights * PERTURB_S
 
     members = [batch([one]) for one in lengths]
     shares = [range(run.members * rank // ranks, run.members * (rank + 1) // ranks) for rank in range(ranks)]
@@ -142,12 +149,12 @@ def draw(run: Run, rng: np.random.Generator) -> list[Lengths]:
     ]
 
 
-def decoding(lengths: Lengths, step: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
-    """Return the seconds of decoding a batch, of which at most `MOST_AT_ONCE` are decoded at once, as vLLM does.
+def decoding(lengths: Lengths, step: Callable[[np.ndarray, np.ndarray], np.ndarray], most: int = 2**31) -> float:
+    """Return the seconds of decoding a batch, of which at most `most` are decoded at once.
 
     `step` takes how many completions each step decodes, and how many tokens they have so far, all together.
     """
-    free = [0] * min(MOST_AT_ONCE, len(lengths))
+    free = [0] * min(most, len(lengths))
     begins = np.array([heapq.heapreplace(free, free[0] + int(length)) for length in lengths])
     ends = begins + lengths
     steps = np.arange(ends.max())

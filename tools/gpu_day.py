@@ -54,6 +54,8 @@ def main() -> None:
         if unknown:
             parser.error(f"--parts: {', '.join(unknown)}: choose from {', '.join(PARTS | VLLM_PARTS)}")
         limits = {name: (PARTS | VLLM_PARTS)[name] for name in arguments.parts.split(",")}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     failed = False
@@ -87,10 +89,12 @@ def run(name: str, limit_s: float, arguments: argparse.Namespace) -> dict[str, A
         )
         try:
             printed, _ = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        except BaseException as error:  # also if this script is ended: nothing may go on using the GPU
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return {"error": f"no end after {limit_s:.0f} s"}
+            if isinstance(error, subprocess.TimeoutExpired):
+                return {"error": f"no end after {limit_s:.0f} s"}
+            raise
     found: dict[str, Any] = {"seconds": round(time.monotonic() - started, 1)}
     if process.returncode != 0:
         words = (arguments.out / f"{name}.log").read_text().strip().splitlines()

@@ -21,16 +21,23 @@ fi
 
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-install_from() { # of packages that are here already, those are used
-  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site" "$1"/*.whl
+unpack() { # the wheels of a folder, without pip, which the machine may lack; one that does not fit is left out
+  local wheel
+  for wheel in "$1"/*.whl; do
+    "$python" -m zipfile -e "$wheel" "$site" || echo "$wheel cannot be used" >&2
+  done
 }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 if ! "$python" -c 'import msgspec, ruamel.yaml' 2>/dev/null && compgen -G "$wheels/*.whl" >/dev/null; then
-  install_from "$wheels"
+  unpack "$wheels"
   export PYTHONPATH="$PWD:$site:$PYTHONPATH"
 fi
 if ! "$python" -c 'import numba' 2>/dev/null && compgen -G "$wheels/numpy/*.whl" >/dev/null; then
-  install_from "$wheels/numpy"
+  unpack "$wheels/numpy"
   export PYTHONPATH="$PWD:$site:$PYTHONPATH"
 fi
-"$python" tools/gpu_day.py "$@"
+"$python" tools/gpu_day.py "$@" &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null; wait "$child"; rm -rf "$site"' EXIT
+trap 'exit 143' TERM INT HUP
+wait "$child"

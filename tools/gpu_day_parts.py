@@ -86,7 +86,7 @@ def bits(device: torch.device) -> dict[str, Any]:
         theta = torch.from_numpy(rng.normal(size=(rows, cols)).astype(np.float32))
         if rows * cols > len(odd):
             theta.view(-1)[: len(odd)] = odd.view(torch.float32)
-        for live in (torch.float32, torch.bfloat16):
+        for live in (torch.float32, torch.bfloat16, torch.float16):
             for parts in ((1, 1), (2, 3)) if min(rows, cols) > 6 else ((1, 1),):
                 what = f"{rows} x {cols}, {live}, {parts} shards"
                 mine = opened(Weights, theta, live, torch.device("cpu"), parts, what)
@@ -131,7 +131,7 @@ def compare(on_cpu: Weights, on_gpu: Weights, what: str) -> None:
     pairs = [(mine, other) for (_, mine), (_, other) in zip(on_cpu.theta(), on_gpu.theta(), strict=True)]
     pairs += [(mine.live, other.live) for mine, other in zip(on_cpu.views, on_gpu.views, strict=True)]  # type: ignore[misc]
     for mine, other in pairs:
-        kind = torch.int16 if mine.dtype == torch.bfloat16 else torch.int32
+        kind = torch.int16 if mine.element_size() == 2 else torch.int32
         same = mine.view(kind) == other.cpu().view(kind)
         same |= torch.isnan(mine) & torch.isnan(other.cpu())
         if not bool(same.all()):
@@ -156,7 +156,6 @@ def run(device: torch.device) -> dict[str, Any]:
     """Train the tiny model on the GPU, resume it with theta in host memory, and replay the log on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         small = ["es.population_size=6", "data.batch_size=16", "data.num_train=64", "data.num_eval=4"]
-        small = small if device.type == "cpu" else []
         command = [sys.executable, "-m", "esmpi.run", "configs/quickstart.yaml", f"engine.device={device.type}"]
         command += [f"run.output_dir={folder}", "run.export_dtype=none", *small]
         found: dict[str, Any] = {}
@@ -201,6 +200,13 @@ def placements(device: torch.device) -> dict[str, Any]:
     found["gb_per_s_host_to_gpu"] = round(4e-9 * theta.numel() / found["perturb_s.host"], 2)
     if len(set(digests.values())) != 1 or not torch.equal(lives["device"], lives["host"]):
         raise SystemExit(f"placements differ: {digests}")
+    live = torch.empty(shape, dtype=torch.bfloat16)
+    on_cpu = Weights(
+        [View.whole("weight", live)], lambda _: theta.clone(), len(os.sched_getaffinity(0)), bf16_base=True
+    )
+    on_cpu.perturb(int(seeds[0]), SIGMA)
+    if not torch.equal(lives["host+bf16"], live):
+        raise SystemExit("host+bf16: live weights are not those of a CPU")
     return found | {"placements_equal": True}
 
 
@@ -313,40 +319,35 @@ def host_mib() -> float:
 
 def efficiency(device: torch.device) -> dict[str, Any]:
     """Measure what ES costs beside the untouched engine hf: tools/bench_generation.py, a model of half a billion."""
-    return with_model(device, lambda model: benchmark("bench_generation.py", *generation(model, device, "hf")))
+    return measured_efficiency(device, "hf")
 
 
 def vllm_efficiency(device: torch.device) -> dict[str, Any]:
     """As `efficiency`, with engine vllm."""
-    return with_model(device, lambda model: benchmark("bench_generation.py", *generation(model, device, "vllm")))
+    return measured_efficiency(device, "vllm")
+
+
+def measured_efficiency(device: torch.device, kind: str) -> dict[str, Any]:
+    """Run tools/bench_generation.py with the made model."""
+    found = with_model(device, lambda model: benchmark("bench_generation.py", *generation(model, device, kind)))
+    if not found["seconds_update"] > 0:
+        raise SystemExit("there was no update")
+    return found
 
 
 def vllm_run(device: torch.device) -> dict[str, Any]:
     """Train two generations with engine vllm, and replay the log on the CPU."""
 
     def work(model: Path) -> dict[str, Any]:
-        task = model.with_name("letters.py")  # the made model answers nothing right, but members say different things
-        task.write_text(
-            "def reward(completion, example):\n    return len(set(completion)) / 10\n\n\n"
-            "train = evaluation = [{'prompt': f'{i} and'} for i in range(64)]\n"
-        )
         output = model.with_name("runs")
         overrides = [*generation(model, device, "vllm"), f"run.output_dir={output}", "run.export_dtype=none"]
-        overrides += [
-            "es.sigma=2e-2",
-            "es.population_size=6",
-            f"task.name={task}:reward",
-            "data.train=builtin",
-            "data.eval=builtin",
-            "data.num_train=64",
-        ]
         printed = called([sys.executable, "-m", "esmpi.run", *overrides, "es.generations=2"])
         replay = [sys.executable, "-m", "esmpi", "replay", str(output / "quickstart"), "--verify"]
         said = called(replay, {"CUDA_VISIBLE_DEVICES": ""})
         if "all 2 generations are what the run had" not in said:
             raise SystemExit(f"replay on the CPU: {said.strip().splitlines()[-1]}")
         if len({line.split()[3] for line in said.splitlines() if line.startswith("generation")}) != 2:
-            raise SystemExit("theta did not move: the fitness of all members was the same")
+            raise SystemExit("theta did not move")
         lines = [line for line in printed.splitlines() if line.startswith(("generation", "theta", "vLLM"))]
         return {"lines": lines, "replayed_on_cpu": True}
 
@@ -354,9 +355,19 @@ def vllm_run(device: torch.device) -> dict[str, Any]:
 
 
 def generation(model: Path, device: torch.device, kind: str) -> list[str]:
-    """Return a config and overrides for some generations with the made model."""
+    """Return a config and overrides for some generations with the made model.
+
+    Its rewards are random, because what it says has no letters that a reward could tell apart, and without rewards that
+    differ there is no update.
+    """
+    task = model.with_name("task.py")
+    task.write_text(
+        "import random\n\n\ndef reward(completion, example):\n    return random.random()\n\n\n"
+        "train = evaluation = [{'prompt': f'{i} and'} for i in range(64)]\n"
+    )
     overrides = ["configs/quickstart.yaml", f"model.path={model}", "model.dtype=bfloat16", f"engine.kind={kind}"]
     overrides += [f"engine.device={device.type}"] if kind == "hf" else ["engine.max_model_len=512"]
+    overrides += [f"task.name={task}:reward", "data.train=builtin", "data.eval=builtin", "data.num_train=64"]
     size = (2, 4, 8) if device.type == "cpu" else (4, 64, 64)
     keys = ("es.population_size", "data.batch_size", "sampling.max_tokens")
     return [*overrides, "data.num_eval=2", *(f"{key}={value}" for key, value in zip(keys, size, strict=True))]

@@ -116,6 +116,11 @@ class EsConfig(Section):
     """Scale of the perturbation: a member's weights are theta + sigma * eps."""
     alpha: float | None = key(None, minimum=1e-12, below=1e3)
     """Step size: theta += alpha / N * sum of shaped fitness * eps. null: sigma / 2."""
+    noise: Literal["full", "low_rank"] = "full"
+    """full: each weight has noise of its own. low_rank: the noise of a linear layer's matrix is a product of two thin
+    ones, and all other weights have none."""
+    rank: int = key(1, minimum=1, maximum=256)
+    """Rank of low-rank noise."""
     shaping: str = key("zscore", plugins="esmpi.es.shapings")
     """How fitness becomes shaped fitness. zscore: minus mean, divided by standard deviation. centered_rank: ranks from
     -0.5 to 0.5."""
@@ -134,6 +139,11 @@ class EsConfig(Section):
             not self.antithetic or self.population_size % 2 == 0,
             f"population_size: antithetic pairs need an even number, got {self.population_size}",
         )
+
+    @property
+    def noise_rank(self) -> int:
+        """Rank of the noise, 0 for full rank."""
+        return self.rank if self.noise == "low_rank" else 0
 
     @property
     def step_size(self) -> float:

@@ -94,10 +94,15 @@ def _processors(found: Findings, place: Place, per_rank: int) -> None:
     found.columns |= {"GPUs": f"{len(gpus)} x {gpus[0][0]}, {gpus[0][1]}", "driver": gpus[0][2]}
     import torch  # takes seconds: only where there are GPUs
 
+    if per_rank == 0:
+        return
     if not torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         found.problems.append(
-            f"there are GPUs (driver {gpus[0][2]}), but torch {torch.__version__} cannot use them: install a build of "
-            f"torch for CUDA that is not newer than the driver's"
+            f"there are GPUs, but CUDA_VISIBLE_DEVICES={visible!r} hides them from torch"
+            if visible is not None
+            else f"there are GPUs (driver {gpus[0][2]}), but torch {torch.__version__} cannot use them: "
+            f"install a build of torch for CUDA that is not newer than the driver's"
         )
         return
     num_visible = torch.cuda.device_count()

@@ -61,6 +61,8 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
         lines.append(f"warning         {shares.count(0)} ranks have no member: they only wait")
     if model is None:
         return [*lines, "memory          not known before the model is downloaded"]
+    if es.noise_rank:
+        lines.append(f"noise           {model.low_rank_words(es.noise_rank)}")
     return lines + engine_config(config).plan(config, model) + _snapshots(config, model)
 
 

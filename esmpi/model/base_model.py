@@ -14,6 +14,8 @@ from esmpi.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from esmpi.noise.low_rank import LowRank
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -49,6 +51,7 @@ class BaseModel:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._opened: dict[Path, Any] = {}
+        self._low_rank: dict[int, LowRank] = {}
         try:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._list_tensors()
@@ -60,6 +63,25 @@ class BaseModel:
         """Weights of the model; what is tied counts once."""
         tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
         return sum(tensor.num_elements for name, tensor in self.tensors.items() if name not in tied)
+
+    def low_rank(self, rank: int) -> "LowRank | None":
+        """Return the low-rank noise of this model's weights; None for rank 0, which stands for full rank."""
+        if rank == 0:
+            return None
+        if rank not in self._low_rank:
+            from esmpi.noise.low_rank import LowRank, is_linear
+
+            tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
+            names = {name for name, tensor in self.tensors.items() if is_linear(name, tensor.shape)}
+            self._low_rank[rank] = LowRank(rank, frozenset(names - tied))
+        return self._low_rank[rank]
+
+    def low_rank_words(self, rank: int) -> str:
+        """Return which weights take part in low-rank noise, for people."""
+        noise = self.low_rank(rank)
+        assert noise is not None
+        share = sum(self.tensors[name].num_elements for name in noise.names) / self.num_weights
+        return f"rank {rank}, on {len(noise.names)} of {len(self.tensors)} tensors, {share:.1%} of the weights"
 
     def _list_tensors(self) -> None:
         for file in self._weight_files():

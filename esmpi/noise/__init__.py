@@ -5,6 +5,6 @@ Counter-based: any block of any tensor can be made alone, in any order, on any d
 `tests/noise/golden_noise.json` pins it.
 """
 
-from esmpi.noise.format import NOISE_VERSION, member_seed, member_seeds, tensor_key
+from esmpi.noise.format import LOW_RANK_NOISE_VERSION, NOISE_VERSION, member_seed, member_seeds, tensor_key
 
-__all__ = ["NOISE_VERSION", "member_seed", "member_seeds", "tensor_key"]
+__all__ = ["LOW_RANK_NOISE_VERSION", "NOISE_VERSION", "member_seed", "member_seeds", "tensor_key"]

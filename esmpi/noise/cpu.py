@@ -24,7 +24,7 @@ _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7, _A8, _A9 = _WEYL_0
 _B0, _B1, _B2, _B3, _B4, _B5, _B6, _B7, _B8, _B9 = _WEYL_1
 
 
-def _kernel(function):
+def kernel(function):
     """Compile, keep what was compiled for the next start where there is a place to keep it, and release the GIL."""
     try:
         return nb.njit(nogil=True, cache=True)(function)
@@ -85,7 +85,7 @@ def _overlap(tile, begin, cols):
     return slice(shift + start, shift + stop), slice(start, stop)
 
 
-@_kernel
+@kernel
 def _perturb_float32(live, theta, first, stride, key, seed, scale, table):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
@@ -102,7 +102,7 @@ def _perturb_float32(live, theta, first, stride, key, seed, scale, table):
                 out[i] = source[i] + noise[i]
 
 
-@_kernel
+@kernel
 def _perturb_half(live, theta, first, stride, key, seed, scale, table, is_float16):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
@@ -121,16 +121,16 @@ def _perturb_half(live, theta, first, stride, key, seed, scale, table, is_float1
                 sums[i] += scale * eps[i]
             if is_float16:
                 for i in range(_TILE):
-                    rounded[i] = _to_float16(sum_bits[i])
+                    rounded[i] = to_float16(sum_bits[i])
             else:
                 for i in range(_TILE):
-                    rounded[i] = _to_bfloat16(sum_bits[i])
+                    rounded[i] = to_bfloat16(sum_bits[i])
             for i in range(out.size):
                 out[i] = result[i]
 
 
 @nb.njit(inline="always")
-def _to_bfloat16(bits):
+def to_bfloat16(bits):
     """Round float32 bits to bfloat16 bits, to nearest even; a NaN stays one."""
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
@@ -138,7 +138,7 @@ def _to_bfloat16(bits):
 
 
 @nb.njit(inline="always")
-def _to_float16(bits):
+def to_float16(bits):
     """Round float32 bits to float16 bits, to nearest even; what is too large becomes infinite, and a NaN stays one."""
     magnitude = bits & np.uint32(0x7FFFFFFF)
     # 2^-14 and more: the exponent's offset differs by 112, and the mantissa loses 13 bits
@@ -158,7 +158,7 @@ def _to_float16(bits):
     return nb.uint16(rounded | ((bits >> np.uint32(16)) & np.uint32(0x8000)))
 
 
-@_kernel
+@kernel
 def _update(theta, first, stride, key, seeds, coefficients, table):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
@@ -179,7 +179,7 @@ def _update(theta, first, stride, key, seeds, coefficients, table):
                 out[i] += noise[i]
 
 
-@_kernel
+@kernel
 def _digest(theta_bits, first, stride, key):
     """Sum, modulo 2^64, a mix of each element's bits with its tensor and position."""
     total = np.uint64(0)

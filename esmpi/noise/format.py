@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-NOISE_VERSION = 1
-"""Written into every run file. Any change to a bit of eps is a new version."""
+NOISE_VERSION, LOW_RANK_NOISE_VERSION = 1, 2
+"""Written into run files, the second if there is low-rank noise. Any change to a bit of eps is a new version."""
 
 TILE = 256
 """Elements that 32 neighbouring Philox blocks make together."""

@@ -61,6 +61,12 @@ class History:
             "theta_digest": f"{self.digest_after(generation):016x}",
         }
 
+    def noise_rank(self, generation: int) -> int:
+        """Return the rank of a generation's noise, 0 for full rank."""
+        forks = self.attributes["forks"]
+        config = next((fork["config"] for fork in forks if generation < fork["generation"]), self.attributes["config"])
+        return int(config["es"].get("rank", 1)) if config["es"].get("noise") == "low_rank" else 0
+
     def best(self, suite: str = HELD_OUT) -> dict[str, Any] | None:
         """Return the best evaluation: highest accuracy, then highest mean reward, then earliest; None without any."""
         rows = self.evaluations.get(suite, ())

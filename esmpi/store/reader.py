@@ -11,7 +11,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DEFAULTS, MEMBER_DTYPE
-from esmpi.noise import NOISE_VERSION
+from esmpi.noise import LOW_RANK_NOISE_VERSION, NOISE_VERSION
 from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
     FORMAT_VERSION,
@@ -77,7 +77,10 @@ def read_run(path: Path, make: Callable[[Path, dict[str, Any]], H]) -> tuple[H, 
 def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
     """Return the attributes as plain types, those of an older version brought up to this one."""
     stored = dict(file.attrs)
-    for name, known in (("format_version", range(1, FORMAT_VERSION + 1)), ("noise_version", [NOISE_VERSION])):
+    for name, known in (
+        ("format_version", range(1, FORMAT_VERSION + 1)),
+        ("noise_version", [NOISE_VERSION, LOW_RANK_NOISE_VERSION]),
+    ):
         if name not in stored:
             raise UserError(f"{path} is not a run file of esmpi: it has no attribute {name}")
         if stored[name] not in known:

@@ -61,7 +61,8 @@ def replay(
     _compare(run, weights, 0, f"{base.folder} is not the base model of this run")
     first = 0 if from_base else _load_snapshot(run, weights, base, generation)
     for i in range(first, generation):
-        weights.update(run.members[i]["seed"], run.members[i]["coefficient"])
+        low_rank = base.low_rank(run.noise_rank(i))
+        weights.update(run.members[i]["seed"], run.members[i]["coefficient"], low_rank)
         if check is not None or i + 1 == generation:
             _compare(run, weights, i + 1, f"the log does not lead to theta of generation {i + 1}")
         if check is not None:

@@ -1,5 +1,6 @@
 """Weights whose live part is on a GPU, with theta beside it. The bits are those of a CPU."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
@@ -10,6 +11,7 @@ import triton
 from esmpi.errors import UserError
 from esmpi.noise.format import member_seeds
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
+from esmpi.noise.low_rank import LowRank, factor_keys
 from esmpi.weights.host import Weights
 from esmpi.weights.views import Block, View
 
@@ -28,7 +30,12 @@ class DeviceWeights(Weights):
         self._blocks = self._split(ALL)
         self._tables = tables_of(self._blocks)
 
-    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
+    def perturb(
+        self, seed: int, scale: float, only: Collection[str] | None = None, low_rank: LowRank | None = None
+    ) -> None:
+        if low_rank is not None:
+            perturb_low_rank(self._blocks if only is None else self._chosen(only), self.views, seed, scale, low_rank)
+            return
         tables = self._tables if only is None else tables_of(self._chosen(only))
         device = device_of(self.views)
         member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
@@ -37,7 +44,10 @@ class DeviceWeights(Weights):
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # so that the time counts as perturbing
 
-    def _update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None) -> None:
+        if low_rank is not None:
+            update_low_rank(self._blocks, self.views, seeds, coefficients, low_rank)
+            return
         on_device = to_device(seeds, coefficients, device_of(self.views))
         for table in self._tables:
             table.update(*on_device)
@@ -82,7 +92,7 @@ def check_gpu(device: torch.device) -> None:
         weights.close()
         return found
 
-    for live in (torch.float32, torch.bfloat16):
+    for live in (torch.float32, torch.bfloat16, torch.float16):
         on_gpu, on_cpu = history(DeviceWeights, device, live), history(Weights, torch.device("cpu"), live)
         for name, made, expected in zip(("digest", "perturbation", "update"), on_gpu, on_cpu, strict=True):
             if not torch.equal(made, expected):
@@ -100,3 +110,64 @@ def tables_of(blocks: Iterable[Block]) -> list[DeviceBlocks]:
             assert block.live is not None
             groups[block.live.dtype].append(DeviceBlock(block.theta, block.live, block.first, block.stride, block.key))
     return [DeviceBlocks(group) for group in groups.values()]
+
+
+def perturb_low_rank(
+    blocks: Iterable[Block], views: Sequence[View], seed: int, scale: float, low_rank: LowRank
+) -> None:
+    """Write live = cast(theta + scale * eps(seed)) with low-rank noise; of the other tensors live = cast(theta)."""
+    for block in blocks:
+        assert block.live is not None
+        view = views[block.view]
+        moved = block.theta.float()
+        if view.name in low_rank.names:
+            moved = moved + _low_rank_noise(block, view, low_rank.rank, seed).mul_(float(np.float32(scale)))
+        block.live.copy_(moved)
+
+
+def update_low_rank(
+    blocks: Iterable[Block], views: Sequence[View], seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank
+) -> None:
+    """Add the members' low-rank noise, times their coefficients, to theta."""
+    for block in blocks:
+        view = views[block.view]
+        if view.name not in low_rank.names:
+            continue
+        total = torch.zeros_like(block.theta)
+        for seed, coefficient in zip(seeds.tolist(), coefficients.tolist(), strict=True):
+            total += _low_rank_noise(block, view, low_rank.rank, seed).mul_(coefficient)
+        block.theta.add_(total)
+
+
+def _low_rank_noise(block: Block, view: View, rank: int, seed: int) -> torch.Tensor:
+    """Return a block's eps, of its shape. Each operation of torch rounds by itself, as the format demands."""
+    width, device = view.shape[1], block.theta.device
+    rows, cols = block.theta.shape
+    begin, end = block.first // width, (block.first + (rows - 1) * block.stride + cols - 1) // width + 1
+    key_b, key_a = factor_keys(view.name)
+    b = _normals(key_b, seed, begin * rank, (end - begin) * rank, device).view(-1, rank)
+    a = _normals(key_a, seed, 0, rank * width, device).view(rank, width)
+    if rows == 1:  # a stretch of whole rows, perhaps with parts of rows at its ends
+        noise = _product(b, a).view(1, -1)
+        start = block.first - begin * width
+        noise = noise[:, start : start + cols]
+    else:  # the same columns of neighbouring rows
+        start = block.first - begin * width
+        noise = _product(b, a[:, start : start + cols])
+    return noise.mul_(float(np.float32(1 / math.sqrt(rank)))) if rank > 1 else noise
+
+
+def _product(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """Return b @ a, the terms added one after another."""
+    total = b[:, :1] * a[:1]
+    for k in range(1, len(a)):
+        total += b[:, k : k + 1] * a[k : k + 1]
+    return total
+
+
+def _normals(key: int, seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
+    """Return elements first to first + count - 1 of a tensor's noise by version 1's rules."""
+    made = torch.empty((1, count), device=device)
+    table = DeviceBlocks([DeviceBlock(torch.zeros((1, count), device=device), made, first, 0, key)])
+    table.perturb(*to_device(np.array([seed], np.uint64), np.ones(1, np.float32), device))
+    return made[0]

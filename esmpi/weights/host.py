@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from esmpi.noise import cpu
+from esmpi.noise import low_rank as low_rank_kernels
+from esmpi.noise.low_rank import LowRank
 from esmpi.weights.views import Block, Read, View, split
 
 _BLOCK_ELEMENTS = 1 << 19
@@ -101,16 +103,25 @@ class Weights:
     def _loaded(self) -> None:
         """Bring up to date what a placement derives from theta."""
 
-    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
+    def perturb(
+        self, seed: int, scale: float, only: Collection[str] | None = None, low_rank: LowRank | None = None
+    ) -> None:
         """Write live = cast(theta + scale * eps(seed)); `scale` is sign * sigma.
 
-        With `only`, a collection of canonical names, no other tensors are touched.
+        With `only`, a collection of canonical names, no other tensors are touched. Noise has full rank unless
+        `low_rank` is given; of tensors without low-rank noise live = cast(theta).
         """
 
         def work(block: Block) -> None:
             assert block.live is not None
             theta = block.theta.bfloat16().float() if self._bf16_base else block.theta
-            cpu.perturb(_numpy(block.live), theta.numpy(), block.first, block.stride, block.key, seed, scale)
+            if low_rank is None:
+                cpu.perturb(_numpy(block.live), theta.numpy(), block.first, block.stride, block.key, seed, scale)
+            elif (view := self.views[block.view]).name in low_rank.names:
+                place = (block.first, block.stride, view.name, view.shape[1], low_rank.rank)
+                low_rank_kernels.perturb(_numpy(block.live), theta.numpy(), *place, seed, scale)
+            else:
+                block.live.copy_(theta)
 
         self._each(work, [b for b in self._blocks if only is None or self.views[b.view].name in only])
 
@@ -121,19 +132,23 @@ class Weights:
                 if view.live is not None:
                     view.live.copy_(theta.bfloat16() if self._bf16_base else theta)
 
-    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None = None) -> None:
         """Add the members' noise, times their coefficients, to theta; the live weights are not touched.
 
         `seeds` is (N,) uint64, `coefficients` (N,) float32; members count in the order given.
-        One with coefficient 0 costs nothing: it would not change a bit.
+        One with coefficient 0 costs nothing: it would not change a bit. `low_rank` is as for `perturb`.
         """
         used = np.flatnonzero(coefficients)
         if used.size:
-            self._update(seeds[used].astype(np.uint64), coefficients[used].astype(np.float32))
+            self._update(seeds[used].astype(np.uint64), coefficients[used].astype(np.float32), low_rank)
 
-    def _update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None) -> None:
         def work(block: Block) -> None:
-            cpu.update(block.theta.numpy(), block.first, block.stride, block.key, seeds, coefficients)
+            if low_rank is None:
+                cpu.update(block.theta.numpy(), block.first, block.stride, block.key, seeds, coefficients)
+            elif (view := self.views[block.view]).name in low_rank.names:
+                place = (block.first, block.stride, view.name, view.shape[1], low_rank.rank)
+                low_rank_kernels.update(block.theta.numpy(), *place, seeds, coefficients)
 
         self._each(work, self._blocks)
 

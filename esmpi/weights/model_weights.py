@@ -29,6 +29,8 @@ class Perturbation:
     """Seed of the member's noise, 0 to 2^64 - 1."""
     scale: float
     """sign * sigma."""
+    rank: int = 0
+    """Rank of the noise, 0 for full rank."""
 
 
 class ModelWeights:
@@ -78,7 +80,7 @@ class ModelWeights:
             If the wave has more than one member: the live weights are those of one.
         """
         [member] = wave
-        self._call("perturb", member.seed, member.scale, None if only is None else list(only))
+        self._call("perturb", member.seed, member.scale, None if only is None else list(only), member.rank)
 
     def num_infinite(self) -> int:
         """Return how many live weights are infinite, as float16 makes those that are too large for it."""
@@ -88,12 +90,12 @@ class ModelWeights:
         """Write live = cast(theta)."""
         self._call("restore")
 
-    def update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray, rank: int = 0) -> None:
         """Add sum_i coefficient_i * eps_i to theta; the live weights follow at the next perturb or restore.
 
-        `seeds` is (N,) uint64, `coefficients` (N,) float32.
+        `seeds` is (N,) uint64, `coefficients` (N,) float32, `rank` that of the noise, 0 for full rank.
         """
-        self._call("update", seeds, coefficients)
+        self._call("update", seeds, coefficients, rank)
 
     def load(self, snapshot: Path | None) -> None:
         """Replace theta by a snapshot's, or by the base model's; the live weights follow as after an update.

@@ -16,6 +16,9 @@ from esmpi.weights.views import View
 Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
 """Canonical name, rows and columns of what a view holds."""
 
+_COUNTED_AT_ONCE = 1 << 22
+"""Elements, so that counting needs little memory on a GPU, where the engine has taken nearly all."""
+
 
 class WeightShard:
     """The weights of one process, as `esmpi.weights.model_weights.ModelWeights` asks for them.
@@ -41,21 +44,28 @@ class WeightShard:
         """Return what the views hold, in their order."""
         return [(view.name, view.rows, view.cols) for view in self._weights.views]
 
-    def perturb(self, seed: int, scale: float, only: Collection[str] | None) -> None:
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None, rank: int) -> None:
         """Write live = cast(theta + scale * eps(seed)), of these tensors only if there is a choice."""
-        self._weights.perturb(seed, scale, only)
+        self._weights.perturb(seed, scale, only, self._base.low_rank(rank))
 
     def num_infinite(self) -> int:
         """Return how many live weights are infinite; views that several shards hold count in each."""
-        return sum(int(torch.isinf(view.live).sum()) for view in self._weights.views if view.live is not None)
+        total = 0
+        for view in self._weights.views:
+            if view.live is not None:
+                num_rows = max(1, _COUNTED_AT_ONCE // max(1, view.live.shape[1]))
+                parts = (part for rows in view.live.split(num_rows) for part in rows.split(_COUNTED_AT_ONCE, dim=1))
+                total += sum(int(torch.isinf(part).sum()) for part in parts)
+        return total
 
     def restore(self) -> None:
         """Write live = cast(theta)."""
         self._weights.restore()
 
-    def update(self, seeds: Sequence[int] | np.ndarray, coefficients: Sequence[float] | np.ndarray) -> None:
+    def update(self, seeds: Sequence[int] | np.ndarray, coefficients: Sequence[float] | np.ndarray, rank: int) -> None:
         """Add the members' noise, times their coefficients, to theta: (N,) uint64 and (N,) float32."""
-        self._weights.update(np.asarray(seeds, np.uint64), np.asarray(coefficients, np.float32))
+        low_rank = self._base.low_rank(rank)
+        self._weights.update(np.asarray(seeds, np.uint64), np.asarray(coefficients, np.float32), low_rank)
 
     def load(self, snapshot: str | None) -> str | None:
         """Replace theta by a snapshot's or the base model's; return what is wrong, None if nothing is."""

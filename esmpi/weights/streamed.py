@@ -11,7 +11,8 @@ import torch
 
 from esmpi.errors import UserError
 from esmpi.noise.gpu import DeviceBlocks, to_device
-from esmpi.weights.device import ALL, device_of, tables_of
+from esmpi.noise.low_rank import LowRank
+from esmpi.weights.device import ALL, device_of, perturb_low_rank, tables_of, update_low_rank
 from esmpi.weights.host import Weights
 from esmpi.weights.placement import size
 from esmpi.weights.views import Block, split
@@ -80,7 +81,12 @@ class StreamedWeights(Weights):
         if self._bf16_base:
             self._base_tables = self._tables_of_base(None)
 
-    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None) -> None:
+    def perturb(
+        self, seed: int, scale: float, only: Collection[str] | None = None, low_rank: LowRank | None = None
+    ) -> None:
+        if low_rank is not None:
+            self._perturb_low_rank(seed, scale, only, low_rank)
+            return
         # Before streaming: copies of a member's numbers from here would wait for the copies of theta.
         member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device_of(self.views))
         if self._bf16_base:
@@ -112,12 +118,29 @@ class StreamedWeights(Weights):
         for base, theta in zip(self._base, self._theta, strict=False):
             base.copy_(theta)
 
-    def _update(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+    def _perturb_low_rank(self, seed: int, scale: float, only: Collection[str] | None, low_rank: LowRank) -> None:
+        def work(chunk: _Chunk) -> None:
+            staged = zip(chunk.blocks, chunk.base if self._bf16_base else chunk.staged, strict=True)
+            chosen = [
+                replace(block, theta=theta)
+                for block, theta in staged
+                if only is None or self.views[block.view].name in only
+            ]
+            perturb_low_rank(chosen, self.views, seed, scale, low_rank)
+
+        self._stream(work)
+
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None) -> None:
         on_device = to_device(seeds, coefficients, device_of(self.views))
 
         def work(chunk: _Chunk) -> None:
-            for table in chunk.tables:
-                table.update(*on_device)
+            if low_rank is None:
+                for table in chunk.tables:
+                    table.update(*on_device)
+            else:
+                staged = zip(chunk.blocks, chunk.staged, strict=True)
+                moved = [replace(block, theta=theta) for block, theta in staged]
+                update_low_rank(moved, self.views, seeds, coefficients, low_rank)
             for block, part in zip(chunk.blocks, chunk.staged, strict=True):
                 block.theta.copy_(part, non_blocking=True)
             for base, part in zip(chunk.base, chunk.staged, strict=False):
@@ -158,9 +181,11 @@ def page_locked(num_elements: int) -> torch.Tensor:
     """
     num_bytes = max(4 * num_elements, mmap.PAGESIZE)
     try:
-        memory = torch.frombuffer(mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.float32)
+        mapped = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise UserError(f"engine: no host memory of {size(num_bytes)} for theta: {error.strerror}") from error
+    mapped.madvise(mmap.MADV_DONTFORK)  # a fork would have to copy locked memory
+    memory = torch.frombuffer(mapped, dtype=torch.float32)
     if torch.cuda.is_available():
         code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0))
         if code != 0:

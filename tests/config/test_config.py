@@ -96,8 +96,8 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("task.name=countdwn", r"task\.name: unknown task 'countdwn', did you mean countdown\?"),
         ("task.name=", r"task\.name: must be a name, got null \(there is: arc, .*countdown, .*gym:<name>"),
         # choices
-        ("model.dtype=float16", r"model\.dtype: must be one of float32, bfloat16; got 'float16'"),
-        ("model.dtype=[float32]", r"model\.dtype: must be one of float32, bfloat16; got \['float32'\]"),
+        ("model.dtype=float64", r"model\.dtype: must be one of float32, bfloat16, float16; got 'float64'"),
+        ("model.dtype=[float32]", r"model\.dtype: must be one of float32, bfloat16, float16; got \['float32'\]"),
         ("es.shaping=zscores", r"es\.shaping: must be one of centered_rank, zscore; got 'zscores'"),
         ("es.dispatch=dynamc", r"es\.dispatch: must be one of static, dynamic; got 'dynamc'"),
         ("data.order=epoch", r"data\.order: must be one of fixed, random, epochs; got 'epoch'"),

@@ -29,9 +29,9 @@ def main() -> int:
     update, generate = ModelWeights.update, HfEngine.generate
     updates = 0
 
-    def counting_update(self, seeds, coefficients):  # type: ignore[no-untyped-def]
+    def counting_update(self, seeds, coefficients, rank):  # type: ignore[no-untyped-def]
         nonlocal updates
-        update(self, seeds, coefficients)
+        update(self, seeds, coefficients, rank)
         updates += 1
         if fault == "corrupt" and updates == 1:
             _, theta = next(self.tensors())

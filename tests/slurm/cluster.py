@@ -109,7 +109,7 @@ class Cluster:
             stop(file)
 
     def call(self, *command: object, timeout_s: float = 60) -> str:
-        """Run a command and return what it printed; CalledProcessError if it fails."""
+        """Run a command and return what it printed; RuntimeError if it fails."""
         done = subprocess.run(
             [str(word) for word in command],
             env=os.environ | {"SLURM_CONF": str(self.config)},

@@ -128,7 +128,7 @@ def end_by_requeue(job: Job) -> None:
 
 def end_by_node_failure(job: Job) -> None:
     job.cluster.call("scontrol", "update", "nodename=node2", "state=DOWN", "reason=test")
-    with suppress(subprocess.CalledProcessError):  # the node has come back by itself (ReturnToService)
+    with suppress(RuntimeError):  # the node has come back by itself (ReturnToService)
         job.cluster.call("scontrol", "update", "nodename=node2", "state=RESUME")
 
 

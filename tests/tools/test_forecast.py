@@ -4,7 +4,6 @@ import itertools
 import sys
 
 import numpy as np
-import pytest
 from support import ROOT
 
 sys.path.append(str(ROOT / "tools"))
@@ -12,7 +11,7 @@ sys.path.append(str(ROOT / "tools"))
 import forecast
 
 
-def steps_of(lengths: list[int]) -> list[tuple[int, int]]:
+def steps_of(lengths: list[int], most: int = 99) -> list[tuple[int, int]]:
     """Return, for each step, how many completions it decodes and how many tokens they have so far."""
     seen: list[tuple[int, int]] = []
 
@@ -20,7 +19,7 @@ def steps_of(lengths: list[int]) -> list[tuple[int, int]]:
         seen.extend(zip(active.tolist(), tokens.tolist(), strict=True))
         return np.ones(len(active))
 
-    assert forecast.decoding(np.array(lengths), step) == len(seen)
+    assert forecast.decoding(np.array(lengths), step, most) == len(seen)
     return seen
 
 
@@ -28,10 +27,9 @@ def test_a_batch_is_decoded_until_its_longest_completion_ends() -> None:
     assert steps_of([3, 1, 2]) == [(3, 0), (2, 2), (1, 2)]
 
 
-def test_completions_that_have_no_place_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "MOST_AT_ONCE", 2)
+def test_completions_that_have_no_place_wait_for_one() -> None:
     # the third begins when the second has ended, and the fourth with the third's end
-    assert steps_of([4, 1, 2, 1]) == [(2, 0), (2, 1), (2, 3), (2, 3)]
+    assert steps_of([4, 1, 2, 1], 2) == [(2, 0), (2, 1), (2, 3), (2, 3)]
 
 
 def test_whoever_is_free_takes_the_next() -> None:

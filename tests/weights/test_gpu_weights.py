@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from esmpi.errors import UserError
 from esmpi.noise import cpu, member_seed
+from esmpi.noise.low_rank import LowRank
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View
 
@@ -117,6 +118,31 @@ def test_placements_have_the_bits_of_host_weights(
     model = make_model(MODEL)
     weights = kind(views_on_device(row_parts, col_parts, dtype), lambda view: read_from(model, view), 1)
     assert_same_history(weights, whole_weights(model, dtype))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize(("kind", "base"), [(DeviceWeights, False), (StreamedWeights, False), (StreamedWeights, True)])
+def test_low_rank_noise_has_the_bits_of_host_weights(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Weights], base: bool, rank: int
+) -> None:
+    monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)
+    model, low_rank = make_model(MODEL), LowRank(rank, frozenset({"a.weight", "c.weight"}))
+    weights = kind(views_on_device(3, 2, torch.bfloat16), lambda view: read_from(model, view), 1, bf16_base=base)
+    whole = kind(views_on_device(1, 1, torch.bfloat16), lambda view: read_from(model, view), 1, bf16_base=base)
+    on_host = sharded_views(model, 1, 1, torch.bfloat16)
+    reference = Weights(on_host, lambda view: read_from(model, view), 1, bf16_base=base)
+    before = {name: tensor.clone() for name, tensor in live_of(reference).items()}
+    for one in (weights, whole, reference):
+        one.perturb(11, -0.02, None, low_rank)
+    assert same(live_of(weights), live_of(reference))
+    assert same(live_of(whole), live_of(reference))
+    moved = {name for name, tensor in live_of(reference).items() if not torch.equal(tensor, before[name])}
+    assert moved == low_rank.names
+    for one in (weights, whole, reference):
+        one.update(np.array([5, 6, 7], np.uint64), np.array([1e-3, 0.0, -2e-3], np.float32), low_rank)
+        one.restore()
+    assert same(live_of(weights), live_of(reference))
+    assert weights.digest() == whole.digest() == reference.digest()
 
 
 def test_streamed_theta_is_one_piece_of_memory_of_its_size() -> None:

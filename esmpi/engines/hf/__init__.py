@@ -24,6 +24,10 @@ class HfConfig(EngineConfig):
     device: Literal["auto", "cpu", "cuda"] = key("auto", changes_result="no")
     """Where the live weights are. auto: on a GPU if this rank has one."""
 
+    @property
+    def gpus_per_rank(self) -> int:
+        return 0 if self.device == "cpu" else 1
+
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         shape = base.config
         line = memory_line(config, base)

@@ -4,7 +4,7 @@ import os
 
 from esmpi.errors import UserError
 from esmpi.mpi.comm import Place
-from esmpi.mpi.launcher import local_rank
+from esmpi.mpi.launcher import launcher, local_rank
 
 
 def show_own_gpus(num_workers: int) -> None:
@@ -18,6 +18,9 @@ def show_own_gpus(num_workers: int) -> None:
     num_workers : int
         GPUs of each rank.
     """
+    started_by = launcher()
+    if started_by is None or started_by.size == 1 or "SLURM_GPUS_PER_TASK" in os.environ:
+        return  # alone, or Slurm has bound each rank's own
     gpus = visible_gpus()
     first = local_rank() * num_workers
     if num_workers < len(gpus) and first + num_workers <= len(gpus):
@@ -26,6 +29,8 @@ def show_own_gpus(num_workers: int) -> None:
 
 def check_gpus(num_workers: int, place: Place) -> None:
     """Raise UserError if the GPUs that this process sees are neither its own nor enough for all ranks of its node."""
+    if "SLURM_GPUS_PER_TASK" in os.environ:
+        return
     num_gpus = len(visible_gpus())
     if place.num_local_ranks > 1 and num_workers < num_gpus < place.num_local_ranks * num_workers:
         raise UserError(
