@@ -38,6 +38,6 @@ if ! "$python" -c 'import numba' 2>/dev/null && compgen -G "$wheels/numpy/*.whl"
 fi
 "$python" tools/gpu_day.py "$@" &
 child=$!
-trap 'kill -TERM "$child" 2>/dev/null; wait "$child"; rm -rf "$site"' EXIT
+trap 'kill -TERM "$child" 2>/dev/null && wait "$child"; rm -rf "$site"' EXIT
 trap 'exit 143' TERM INT HUP
 wait "$child"
