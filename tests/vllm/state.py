@@ -156,8 +156,8 @@ def break_perturb() -> None:
 
     def forgetful(self: Any, method: str, *arguments: Any) -> Any:
         if method == "perturb":
-            seed, scale, only = arguments
-            arguments = (seed, scale, [name for name in only or [] if "down_proj" not in name])
+            seed, scale, only, rank = arguments
+            arguments = (seed, scale, [name for name in only or [] if "down_proj" not in name], rank)
         return call(self, method, *arguments)
 
     WorkerExtension.esmpi_call = forgetful  # type: ignore[method-assign]
