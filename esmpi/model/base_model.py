@@ -65,7 +65,13 @@ class BaseModel:
         return sum(tensor.num_elements for name, tensor in self.tensors.items() if name not in tied)
 
     def low_rank(self, rank: int) -> "LowRank | None":
-        """Return the low-rank noise of this model's weights; None for rank 0, which stands for full rank."""
+        """Return the low-rank noise of this model's weights; None for rank 0, which stands for full rank.
+
+        Raises
+        ------
+        UserError
+            If no weights would take part.
+        """
         if rank == 0:
             return None
         if rank not in self._low_rank:
@@ -73,6 +79,8 @@ class BaseModel:
 
             tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
             names = {name for name, tensor in self.tensors.items() if is_linear(name, tensor.shape)}
+            if not names - tied:
+                raise UserError(f"es.noise: low_rank: {self.folder} has no matrix of a linear layer: choose full")
             self._low_rank[rank] = LowRank(rank, frozenset(names - tied))
         return self._low_rank[rank]
 

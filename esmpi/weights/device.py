@@ -33,14 +33,13 @@ class DeviceWeights(Weights):
     def perturb(
         self, seed: int, scale: float, only: Collection[str] | None = None, low_rank: LowRank | None = None
     ) -> None:
+        device = device_of(self.views)
         if low_rank is not None:
             perturb_low_rank(self._blocks if only is None else self._chosen(only), self.views, seed, scale, low_rank)
-            return
-        tables = self._tables if only is None else tables_of(self._chosen(only))
-        device = device_of(self.views)
-        member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
-        for table in tables:
-            table.perturb(*member)
+        else:
+            member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
+            for table in self._tables if only is None else tables_of(self._chosen(only)):
+                table.perturb(*member)
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # so that the time counts as perturbing
 

@@ -1,5 +1,6 @@
 """Which processors, GPUs and environment a rank gives its vLLM. Needs no vLLM."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from support import ROOT
 
 from esmpi.engines.vllm import VllmConfig
-from esmpi.engines.vllm.engine import _share, _without_launcher
+from esmpi.engines.vllm.engine import _difference, _share, _without_launcher
 from esmpi.engines.vllm.gpus import check_gpus
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
@@ -56,6 +57,23 @@ def test_each_rank_sees_its_own_gpus_before_mpi_starts(node: Callable[..., str],
     assert node("MIG-41c0, MIG-5d9e", 1, 1, launcher) == "MIG-5d9e"
     # a second preparation changes nothing
     assert node(node("0,1,2,3", 2, 1, launcher), 2, 1, launcher) == "2"
+
+
+def test_gpus_that_are_a_processs_own_stay_visible(node: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "2")
+    assert node("0,1", 3, 1) == "0,1"
+    check_gpus(1, Place("here", 3, 4, (0,)))
+    monkeypatch.delenv("SLURM_GPUS_PER_TASK")
+    monkeypatch.delenv("PMI_SIZE")  # no launcher: a notebook, say, which may want the others for something else
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    VllmConfig().prepare()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+
+
+def test_a_difference_of_no_numbers_is_infinite() -> None:
+    assert _difference([1.0, 2.0], [1.5, 2.0]) == 0.5
+    assert _difference([1.0, 2.0], [1.0, math.nan]) == math.inf
+    assert _difference([1.0, math.nan], [1.0, math.nan]) == math.inf
 
 
 def test_too_few_gpus_are_an_error_that_all_ranks_hear_of(node: Callable[..., str]) -> None:
