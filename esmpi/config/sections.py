@@ -117,8 +117,8 @@ class EsConfig(Section):
     alpha: float | None = key(None, minimum=1e-12, below=1e3)
     """Step size: theta += alpha / N * sum of shaped fitness * eps. null: sigma / 2."""
     noise: Literal["full", "low_rank"] = "full"
-    """full: each weight has noise of its own. low_rank: the noise of a linear layer's matrix is a product of two thin
-    ones, and all other weights have none."""
+    """full: each weight has noise of its own. low_rank: the noise of a matrix is a product of two thin ones, so that
+    the engine can evaluate several members at once; biases and norms have none."""
     rank: int = key(1, minimum=1, maximum=256)
     """Rank of low-rank noise."""
     shaping: str = key("zscore", plugins="esmpi.es.shapings")

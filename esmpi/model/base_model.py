@@ -75,12 +75,12 @@ class BaseModel:
         if rank == 0:
             return None
         if rank not in self._low_rank:
-            from esmpi.noise.low_rank import LowRank, is_linear
+            from esmpi.noise.low_rank import LowRank, takes_part
 
             tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
-            names = {name for name, tensor in self.tensors.items() if is_linear(name, tensor.shape)}
+            names = {name for name, tensor in self.tensors.items() if takes_part(tensor.shape)}
             if not names - tied:
-                raise UserError(f"es.noise: low_rank: {self.folder} has no matrix of a linear layer: choose full")
+                raise UserError(f"es.noise: low_rank: {self.folder} has no matrix: choose full")
             self._low_rank[rank] = LowRank(rank, frozenset(names - tied))
         return self._low_rank[rank]
 

@@ -180,6 +180,19 @@ def _update(theta, first, stride, key, seeds, coefficients, table):
 
 
 @kernel
+def _normals(out_bits, first, stride, key, seeds, table):
+    words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
+    members, rows, cols = out_bits.shape
+    for member in range(members):
+        for row in range(rows):
+            begin = first + row * stride
+            for tile in range(begin // _TILE, (begin + cols - 1) // _TILE + 1):
+                _fill_tile(tile, key, seeds[member], table, words, eps_bits)
+                target, part = _overlap(tile, begin, cols)
+                out_bits[member, row, target] = eps_bits[part]
+
+
+@kernel
 def _digest(theta_bits, first, stride, key):
     """Sum, modulo 2^64, a mix of each element's bits with its tensor and position."""
     total = np.uint64(0)
@@ -225,6 +238,11 @@ def update(theta: np.ndarray, first: int, stride: int, key: int, seeds: np.ndarr
     (M,) uint64, `coefficients` (M,) float32; the rest is as in `perturb`.
     """
     _update(theta, first, stride, np.uint64(key), seeds, coefficients, normal_table_bits())
+
+
+def normals(out: np.ndarray, first: int, stride: int, key: int, seeds: np.ndarray) -> None:
+    """Write eps of some members, `out` (M, R, C) float32; `seeds` is (M,) uint64, the rest is as in `perturb`."""
+    _normals(out.view(np.uint32), first, stride, np.uint64(key), seeds, normal_table_bits())
 
 
 def warm_up() -> None:

@@ -30,7 +30,7 @@ _STEPS = 8
 _CHUNK = _TILES * _STEPS * TILE
 _MAX_PROGRAMS = 2**31 - 1
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Numbers by which kernels know types of live weights."""
 
 # Columns of the table.
@@ -50,7 +50,7 @@ _THETA, _LIVE, _FIRST, _STRIDE, _COLS, _KEY, _THETA_STRIDE, _LIVE_STRIDE, _PROGR
     TILES,
     STEPS,
 ) = (tl.constexpr(number) for number in (*range(11), _TILES, _STEPS))
-FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(number) for number in _KINDS.values())
+FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(number) for number in KINDS.values())
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -80,7 +80,7 @@ class DeviceBlocks:
         blocks = [block for block in blocks if block.theta.numel()]
         self._device = blocks[0].theta.device
         self._theta_is_bfloat16 = blocks[0].theta.dtype == torch.bfloat16
-        self._live_kind = _KINDS[torch.float32 if blocks[0].live is None else blocks[0].live.dtype]
+        self._live_kind = KINDS[torch.float32 if blocks[0].live is None else blocks[0].live.dtype]
         self._blocks = blocks  # keeps the memory behind the addresses alive
         lines = np.zeros((len(blocks), _WIDTH), np.int64)
         for line, block in zip(lines, blocks, strict=True):
@@ -100,7 +100,7 @@ class DeviceBlocks:
         self._lines = torch.from_numpy(lines).to(self._device)
         which = np.repeat(np.arange(len(blocks), dtype=np.int32), counts)
         self._which = torch.from_numpy(which).to(self._device)
-        self._normals = _normals_on(self._device)
+        self._normals = normals_on(self._device)
 
     def perturb(self, seeds: torch.Tensor, scales: torch.Tensor) -> None:
         """Write live = cast(theta + scale * eps); `seeds` (1,) int64 and `scales` (1,) float32 are on the device."""
@@ -125,7 +125,7 @@ class DeviceBlocks:
 
 
 @cache
-def _normals_on(device: torch.device) -> torch.Tensor:
+def normals_on(device: torch.device) -> torch.Tensor:
     return torch.from_numpy(normal_table_bits().view(np.int32)).to(device)
 
 
@@ -154,7 +154,7 @@ def _place(lines, which):
 
 
 @triton.jit
-def _words(tile, key, seed):
+def words(tile, key, seed):
     """Return the four words of the Philox blocks of TILES tiles, (TILES * 32,) uint32 each."""
     lane = tl.arange(0, TILES * 32)
     block = tile.to(tl.uint64) * 32 + lane.to(tl.uint64)
@@ -165,7 +165,7 @@ def _words(tile, key, seed):
 
 
 @triton.jit
-def _normals_of(word, normals):
+def normals_of(word, normals):
     """Return the two normals of a word, the low half's and the high half's."""
     first, second = word & 0xFFFF, word >> 16
     low = tl.load(normals + (first >> 4)).to(tl.uint32, bitcast=True) ^ (first << 31)
@@ -174,7 +174,7 @@ def _normals_of(word, normals):
 
 
 @triton.jit
-def _product(a, b):
+def product(a, b):
     """Return a * b, rounded. In assembly: some compilers fuse a plain product with the sum that follows it."""
     if INTERPRETED:
         return a * b
@@ -183,7 +183,7 @@ def _product(a, b):
 
 
 @triton.jit
-def _stretch(tile, begin, cols):
+def stretch(tile, begin, cols):
     """Return where TILES tiles begin in a row, and from which to which of their elements they are inside of it."""
     start = tile * 256 - begin
     low = tl.maximum(-start, 0).to(tl.int32)
@@ -210,7 +210,7 @@ def _load(row, start, low, high, h: tl.constexpr, bf16: tl.constexpr):
 
 
 @triton.jit
-def _to_half(value, kind: tl.constexpr):
+def to_half(value, kind: tl.constexpr):
     """Return the bits of float32 values rounded to 16 bits, to nearest even, as `esmpi.noise.cpu` does."""
     bits = value.to(tl.uint32, bitcast=True)
     if kind == BFLOAT16:
@@ -229,13 +229,13 @@ def _to_half(value, kind: tl.constexpr):
 
 
 @triton.jit
-def _store(row, start, low, high, h: tl.constexpr, value, kind: tl.constexpr):
+def store(row, start, low, high, h: tl.constexpr, value, kind: tl.constexpr):
     offsets = _offsets(h)
     inside = (offsets >= low) & (offsets < high)
     if kind == FLOAT32:
         tl.store(row.to(tl.pointer_type(tl.float32)) + start + offsets, value, mask=inside)
     else:
-        tl.store(row.to(tl.pointer_type(tl.int16)) + start + offsets, _to_half(value, kind), mask=inside)
+        tl.store(row.to(tl.pointer_type(tl.int16)) + start + offsets, to_half(value, kind), mask=inside)
 
 
 @triton.jit
@@ -250,7 +250,7 @@ def _perturb(lines, which, normals, seeds, scales, theta_bf16: tl.constexpr, liv
     for _ in range(0, steps):
         # Written out, because Triton has no lists of tensors to loop over. All loads come first: the compiler cannot
         # know that live weights are elsewhere than theta, and would let each load wait for the store before it.
-        start, low, high = _stretch(tile, begin, cols)
+        start, low, high = stretch(tile, begin, cols)
         v0 = _load(theta, start, low, high, 0, theta_bf16)
         v1 = _load(theta, start, low, high, 1, theta_bf16)
         v2 = _load(theta, start, low, high, 2, theta_bf16)
@@ -259,19 +259,19 @@ def _perturb(lines, which, normals, seeds, scales, theta_bf16: tl.constexpr, liv
         v5 = _load(theta, start, low, high, 5, theta_bf16)
         v6 = _load(theta, start, low, high, 6, theta_bf16)
         v7 = _load(theta, start, low, high, 7, theta_bf16)
-        w0, w1, w2, w3 = _words(tile, key, seed)
-        e0, e1 = _normals_of(w0, normals)
-        e2, e3 = _normals_of(w1, normals)
-        e4, e5 = _normals_of(w2, normals)
-        e6, e7 = _normals_of(w3, normals)
-        _store(live, start, low, high, 0, v0 + _product(scale, e0), live_kind)
-        _store(live, start, low, high, 1, v1 + _product(scale, e1), live_kind)
-        _store(live, start, low, high, 2, v2 + _product(scale, e2), live_kind)
-        _store(live, start, low, high, 3, v3 + _product(scale, e3), live_kind)
-        _store(live, start, low, high, 4, v4 + _product(scale, e4), live_kind)
-        _store(live, start, low, high, 5, v5 + _product(scale, e5), live_kind)
-        _store(live, start, low, high, 6, v6 + _product(scale, e6), live_kind)
-        _store(live, start, low, high, 7, v7 + _product(scale, e7), live_kind)
+        w0, w1, w2, w3 = words(tile, key, seed)
+        e0, e1 = normals_of(w0, normals)
+        e2, e3 = normals_of(w1, normals)
+        e4, e5 = normals_of(w2, normals)
+        e6, e7 = normals_of(w3, normals)
+        store(live, start, low, high, 0, v0 + product(scale, e0), live_kind)
+        store(live, start, low, high, 1, v1 + product(scale, e1), live_kind)
+        store(live, start, low, high, 2, v2 + product(scale, e2), live_kind)
+        store(live, start, low, high, 3, v3 + product(scale, e3), live_kind)
+        store(live, start, low, high, 4, v4 + product(scale, e4), live_kind)
+        store(live, start, low, high, 5, v5 + product(scale, e5), live_kind)
+        store(live, start, low, high, 6, v6 + product(scale, e6), live_kind)
+        store(live, start, low, high, 7, v7 + product(scale, e7), live_kind)
         tile += TILES
 
 
@@ -286,20 +286,20 @@ def _update(lines, which, normals, seeds, coefficients, num_members):
         t0, t1, t2, t3, t4, t5, t6, t7 = zero, zero, zero, zero, zero, zero, zero, zero
         for member in range(0, num_members):
             coefficient = tl.load(coefficients + member)
-            w0, w1, w2, w3 = _words(tile, key, tl.load(seeds + member).to(tl.uint64, bitcast=True))
-            e0, e1 = _normals_of(w0, normals)
-            e2, e3 = _normals_of(w1, normals)
-            e4, e5 = _normals_of(w2, normals)
-            e6, e7 = _normals_of(w3, normals)
-            t0 += _product(coefficient, e0)
-            t1 += _product(coefficient, e1)
-            t2 += _product(coefficient, e2)
-            t3 += _product(coefficient, e3)
-            t4 += _product(coefficient, e4)
-            t5 += _product(coefficient, e5)
-            t6 += _product(coefficient, e6)
-            t7 += _product(coefficient, e7)
-        start, low, high = _stretch(tile, begin, cols)
+            w0, w1, w2, w3 = words(tile, key, tl.load(seeds + member).to(tl.uint64, bitcast=True))
+            e0, e1 = normals_of(w0, normals)
+            e2, e3 = normals_of(w1, normals)
+            e4, e5 = normals_of(w2, normals)
+            e6, e7 = normals_of(w3, normals)
+            t0 += product(coefficient, e0)
+            t1 += product(coefficient, e1)
+            t2 += product(coefficient, e2)
+            t3 += product(coefficient, e3)
+            t4 += product(coefficient, e4)
+            t5 += product(coefficient, e5)
+            t6 += product(coefficient, e6)
+            t7 += product(coefficient, e7)
+        start, low, high = stretch(tile, begin, cols)
         t0 += _load(theta, start, low, high, 0, False)
         t1 += _load(theta, start, low, high, 1, False)
         t2 += _load(theta, start, low, high, 2, False)
@@ -308,14 +308,14 @@ def _update(lines, which, normals, seeds, coefficients, num_members):
         t5 += _load(theta, start, low, high, 5, False)
         t6 += _load(theta, start, low, high, 6, False)
         t7 += _load(theta, start, low, high, 7, False)
-        _store(theta, start, low, high, 0, t0, FLOAT32)
-        _store(theta, start, low, high, 1, t1, FLOAT32)
-        _store(theta, start, low, high, 2, t2, FLOAT32)
-        _store(theta, start, low, high, 3, t3, FLOAT32)
-        _store(theta, start, low, high, 4, t4, FLOAT32)
-        _store(theta, start, low, high, 5, t5, FLOAT32)
-        _store(theta, start, low, high, 6, t6, FLOAT32)
-        _store(theta, start, low, high, 7, t7, FLOAT32)
+        store(theta, start, low, high, 0, t0, FLOAT32)
+        store(theta, start, low, high, 1, t1, FLOAT32)
+        store(theta, start, low, high, 2, t2, FLOAT32)
+        store(theta, start, low, high, 3, t3, FLOAT32)
+        store(theta, start, low, high, 4, t4, FLOAT32)
+        store(theta, start, low, high, 5, t5, FLOAT32)
+        store(theta, start, low, high, 6, t6, FLOAT32)
+        store(theta, start, low, high, 7, t7, FLOAT32)
         tile += TILES
 
 

@@ -2,25 +2,25 @@
 
 B (rows, r) and A (r, columns) have normals by version 1's rules, under keys of their own. A block is described as in
 `esmpi.noise.cpu`, with the width of the canonical matrix besides: element e is in row e // width and column e % width.
-The arithmetic is that of docs/noise.md: no fast-math, each multiply and add rounds on its own.
+The arithmetic is that of docs/noise.md: an update fuses each multiply with its add, everything else rounds by itself.
 """
 
 import math
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numba as nb
 import numpy as np
+from numba.extending import intrinsic
 
 from esmpi.noise import cpu
 from esmpi.noise.format import tensor_key
 
-MEMBERS_AT_ONCE = 64
-"""Members whose factors an update holds at the same time."""
-_COLUMNS = 1024
-"""Columns of a sum that stays in the first-level cache while all members are added."""
-_NOT_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|relative_attention_bias|\brotary")
-"""What is in the names of matrices that are looked up, row by row, and not multiplied."""
+TERMS_AT_ONCE = 64
+"""Columns of B, of all members together, that an update holds at the same time."""
+_COLUMNS = 512
+"""Columns of a sum for which the rows of A stay in the second-level cache while all rows of the sum pass."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class LowRank:
     """Canonical names of the matrices that take part; the noise of all other tensors is 0."""
 
 
-def is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor of a checkpoint is the matrix of a linear layer, by its canonical name and shape."""
-    return len(shape) == 2 and not _NOT_LINEAR.search(name)
+def takes_part(shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor of a checkpoint has low-rank noise: whether it is a matrix."""
+    return len(shape) == 2
 
 
 def factor_keys(name: str) -> tuple[int, int]:
@@ -42,18 +42,63 @@ def factor_keys(name: str) -> tuple[int, int]:
     return tensor_key(f"{name}/B"), tensor_key(f"{name}/A")
 
 
-def normals(key: int, seed: int, first: int, count: int) -> np.ndarray:
-    """Return elements first to first + count - 1 of a tensor's noise by version 1's rules, (count,) float32."""
-    made = np.empty((1, count), np.float32)
-    cpu.perturb(made, np.zeros((1, count), np.float32), first, 0, key, seed, 1.0)
-    return made[0]
+def factors(
+    name: str, seeds: np.ndarray, rank: int, width: int, rows: tuple[int, int], cols: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return some rows of B, (M, rows, r), and columns of A, (M, r, columns), of members' noise of a matrix.
 
-
-def factors(name: str, seed: int, rank: int, rows: tuple[int, int], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return B of some rows, (rows, r), and A, (r, width), of a member's noise of a matrix, both float32."""
+    Parameters
+    ----------
+    name : str
+        Canonical name of the matrix.
+    seeds : (M,) uint64
+    rank : int
+    width : int
+        Columns of the whole matrix.
+    rows, cols : (int, int)
+        The first, and the one after the last.
+    """
     key_b, key_a = factor_keys(name)
-    b = normals(key_b, seed, rows[0] * rank, (rows[1] - rows[0]) * rank)
-    return b.reshape(-1, rank), normals(key_a, seed, 0, rank * width).reshape(rank, width)
+    b = np.empty((len(seeds), 1, (rows[1] - rows[0]) * rank), np.float32)
+    a = np.empty((len(seeds), rank, cols[1] - cols[0]), np.float32)
+    cpu.normals(b, rows[0] * rank, 0, key_b, seeds)
+    cpu.normals(a, cols[0], width, key_a, seeds)
+    return b.reshape(len(seeds), -1, rank), a
+
+
+def rectangles(block: Any, first: int, stride: int, width: int) -> Iterator[tuple[Any, int, int]]:
+    """Yield the rectangles of a matrix that a block consists of, each with its first row and column.
+
+    Parameters
+    ----------
+    block : (R, C) array or tensor
+    first, stride : int
+        As for `esmpi.noise.cpu.perturb`.
+    width : int
+        Columns of the matrix.
+    """
+    row, column = divmod(first, width)
+    if len(block) > 1:  # the same columns of neighbouring rows
+        yield block, row, column
+        return
+    begin, size = 0, block.shape[1]
+    while begin < size:  # the rest of a row, whole rows, the beginning of a row
+        num_rows = 1 if column else max(1, (size - begin) // width)
+        num_columns = min(width - column, size - begin)
+        end = begin + num_rows * num_columns
+        yield block[0, begin:end].reshape(num_rows, num_columns), row, column
+        begin, row, column = end, row + num_rows, 0
+
+
+def weighted(b: Any, coefficients: Any) -> Any:
+    """Return what an update multiplies A by, (rows, M * r): B times coefficient / sqrt(r).
+
+    `b` is (M, rows, r) and `coefficients` (M,), both float32 arrays or both tensors.
+    """
+    members, rows, rank = b.shape
+    if rank > 1:
+        coefficients = coefficients * np.float32(1 / math.sqrt(rank))
+    return (b * coefficients[:, None, None]).swapaxes(0, 1).reshape(rows, members * rank)
 
 
 def perturb(
@@ -85,10 +130,11 @@ def perturb(
     scale : float
         sign * sigma, rounded to float32.
     """
-    rows = _rows(theta, first, stride, width)
-    b, a = factors(name, seed, rank, rows, width)
     noise = np.empty(theta.shape, np.float32)
-    _eps(noise, first - rows[0] * width, stride, b, a, _factor(rank))
+    for part, row, column in rectangles(noise, first, stride, width):
+        place = (row, row + len(part)), (column, column + part.shape[1])
+        b, a = factors(name, np.array([seed], np.uint64), rank, width, *place)
+        _eps(part, b[0], a[0], np.float32(1 / math.sqrt(rank)))
     if live.dtype == np.float32:
         _cast_float32(live, theta, noise, np.float32(scale))
     else:
@@ -107,104 +153,80 @@ def update(
 ) -> None:
     """Add sum_i coefficient_i * eps_i to theta; `seeds` (M,) uint64, `coefficients` (M,) float32.
 
-    The sum is made in float32 from 0, members in the given order, unfused, and then added once.
+    The sum is a product of two matrices: made in float32 from 0, a term after the other, members in the given order
+    and each one's columns of B in theirs. It is added to theta once.
     """
-    rows = _rows(theta, first, stride, width)
-    total = np.zeros(theta.shape, np.float32)
-    for begin in range(0, len(seeds), MEMBERS_AT_ONCE):
-        some = slice(begin, begin + MEMBERS_AT_ONCE)
-        made = [factors(name, int(seed), rank, rows, width) for seed in seeds[some]]
-        b, a = (np.stack(part) for part in zip(*made, strict=True))
-        _add(total, first - rows[0] * width, stride, b, a, coefficients[some], _factor(rank))
-    theta += total
-
-
-def _rows(theta: np.ndarray, first: int, stride: int, width: int) -> tuple[int, int]:
-    """Return the first row of the matrix that a block has a part of, and the one after the last."""
-    last = first + (len(theta) - 1) * stride + theta.shape[1] - 1
-    return first // width, last // width + 1
-
-
-def _factor(rank: int) -> np.float32:
-    return np.float32(1 / math.sqrt(rank))
+    members = max(1, TERMS_AT_ONCE // rank)
+    for part, row, column in rectangles(theta, first, stride, width):
+        total = np.zeros(part.shape, np.float32)
+        place = (row, row + len(part)), (column, column + part.shape[1])
+        for begin in range(0, len(seeds), members):
+            some = slice(begin, begin + members)
+            b, a = factors(name, seeds[some], rank, width, *place)
+            left = np.ascontiguousarray(weighted(b, coefficients[some]))
+            _add_product(total, left, a.reshape(-1, a.shape[2]))
+        part[:] += total
 
 
 @cpu.kernel
-def _eps(noise, first, stride, b, a, factor):
-    """Write eps of a block; `first` counts from the first element of the first row of b."""
-    rank, width = a.shape
-    for row in range(len(noise)):
-        element, column = first + row * stride, 0
-        while column < noise.shape[1]:
-            m, n = element // width, element % width
-            count = min(width - n, noise.shape[1] - column)
-            out = noise[row, column : column + count]
-            part = a[0, n : n + count]
-            for i in range(count):
-                out[i] = b[m, 0] * part[i]
-            for k in range(1, rank):
-                part = a[k, n : n + count]
-                for i in range(count):
-                    out[i] += b[m, k] * part[i]
-            if rank > 1:
-                for i in range(count):
-                    out[i] *= factor
-            element += count
-            column += count
+def _eps(noise, b, a, factor):
+    """Write eps of a rectangle; b is (rows, r), a is (r, columns)."""
+    rank = len(a)
+    for m in range(len(noise)):
+        out, part, value = noise[m], a[0], b[m, 0]
+        for i in range(out.size):
+            out[i] = value * part[i]
+        for k in range(1, rank):
+            part, value = a[k], b[m, k]
+            for i in range(out.size):
+                out[i] += value * part[i]
+        if rank > 1:
+            for i in range(out.size):
+                out[i] *= factor
+
+
+@intrinsic
+def _fused(context, x, y, z):
+    """Return x * y + z of float32, rounded once."""
+    float32 = nb.types.float32
+    return float32(float32, float32, float32), lambda _context, builder, _signature, values: builder.fma(*values)
 
 
 @cpu.kernel
-def _add(total, first, stride, b, a, coefficients, factor):
-    """Add the members' noise, times their coefficients, to a block's sum; b is (M, rows, r), a is (M, r, width)."""
-    rank, width = a.shape[1:]
-    noise = np.empty(_COLUMNS, np.float32)
-    for row in range(len(total)):
-        element, column = first + row * stride, 0
-        while column < total.shape[1]:
-            m, n = element // width, element % width
-            count = min(width - n, total.shape[1] - column, _COLUMNS)
-            out = total[row, column : column + count]
-            if rank == 1:
-                _add_rank_1(out, b, a, m, n, coefficients)
-            else:
-                for member in range(len(coefficients)):
-                    _add_member(out, b[member, m], a[member], n, coefficients[member], factor, noise)
-            element += count
-            column += count
+def _add_product(total, b, a):
+    """Add b @ a to a sum, in the order of the format; b is (rows, K), a is (K, columns)."""
+    rows, columns = total.shape
+    by_four, terms = rows // 4 * 4, len(a) // 4 * 4
+    for left in range(0, columns, _COLUMNS):
+        right = min(left + _COLUMNS, columns)
+        # four rows and four terms in a pass: sixteen products for each four numbers that are read of a
+        for m in range(0, by_four, 4):
+            out0, out1 = total[m, left:right], total[m + 1, left:right]
+            out2, out3 = total[m + 2, left:right], total[m + 3, left:right]
+            for k in range(0, terms, 4):
+                a0, a1, a2, a3 = a[k, left:right], a[k + 1, left:right], a[k + 2, left:right], a[k + 3, left:right]
+                b00, b01, b02, b03 = b[m, k], b[m, k + 1], b[m, k + 2], b[m, k + 3]
+                b10, b11, b12, b13 = b[m + 1, k], b[m + 1, k + 1], b[m + 1, k + 2], b[m + 1, k + 3]
+                b20, b21, b22, b23 = b[m + 2, k], b[m + 2, k + 1], b[m + 2, k + 2], b[m + 2, k + 3]
+                b30, b31, b32, b33 = b[m + 3, k], b[m + 3, k + 1], b[m + 3, k + 2], b[m + 3, k + 3]
+                for i in range(out0.size):
+                    x0, x1, x2, x3 = a0[i], a1[i], a2[i], a3[i]
+                    out0[i] = _fused(b03, x3, _fused(b02, x2, _fused(b01, x1, _fused(b00, x0, out0[i]))))
+                    out1[i] = _fused(b13, x3, _fused(b12, x2, _fused(b11, x1, _fused(b10, x0, out1[i]))))
+                    out2[i] = _fused(b23, x3, _fused(b22, x2, _fused(b21, x1, _fused(b20, x0, out2[i]))))
+                    out3[i] = _fused(b33, x3, _fused(b32, x2, _fused(b31, x1, _fused(b30, x0, out3[i]))))
+            for k in range(terms, len(a)):
+                for row in range(m, m + 4):
+                    _add_term(total[row, left:right], b[row, k], a[k, left:right])
+        for row in range(by_four, rows):
+            for k in range(len(a)):
+                _add_term(total[row, left:right], b[row, k], a[k, left:right])
 
 
 @nb.njit
-def _add_rank_1(out, b, a, m, n, coefficients):
-    """Add the noise of rank 1 of all members to a part of a row: four members in a pass, one after the other."""
-    whole = len(coefficients) // 4 * 4
-    stop = n + out.size
-    for j in range(0, whole, 4):
-        a0, a1, a2, a3 = a[j, 0, n:stop], a[j + 1, 0, n:stop], a[j + 2, 0, n:stop], a[j + 3, 0, n:stop]
-        b0, b1, b2, b3 = b[j, m, 0], b[j + 1, m, 0], b[j + 2, m, 0], b[j + 3, m, 0]
-        c0, c1, c2, c3 = coefficients[j], coefficients[j + 1], coefficients[j + 2], coefficients[j + 3]
-        for i in range(out.size):
-            value = out[i] + c0 * (b0 * a0[i])
-            value = value + c1 * (b1 * a1[i])
-            value = value + c2 * (b2 * a2[i])
-            out[i] = value + c3 * (b3 * a3[i])
-    for j in range(whole, len(coefficients)):
-        part, first_b, coefficient = a[j, 0, n:stop], b[j, m, 0], coefficients[j]
-        for i in range(out.size):
-            out[i] += coefficient * (first_b * part[i])
-
-
-@nb.njit
-def _add_member(out, b, a, n, coefficient, factor, noise):
-    """Add a member's noise of any rank to a part of a row; `noise` is scratch."""
-    part, next_b = a[0, n : n + out.size], b[0]
+def _add_term(out, value, part):
     for i in range(out.size):
-        noise[i] = next_b * part[i]
-    for k in range(1, len(b)):
-        part, next_b = a[k, n : n + out.size], b[k]
-        for i in range(out.size):
-            noise[i] += next_b * part[i]
-    for i in range(out.size):
-        out[i] += coefficient * (noise[i] * factor)
+        out[i] = _fused(value, part[i], out[i])
 
 
 @cpu.kernel

@@ -140,7 +140,7 @@ class StreamedWeights(Weights):
             else:
                 staged = zip(chunk.blocks, chunk.staged, strict=True)
                 moved = [replace(block, theta=theta) for block, theta in staged]
-                update_low_rank(moved, self.views, seeds, coefficients, low_rank)
+                update_low_rank(moved, self.views, *on_device, low_rank)
             for block, part in zip(chunk.blocks, chunk.staged, strict=True):
                 block.theta.copy_(part, non_blocking=True)
             for base, part in zip(chunk.base, chunk.staged, strict=False):

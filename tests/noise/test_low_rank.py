@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmpi.noise import LOW_RANK_NOISE_VERSION, low_rank
+from esmpi.noise import LOW_RANK_NOISE_VERSION, low_rank, member_seeds
 
 GOLDEN = json.loads(oracle.GOLDEN.read_text())
 NAME = oracle.NAME
@@ -26,6 +26,11 @@ def test_golden_values() -> None:
         live = np.empty((oracle.ROWS, oracle.COLUMNS), np.float32)
         low_rank.perturb(live, np.zeros_like(live), 0, oracle.COLUMNS, NAME, oracle.COLUMNS, rank, seed, 1.0)
         assert [[f"{word:08x}" for word in row] for row in live.view(np.uint32).tolist()] == GOLDEN[f"eps_rank_{rank}"]
+        theta = np.linspace(-0.1, 0.1, live.size, dtype=np.float32).reshape(live.shape)
+        seeds, coefficients = member_seeds(42, 3, 6), np.array(oracle.COEFFICIENTS, np.float32)
+        low_rank.update(theta, 0, oracle.COLUMNS, NAME, oracle.COLUMNS, rank, seeds, coefficients)
+        words = [[f"{word:08x}" for word in row] for row in theta.view(np.uint32).tolist()]
+        assert words == GOLDEN[f"updated_rank_{rank}"]
 
 
 def part_of(whole: np.ndarray, first: int, shape: tuple[int, int], stride: int) -> np.ndarray:
@@ -75,8 +80,7 @@ def test_any_block_is_updated_as_the_matrix(
     rng = np.random.default_rng(number)
     seeds, coefficients = rng.integers(0, 2**64, members, np.uint64), rng.normal(0, 1e-3, members).astype(np.float32)
     theta = rng.normal(0, 0.03, (rows, columns)).astype(np.float32)
-    noises = [oracle.eps(int(seed), NAME, rank, rows, columns) for seed in seeds]
-    expected = noise_oracle.updated(theta, noises, coefficients.tolist())
+    expected = oracle.updated(theta, NAME, rank, seeds.tolist(), coefficients.tolist())
     part = part_of(theta, first, shape, stride)
     low_rank.update(part, first, stride, NAME, columns, rank, seeds, coefficients)
     assert part.tobytes() == part_of(expected, first, shape, stride).tobytes()
@@ -87,7 +91,7 @@ def test_more_members_than_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     theta = np.zeros((1, 300), np.float32)
     low_rank.update(theta, 0, 0, NAME, 100, 2, seeds, coefficients)
     few = np.zeros((1, 300), np.float32)
-    monkeypatch.setattr(low_rank, "MEMBERS_AT_ONCE", 3)
+    monkeypatch.setattr(low_rank, "TERMS_AT_ONCE", 6)
     low_rank.update(few, 0, 0, NAME, 100, 2, seeds, coefficients)
     assert few.tobytes() == theta.tobytes()
 
@@ -101,20 +105,3 @@ def test_noise_has_unit_variance_and_the_rank_that_was_asked_for() -> None:
         for seed, made in enumerate(several):
             low_rank.perturb(made, np.zeros_like(live), 0, 300, NAME, 300, rank, seed, 1.0)
         assert abs(np.mean([np.square(made).mean() for made in several]) - 1) < 0.1
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "linear"),
-    [
-        ("model.layers.3.mlp.gate_proj.weight", (8, 4), True),
-        ("lm_head.weight", (8, 4), True),
-        ("model.embed_tokens.weight", (8, 4), False),
-        ("transformer.wte.weight", (8, 4), False),
-        ("transformer.h.0.attn.c_attn.weight", (8, 4), True),
-        ("model.norm.weight", (8,), False),
-        ("model.layers.0.self_attn.q_proj.bias", (8,), False),
-        ("backbone.layers.0.conv1d.weight", (8, 1, 4), False),
-    ],
-)
-def test_matrices_of_linear_layers_take_part(name: str, shape: tuple[int, ...], linear: bool) -> None:
-    assert low_rank.is_linear(name, shape) == linear

@@ -237,16 +237,25 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from esmpi.noise import gpu
+from esmpi.noise import gpu, low_rank_gpu
 table = {"lines": "*i64", "which": "*i32"}
 update = table | {"normals": "*i32", "seeds": "*i64", "coefficients": "*fp32", "num_members": "i32"}
 perturb = table | {"normals": "*i32", "seeds": "*i64", "scales": "*fp32"}
 perturb |= {"theta_bf16": "constexpr", "live_kind": "constexpr"}
+fill = {"out": "*fp32", "seeds": "*i64", "normals": "*i32", "key": "i64", "first": "i64", "stride": "i64"}
+fill |= {"rows": "i32", "cols": "i32", "chunks": "i32"}
+product = {"total": "*fp32", "b": "*fp32", "b_row_stride": "i32", "b_stride": "i32", "a": "*fp32"}
+product |= {"rows": "i32", "columns": "i32", "terms": "i32"}
+moved = {"live": "*i16", "live_stride": "i32", "theta": "*fp32", "theta_stride": "i32", "b": "*fp32", "a": "*fp32"}
+moved |= {"rows": "i32", "columns": "i32", "rank": "i32", "scales": "*fp32", "factor": "fp32", "kind": "constexpr"}
 disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 for kernel, signature, constants in (
     (gpu._perturb, perturb, {"theta_bf16": False, "live_kind": 1}),
     (gpu._update, update, {}),
     (gpu._digest, table | {"shares": "*i64"}, {}),
+    (low_rank_gpu._fill, fill, {}),
+    (low_rank_gpu._perturb, moved, {"kind": 1}),
+    (low_rank_gpu._add_product, product, {}),
 ):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
@@ -255,7 +264,7 @@ for kernel, signature, constants in (
         Path(file.name).write_bytes(made.asm["cubin"])
         text = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
     instructions = re.findall(r"^ +/[*][0-9a-f]+[*]/ +(?:@!?U?P[0-9T]+ +)?([A-Z0-9_.]+)", text, re.MULTILINE)
-    print(json.dumps([kernel.__name__, instructions]))
+    print(json.dumps([f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}", instructions]))
 """
 
 
@@ -268,7 +277,7 @@ def test_kernels_compile_for_a_gpu_without_fused_arithmetic(capability: int) -> 
     assert done.returncode == 0, done.stderr
     found = dict(json.loads(line) for line in done.stdout.splitlines())
     # a lane has 8 elements of each tile: a product and a sum for each
-    for name, num_products in (("_perturb", 8), ("_update", 8), ("_digest", 0)):
+    for name, num_products in (("gpu._perturb", 8), ("gpu._update", 8), ("gpu._digest", 0)):
         kinds = Counter(instruction.split(".")[0] for instruction in found[name])
         assert kinds["FMUL"] == num_products
         assert kinds["FADD"] + 2 * kinds["FADD2"] >= num_products
@@ -276,3 +285,10 @@ def test_kernels_compile_for_a_gpu_without_fused_arithmetic(capability: int) -> 
         assert not [text for text in found[name] if ".FTZ" in text and text.startswith(("FADD", "FMUL"))]
         # 8 elements of a lane; a third more would be felt
         assert 300 < len(found[name]) < 600
+    kinds = {name: Counter(text.split(".")[0] for text in instructions) for name, instructions in found.items()}
+    # 32 elements of each thread; the format wants the update's products fused, and no others
+    assert kinds["low_rank_gpu._add_product"]["FFMA"] + 2 * kinds["low_rank_gpu._add_product"]["FFMA2"] >= 32
+    assert not kinds["low_rank_gpu._add_product"].keys() & {"FMUL", "FADD"}
+    assert kinds["low_rank_gpu._perturb"]["FMUL"] >= 32
+    for name in ("low_rank_gpu._perturb", "low_rank_gpu._fill"):
+        assert not kinds[name].keys() & {"FFMA", "FFMA2"}
