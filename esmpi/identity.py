@@ -41,8 +41,7 @@ def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Di
     """Raise UserError unless a run can be resumed with this config, base model, problems and task."""
     here = run.path.parent
     advice = f"to continue from it with other settings, use run.name=NEW run.fork_from={here}@{run.num_generations}"
-    sampled = max(config.sampling.temperature, config.eval.temperature) > 0
-    if changed := _that_matter(run, resumed_config(run, config), sampled):
+    if changed := _that_matter(run, resumed_config(run, config)):
         raise UserError(
             f"{here} holds a run with another config. Choose another run.name, or restore the former values; or, "
             f"{advice}:\n  " + "\n  ".join(map(str, changed))
@@ -92,7 +91,7 @@ def check_forkable(parent: RunFile, directory: Path, run: RunFile, generation: i
 def check_comparable(run: RunFile, config: Config) -> None:
     """Raise UserError if results with this config could not be compared with the run's own of the same suites."""
     before, now = run.attributes["config"], config.to_dict()
-    changed = list(map(str, _that_matter(run, now, sampled=config.eval.temperature > 0)))
+    changed = list(map(str, _that_matter(run, now)))
     known = before["eval"].get("suites", {})
     for name, source in now["eval"]["suites"].items():
         if known.get(name, source) != source:  # a suite that is new here may be evaluated, but not under a known name
@@ -132,9 +131,8 @@ def differences_of_runs(run: RunFile, other: RunFile) -> list[Difference]:
     Where the same keys led to different contents, such as two versions of one file, the key is called `digest`.
     """
     configs = run.attributes["config"], other.attributes["config"]
-    sampled = any(config.get(name, {}).get("temperature", 0) > 0 for config in configs for name in ("sampling", "eval"))
     changed = list(differences(*configs))
-    found = [key for key in changed if key.matters(sampled)]
+    found = [key for key in changed if key.matters]
     mine, theirs = _digests_by_section(run), _digests_by_section(other)
     common = run.attributes["suite_digests"].keys() & other.attributes["suite_digests"].keys() - {HELD_OUT}
     for owner, digests in ((run, mine), (other, theirs)):
@@ -160,9 +158,9 @@ def digest_of(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _that_matter(run: RunFile, config: dict[str, Any], sampled: bool) -> list[Difference]:
+def _that_matter(run: RunFile, config: dict[str, Any]) -> list[Difference]:
     """Return the changed keys that make another run by themselves, without a digest."""
-    return [difference for difference in differences(run.attributes["config"], config) if difference.matters(sampled)]
+    return [difference for difference in differences(run.attributes["config"], config) if difference.matters]
 
 
 def _digests_by_section(run: RunFile) -> dict[str, str]:

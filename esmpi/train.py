@@ -5,12 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from esmpi.data.batch import batch, in_parts
-from esmpi.engines import Request
+from esmpi.engines import Completion, Request
 from esmpi.es.member_columns import SENT
 from esmpi.es.population import Members, check, message_of, plan
 from esmpi.es.random_streams import stream_seed
@@ -35,6 +35,9 @@ def train(session: Session) -> None:
     stop = evaluate_if_due(session, session.generation)
     snapshot_if_due(session, stop)
     last = session.config.es.generations
+    if session.config.es.noise_rank and session.generation < last:
+        wave_size = wave_size_for(session, make_requests(session, prompts_of(session)))
+        log.info("waves: up to %s evaluated at once", counted(wave_size, "member"))
     profiled = min(session.generation + 1, last - 1) if session.config.run.profile else None  # the first one warms up
     while not stop and session.generation < last:
         if session.generation == profiled:
@@ -71,7 +74,7 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     config, generation, weights = session.config, session.generation, session.engine.weights
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
-        examples = batch(config.data, session.problems.train, config.run.seed, generation)
+        examples = prompts_of(session)
         requests = make_requests(session, examples)
     mine = evaluate_members(session, members, requests, examples, watch)
     with watch.phase("exchange"):
@@ -97,20 +100,21 @@ class Evaluated:
     member: int
     seed: int
     sign: int
-    times: tuple[float, float, float]
-    """When perturbing began, when generating began, and when it ended, by `time.perf_counter`."""
+    seconds: float
+    """Of perturbing and generating; an equal share of its wave's."""
     tokens: int
     scores: "Future[Scored]"
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of perturbing and generating."""
-        return self.times[2] - self.times[0]
 
     @property
     def fitness(self) -> float:
         """Mean reward, NaN without any."""
         return self.scores.result().fitness
+
+
+def prompts_of(session: Session) -> list[Example]:
+    """Return the problems of the next generation."""
+    config = session.config
+    return batch(config.data, session.problems.train, config.run.seed, session.generation)
 
 
 def make_requests(session: Session, examples: Sequence[Example]) -> list[Request]:
@@ -130,19 +134,23 @@ def evaluate_members(
     examples: Sequence[Example],
     watch: Stopwatch,
 ) -> list[Evaluated]:
-    """Collective. Perturb, generate and begin to score, member by member; return this rank's, once all are scored.
+    """Collective. Perturb, generate and begin to score, wave by wave; return this rank's, once all are scored.
 
-    Scoring of one member overlaps the next one's generation.
+    Scoring of one wave overlaps the next one's generation.
     """
     mine: list[Evaluated] = []
-    with session.dispatch.members(len(members)) as dealt:
-        for index in dealt:
+    times: list[tuple[float, float, float]] = []
+    wave_size = wave_size_for(session, requests)
+    with session.dispatch.waves(len(members), wave_size) as dealt:
+        for wave in dealt:
             session.recorder.check()  # stop early if the last commit failed
-            mine.append(evaluate_member(session, index, members, requests, examples))
+            evaluated, spent = evaluate_wave(session, wave, members, requests, examples)
+            mine += evaluated
+            times.append(spent)
         with watch.phase("wait"):
             for member in mine:
                 member.scores.result()
-    began_at, perturbed_at, ended_at = np.array([member.times for member in mine], np.float64).reshape(-1, 3).T
+    began_at, perturbed_at, ended_at = np.array(times, np.float64).reshape(-1, 3).T
     watch.add_all("perturb", began_at, perturbed_at)
     watch.add_all("generate", perturbed_at, ended_at)
     for member in mine:
@@ -151,29 +159,49 @@ def evaluate_members(
     return mine
 
 
-def evaluate_member(
-    session: Session, index: int, members: Members, requests: Sequence[Request], examples: Sequence[Example]
-) -> Evaluated:
-    """Write a member's live weights, complete the prompts with them, and begin to score the completions."""
+def wave_size_for(session: Session, requests: Sequence[Request]) -> int:
+    """Return how many members the engine of this rank evaluates at once."""
+    part = requests[: session.config.data.mini_batch_size]
+    return session.engine.wave_size(part, session.sampling, session.config.es.noise_rank)
+
+
+def evaluate_wave(
+    session: Session, wave: Sequence[int], members: Members, requests: Sequence[Request], examples: Sequence[Example]
+) -> tuple[list[Evaluated], tuple[float, float, float]]:
+    """Complete the prompts with the weights of some members at once, and begin to score the completions.
+
+    Returns the members; and when perturbing began, when generating began, and when it ended, by `time.perf_counter`.
+    """
     config, engine = session.config, session.engine
-    seed, sign = members.seeds.item(index), members.signs.item(index)
+    seeds, signs = ([column.item(member) for member in wave] for column in (members.seeds, members.signs))
     began = time.perf_counter()
-    engine.weights.perturb([Perturbation(seed, sign * config.es.sigma, config.es.noise_rank)])
+    engine.perturb(
+        [
+            Perturbation(seed, sign * config.es.sigma, config.es.noise_rank)
+            for seed, sign in zip(seeds, signs, strict=True)
+        ]
+    )
     if config.model.dtype == "float16" and (num_infinite := engine.weights.num_infinite()):
         log.warning(
             "member %d: %s overflowed float16 to infinity: lower es.sigma, or set model.dtype=float32",
-            index,
+            wave[0],
             counted(num_infinite, "live weight"),
         )
     perturbed = time.perf_counter()
-    completions = [
-        completion
-        for mini_batch in in_parts(requests, config.data.mini_batch_size)
-        for completion in engine.generate(mini_batch, session.sampling)
-    ]
+    completions: list[list[Completion]] = [[] for _ in wave]
+    for part in in_parts(requests, config.data.mini_batch_size):
+        asked = [replace(request, member=place) for place in range(len(wave)) for request in part]
+        made = engine.generate(asked, session.sampling)
+        for place, its in enumerate(in_parts(made, len(part))):
+            completions[place] += its
     times = (began, perturbed, time.perf_counter())
-    scores = session.scorer.submit([completion.text for completion in completions], examples)
-    return Evaluated(index, seed, sign, times, sum(completion.num_tokens for completion in completions), scores)
+    seconds = (times[2] - began) / len(wave)
+    evaluated = []
+    for member, seed, sign, its in zip(wave, seeds, signs, completions, strict=True):
+        scores = session.scorer.submit([completion.text for completion in its], examples)
+        tokens = sum(completion.num_tokens for completion in its)
+        evaluated.append(Evaluated(member, seed, sign, seconds, tokens, scores))
+    return evaluated, times
 
 
 def exchange(session: Session, mine: Sequence[Evaluated]) -> np.ndarray:

@@ -27,12 +27,10 @@ class Difference:
         """Section and key."""
         return f"{self.section}.{self.key}"
 
-    def matters(self, sampled: bool) -> bool:
-        """Return whether this is another run, as far as the configs show. Digests show the rest.
-
-        `sampled` says whether completions are sampled, and not greedy.
-        """
-        return self.changes_result == "yes" or (self.changes_result == "if_sampled" and sampled)
+    @property
+    def matters(self) -> bool:
+        """Whether this is another run, as far as the configs show. Digests show the rest."""
+        return self.changes_result == "yes"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:

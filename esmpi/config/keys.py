@@ -9,12 +9,11 @@ import msgspec
 
 from esmpi import plugins
 
-ChangesResult = Literal["yes", "no", "by_digest", "if_sampled"]
+ChangesResult = Literal["yes", "no", "by_digest"]
 """Whether another value of a key makes another run.
 
 yes: theta, or what an evaluation means, may change. no: it changes where files are, how fast the run is, what it shows,
 or how long it is. by_digest: the key says where something is read from, and the digest of what was read decides.
-if_sampled: only where completions are sampled, that is with a temperature above 0.
 """
 
 _KEY = "esmpi.key"

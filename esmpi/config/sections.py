@@ -97,6 +97,9 @@ class EngineSection(Section):
     """Which engine generates: one that ships with esmpi, `file.py:Class`, or an installed package's."""
     num_threads: int | None = key(None, minimum=1, maximum=4096, changes_result="no")
     """CPU cores of each rank. null: the cores that it may use, shared evenly with the ranks that may use the same."""
+    wave_size: int | None = key(None, minimum=1, maximum=10**6, changes_result="no")
+    """Most members that are evaluated in one batch, with low-rank noise. null: as many as the engine is fastest with.
+    With full-rank noise it is one member at a time."""
     theta_placement: Literal["auto", "device", "host", "host+bf16"] = key("auto", changes_result="no")
     """Where theta is if the live weights are on a GPU. device: beside them. host: in host memory, streamed to the GPU
     for each member; the bits are the same. auto: device if it fits, else host. host+bf16: in host memory, with a
@@ -204,9 +207,8 @@ class DataConfig(Section):
     generated."""
     batch_size: int = key(200, minimum=1)
     """Number of prompts of a generation, the same for every member."""
-    mini_batch_size: int | None = key(None, minimum=1, changes_result="if_sampled")
-    """Number of prompts that the engine gets at once, to limit memory. null: all of them. With engine hf and a
-    temperature above 0 it changes what is sampled."""
+    mini_batch_size: int | None = key(None, minimum=1, changes_result="no")
+    """Number of prompts of a member that the engine gets at once, to limit memory. null: all of them."""
     order: Literal["fixed", "random", "epochs"] = "epochs"
     """Which prompts a generation has. fixed: always the first ones. random: a fresh draw. epochs: all in turn, shuffled
     in each epoch."""

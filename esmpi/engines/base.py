@@ -19,7 +19,7 @@ from esmpi.weights.placement import size
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
     from esmpi.mpi.comm import Place
-    from esmpi.weights.model_weights import ModelWeights
+    from esmpi.weights.model_weights import ModelWeights, Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,8 @@ class Request:
     prompt: str
     seed: int = 0
     """For a temperature above 0: the same requests give the same completions. 0 to 2^63 - 1."""
+    member: int | None = None
+    """Whose weights complete it: a place in the wave that `Engine.perturb` prepared; None for the live weights."""
 
 
 class Engine(ABC):
@@ -132,9 +134,29 @@ class Engine(ABC):
         """Return the UUIDs of the GPUs that this rank's engine uses; empty on a CPU."""
         return []
 
+    def wave_size(self, requests: Sequence[Request], sampling: Sampling, rank: int) -> int:
+        """Return how many members this engine best evaluates at once.
+
+        Parameters
+        ----------
+        requests : sequence of Request
+            What each member completes in a batch.
+        sampling : Sampling
+        rank : int
+            Of the noise, 0 for full rank.
+        """
+        return 1
+
+    def perturb(self, wave: "Sequence[Perturbation]") -> None:
+        """Prepare the weights of a wave's members. A request completes with those of the member that it names.
+
+        An engine whose `wave_size` is 1 need not override this: the live weights become those of the only member.
+        """
+        self.weights.perturb(wave)
+
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """Complete each request with the live weights; the completions come in the requests' order."""
+        """Complete each request; the completions come in the requests' order."""
 
     @abstractmethod
     def logprobs(self, prompts: Sequence[str], completions: Sequence[Completion]) -> list[list[float]]:

@@ -4,7 +4,7 @@ Dispatch changes no result: every rank knows all members, and the update goes ov
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
@@ -21,8 +21,11 @@ class Dispatch(ABC):
         self._comm = comm
 
     @abstractmethod
-    def members(self, population_size: int) -> AbstractContextManager[Iterator[int]]:
-        """Provide an iterator over the members that this rank evaluates. The rank must exhaust it."""
+    def waves(self, population_size: int, wave_size: int) -> AbstractContextManager[Iterator[Sequence[int]]]:
+        """Provide an iterator over the members that this rank evaluates, in waves. The rank must exhaust it.
+
+        `wave_size` is the most members of a wave on this rank, which may be another one on others.
+        """
 
     @abstractmethod
     def most_members(self, population_size: int, mine: int) -> int:
@@ -44,9 +47,12 @@ class Static(Dispatch):
     """A fixed share of consecutive members for each rank. Shares differ by at most one member."""
 
     @contextmanager
-    def members(self, population_size: int) -> Iterator[Iterator[int]]:
-        """Give the members of this rank's share."""
-        yield iter(share(population_size, self._comm.rank, self._comm.size))
+    def waves(self, population_size: int, wave_size: int) -> Iterator[Iterator[Sequence[int]]]:
+        """Give the members of this rank's share, in waves whose sizes differ by at most one."""
+        mine = share(population_size, self._comm.rank, self._comm.size)
+        count = -(-len(mine) // wave_size)
+        parts = (share(len(mine), number, count) for number in range(count))
+        yield (mine[part.start : part.stop] for part in parts)
 
     def most_members(self, population_size: int, mine: int) -> int:
         """Return the largest share, which all ranks know without communication."""
@@ -69,15 +75,23 @@ class Dynamic(Dispatch):
         self._order: np.ndarray | None = None  # a resumed run begins without: only rank 0 has the times
 
     @contextmanager
-    def members(self, population_size: int) -> Iterator[Iterator[int]]:
+    def waves(self, population_size: int, wave_size: int) -> Iterator[Iterator[Sequence[int]]]:
         """Give members for as long as there are any, however busy rank 0 is."""
         with self._counter.answered():
-            yield self._draw(population_size)
+            yield self._draw(population_size, wave_size)
 
-    def _draw(self, population_size: int) -> Iterator[int]:
+    def _draw(self, population_size: int, wave_size: int) -> Iterator[Sequence[int]]:
         order = range(population_size) if self._order is None else self._order
-        while (place := self._counter.take() - self._first) < population_size:
-            yield int(order[place])
+        place = self._counter.take() - self._first
+        while place < population_size:
+            # no more than an equal part of what is left, so that the last waves end at about the same time
+            wanted = min(wave_size, -(-(population_size - place) // self._comm.size))
+            wave = [int(order[place])]
+            while len(wave) < wanted and (place := self._counter.take() - self._first) < population_size:
+                wave.append(int(order[place]))
+            yield wave
+            if place < population_size:
+                place = self._counter.take() - self._first
         self._first += population_size + self._comm.size  # every rank took one number too many, and so learned the end
 
     def most_members(self, population_size: int, mine: int) -> int:

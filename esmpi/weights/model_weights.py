@@ -63,6 +63,7 @@ class ModelWeights:
         """Canonical names of theta's tensors."""
         self.aliases = dict(aliases or {})
         """Names of tied tensors that are not canonical, with the canonical name of each."""
+        self._shows_theta = False
 
     @property
     def num_weights(self) -> int:
@@ -80,6 +81,7 @@ class ModelWeights:
             If the wave has more than one member: the live weights are those of one.
         """
         [member] = wave
+        self._shows_theta = False
         self._call("perturb", member.seed, member.scale, None if only is None else list(only), member.rank)
 
     def num_infinite(self) -> int:
@@ -87,14 +89,17 @@ class ModelWeights:
         return sum(self._call("num_infinite"))
 
     def restore(self) -> None:
-        """Write live = cast(theta)."""
-        self._call("restore")
+        """Write live = cast(theta), unless the live weights are just that."""
+        if not self._shows_theta:
+            self._call("restore")
+        self._shows_theta = True
 
     def update(self, seeds: np.ndarray, coefficients: np.ndarray, rank: int = 0) -> None:
         """Add sum_i coefficient_i * eps_i to theta; the live weights follow at the next perturb or restore.
 
         `seeds` is (N,) uint64, `coefficients` (N,) float32, `rank` that of the noise, 0 for full rank.
         """
+        self._shows_theta = False
         self._call("update", seeds, coefficients, rank)
 
     def load(self, snapshot: Path | None) -> None:
@@ -105,12 +110,14 @@ class ModelWeights:
         UserError
             If the snapshot cannot be read here. Theta is then in part replaced: load another one, or the base.
         """
+        self._shows_theta = False
         for error in self._call("load", None if snapshot is None else str(snapshot)):
             if error is not None:
                 raise UserError(error)
 
     def show_base(self) -> None:
         """Write live = cast(base model), to compare with it; `restore` ends that. Theta stays."""
+        self._shows_theta = False
         self._call("show_base")
 
     def distance(self) -> float:

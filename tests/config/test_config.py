@@ -273,7 +273,7 @@ CHANGED = {
     "es.dispatch": "no",
     "task.num_numbers": "yes",
     "data.train": "by_digest",
-    "data.mini_batch_size": "if_sampled",
+    "data.mini_batch_size": "no",
     "sampling.top_p": "yes",
     "scoring.failure_reward": "yes",
     "scoring.time_limit_s": "no",
@@ -291,15 +291,14 @@ def test_a_key_says_whether_it_changes_the_result(config_file: Path, name: str) 
     after[section][key] = "another value"
     [found] = differences(before, after)
     assert (found.name, found.changes_result) == (name, CHANGED[name])
-    assert found.matters(sampled=False) == (CHANGED[name] == "yes")
-    assert found.matters(sampled=True) == (CHANGED[name] in ("yes", "if_sampled"))
+    assert found.matters == (CHANGED[name] == "yes")
 
 
 def test_a_key_that_nobody_knows_changes_the_result(config_file: Path) -> None:
     before, after = (load_config(config_file).to_dict() for _ in range(2))
     after["es"]["later"] = 1
     [found] = differences(before, after)
-    assert found.matters(sampled=False)
+    assert found.matters
 
 
 def test_an_override_of_the_engine_drops_the_keys_of_the_other_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from support import ROOT, requests, require
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from esmpi.config.sections import ModelConfig
-from esmpi.engines import Sampling
+from esmpi.engines import Request, Sampling
 from esmpi.engines.base import render_chat
 from esmpi.engines.hf import HfConfig
-from esmpi.engines.hf.engine import HfEngine
+from esmpi.engines.hf.engine import HfEngine, by_member
+from esmpi.engines.hf.sampler import Sampler
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
@@ -112,6 +114,32 @@ def test_sampling_depends_on_its_seed_alone(engine: HfEngine) -> None:
     assert [c.text for c in other] != [c.text for c in first]
     almost_greedy = engine.generate(requests(PROMPTS, 3), Sampling(max_tokens=12, temperature=1.5, top_p=1e-6))
     assert almost_greedy == engine.generate(requests(PROMPTS), Sampling(max_tokens=12))
+
+
+def test_sampling_does_not_depend_on_the_batch(engine: HfEngine) -> None:
+    engine.weights.restore()
+    sampling = Sampling(max_tokens=12, temperature=1.0, top_p=0.9)
+    asked = requests(PROMPTS, 1)
+    together = engine.generate(asked, sampling)
+    assert [engine.generate([request], sampling)[0] for request in asked] == together
+    assert engine.generate(asked[::-1], sampling)[::-1] == together
+
+
+def test_tokens_are_sampled_by_their_probability() -> None:
+    scores = torch.log(torch.tensor([[0.1, 0.5, 0.05, 0.35]])).repeat(4000, 1)
+    asked = [Request(prompt="", seed=seed) for seed in range(4000)]
+    for temperature, top_p, expected in (
+        (1.0, 1.0, [0.1, 0.5, 0.05, 0.35]),
+        (1.0, 0.85, [0, 0.5 / 0.85, 0, 0.35 / 0.85]),  # the smallest set with this total
+        (1.0, 0.86, [0.1 / 0.95, 0.5 / 0.95, 0, 0.35 / 0.95]),
+        (0.5, 1.0, [0.0260, 0.6494, 0.0065, 0.3182]),  # squares, normalised
+    ):
+        sampler = Sampler(asked, Sampling(max_tokens=1, temperature=temperature, top_p=top_p), prompt_length=3)
+        chosen = sampler(torch.zeros(4000, 3, dtype=torch.int64), scores).argmax(-1)
+        shares = torch.bincount(chosen, minlength=4) / 4000
+        torch.testing.assert_close(shares, torch.tensor(expected), rtol=0, atol=0.03)
+    broken = torch.tensor([[torch.nan, 1.0, torch.inf, -torch.inf]]).repeat(4000, 1)
+    assert set(sampler(torch.zeros(4000, 3, dtype=torch.int64), broken).argmax(-1).tolist()) <= {0, 1, 2}
 
 
 def test_the_models_own_sampling_defaults_do_not_count(tmp_path: Path) -> None:
@@ -314,3 +342,44 @@ def test_a_tokenizer_that_puts_a_token_in_front_puts_it_there_once(tmp_path: Pat
 def test_a_model_without_a_template_takes_no_messages(engine: HfEngine) -> None:
     with pytest.raises(UserError, match="this model has no chat template"):
         engine.render([{"role": "user", "content": "3+4="}])
+
+
+def test_a_wave_says_what_its_members_say_one_by_one(engine: HfEngine) -> None:
+    sampling = Sampling(max_tokens=30, temperature=0.7)
+    wave = [Perturbation(member_seed(0, 0, i), 0.01, 1) for i in range(3)]
+    asked = requests(PROMPTS)
+    engine.perturb(wave)
+    digest = engine.weights.digest()
+    together = engine.generate([replace(one, member=i) for i in range(3) for one in asked], sampling)
+    # in any order, and a member may ask for less than others
+    places = [(2, 0), (0, 1), (2, 2), (2, 3), (0, 0)]
+    some = engine.generate([replace(asked[i], member=member) for member, i in places], sampling)
+    assert some == [together[4 * member + i] for member, i in places]
+    engine.weights.restore()
+    theta = engine.generate(asked, sampling)
+    for i, member in enumerate(wave):
+        engine.perturb([member])
+        alone = engine.generate([replace(one, member=0) for one in asked], sampling)
+        engine.weights.perturb([member])
+        written = engine.generate(asked, sampling)
+        assert together[4 * i : 4 * i + 4] == alone == written != theta
+    engine.weights.restore()
+    assert engine.generate(asked, sampling) == theta
+    assert engine.weights.digest() == digest
+
+
+def test_rows_of_a_batch() -> None:
+    assert by_member([0, 0, 1, 1], 2) == [0, 1, 2, 3]
+    assert by_member([1, 0, 1], 2) == [1, -1, 0, 2]
+    assert by_member([2], 3) == [-1, -1, 0]
+
+
+def test_how_many_members_are_evaluated_at_once(engine: HfEngine) -> None:
+    sampling = Sampling(max_tokens=5)
+    asked = requests(PROMPTS)
+    assert engine.wave_size(asked, sampling, 0) == 1
+    assert engine.wave_size(asked, sampling, 1) == 32
+    assert engine.wave_size(asked * 100, sampling, 1) == 1
+    chosen = HfEngine(ModelConfig(path=TINY), HfConfig(device="cpu", wave_size=3), BaseModel(folder()), PLACE)
+    assert chosen.wave_size(asked, sampling, 1) == 3
+    assert chosen.wave_size(asked, sampling, 0) == 1

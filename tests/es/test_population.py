@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esmpi.es.dispatch import Dynamic
+from esmpi.es.dispatch import Dynamic, Static
 from esmpi.es.population import ExchangeError, Members, Results, check, idle_seconds, message_dtype, plan, share
 from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
@@ -128,11 +128,22 @@ def test_the_longest_members_come_first_and_each_once() -> None:
     dispatch = Dynamic(Comm())
     assert dispatch.most_members(4, 3) == 3
     for seconds, order in (([1, 5, 3, 5], [0, 1, 2, 3]), ([9, 1, 1, 2], [1, 3, 2, 0]), ([0, 0, 0, 0], [0, 3, 1, 2])):
-        with dispatch.members(4) as mine:
-            assert list(mine) == order
+        with dispatch.waves(4, 1) as mine:
+            assert list(mine) == [[member] for member in order]
         messages = np.zeros(1, message_dtype(4))
         messages["seconds"] = seconds
         dispatch.learn(Results(messages, np.arange(4)))
+
+
+def test_waves_have_at_most_as_many_members_as_a_rank_takes() -> None:
+    with Static(Comm()).waves(10, 4) as mine:
+        assert [list(wave) for wave in mine] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    with Static(Comm()).waves(2, 4) as mine:
+        assert [list(wave) for wave in mine] == [[0, 1]]
+    dispatch = Dynamic(Comm())
+    for _ in range(2):
+        with dispatch.waves(10, 4) as mine:
+            assert list(mine) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_what_is_of_a_rank_is_not_taken_for_a_members() -> None:

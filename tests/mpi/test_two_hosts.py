@@ -77,7 +77,7 @@ comm = Comm()
 with Dynamic(comm) as dispatch:
     comm.barrier()
     begin = time.perf_counter()
-    with dispatch.members(3) as mine:
+    with dispatch.waves(3, 1) as mine:
         for _ in mine:
             time.sleep((0.3, 3, 1)[comm.rank])
     seconds = time.perf_counter() - begin

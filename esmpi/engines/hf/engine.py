@@ -3,25 +3,33 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
 from transformers.utils.logging import disable_progress_bar
 
 from esmpi.config.sections import ModelConfig
 from esmpi.engines.base import Completion, Engine, Request, Sampling, require_unquantized
 from esmpi.engines.hf import HfConfig
+from esmpi.engines.hf.adapters import Adapters
+from esmpi.engines.hf.sampler import Sampler
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Place
-from esmpi.weights.model_weights import ModelWeights
+from esmpi.weights.model_weights import ModelWeights, Perturbation
 from esmpi.weights.open import open_weights
 from esmpi.weights.placement import Placement, choose_placement
 from esmpi.weights.shard import WeightShard, call_here
 from esmpi.weights.views import View
 
 log = logging.getLogger(__name__)
+
+_ROWS_ON_CPU = 128
+"""Completions of a wave: on a CPU, more are no faster (tools/RESULTS.md)."""
+_ROWS_ON_GPU = 1024
+"""Completions of a wave on a GPU if they fit: a guess, as none was measured."""
+_CACHE_SHARE = 0.5
+"""Share of a GPU's free memory that a wave's keys and values may take."""
 
 
 class HfEngine(Engine):
@@ -67,16 +75,22 @@ class HfEngine(Engine):
             eos_token_id=self._ends, pad_token_id=self.tokenizer.pad_token_id
         )
 
-        views, aliases = self._find_views(base)
+        views, aliases, names = self._find_views(base)
         unused = sorted(base.tensors.keys() - {view.name for view in views} - aliases.keys())
         if unused:
             log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", unused)
         placement = self._place_theta(engine.theta_placement, views)
         weights = open_weights(views, lambda view: _read(base, view), num_threads, placement)
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
+        self._wave_size = engine.wave_size
+        self._adapters = Adapters(self._model, names)
+        self._wave: Sequence[Perturbation] = ()
 
-    def _find_views(self, base: BaseModel) -> tuple[list[View], dict[str, str]]:
-        """Return a view of each parameter under the name that the checkpoint stores, and its other names."""
+    def _find_views(self, base: BaseModel) -> tuple[list[View], dict[str, str], dict[int, str]]:
+        """Return a view of each parameter, the other names of those, and the names by the parameters' `id`.
+
+        Names are those that the checkpoint stores.
+        """
         prefix = f"{self._model.base_model_prefix}."
         parameters: dict[int, torch.nn.Parameter] = {}
         names: dict[int, list[str]] = defaultdict(list)
@@ -86,11 +100,13 @@ class HfEngine(Engine):
             names[id(parameter)] += [name, name.removeprefix(prefix)]
         views: list[View] = []
         aliases: dict[str, str] = {}
+        stored: dict[int, str] = {}
         for key, parameter in parameters.items():
             canonical = next((name for name in names[key] if name in base.tensors), names[key][0])
             views.append(View.whole(canonical, parameter))
+            stored[key] = canonical
             aliases |= {name: canonical for name in names[key] if name != canonical}
-        return views, aliases
+        return views, aliases, stored
 
     def _place_theta(self, wanted: str, views: list[View]) -> Placement:
         if self._device.type == "cpu":
@@ -110,24 +126,65 @@ class HfEngine(Engine):
     def gpus(self) -> list[str]:
         return [] if self._device.type == "cpu" else [str(torch.cuda.get_device_properties(self._device).uuid)]
 
+    def wave_size(self, requests: Sequence[Request], sampling: Sampling, rank: int) -> int:
+        if rank == 0 or not self._takes_waves():
+            return 1
+        if self._wave_size is not None:
+            return self._wave_size
+        rows = _ROWS_ON_CPU
+        if self._device.type == "cuda":
+            num_tokens = max(self.prompt_lengths([request.prompt for request in requests])) + sampling.max_tokens
+            free, _ = torch.cuda.mem_get_info(self._device)
+            rows = min(_ROWS_ON_GPU, int(_CACHE_SHARE * free) // (num_tokens * self._bytes_per_token()))
+        return max(1, rows // max(1, len(requests)))
+
+    def perturb(self, wave: Sequence[Perturbation]) -> None:
+        if wave[0].rank and self._takes_waves():
+            self.weights.restore()
+            self._adapters.prepare(wave)
+            self._wave = wave
+        else:
+            self.weights.perturb(wave)
+            self._wave = ()
+
+    def _takes_waves(self) -> bool:
+        return not self._adapters.unreached
+
+    def _bytes_per_token(self) -> int:
+        """Return what a token of a completion takes: its keys and values, and its row's share of logits and outputs."""
+        config = self._model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * head_size * self._model.dtype.itemsize)
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        if not self._wave or not requests or requests[0].member is None:
+            return self._generate(requests, sampling)
+        places = by_member([request.member for request in requests], len(self._wave))
+        with self._adapters.applied(len(places)):
+            made = self._generate([requests[max(0, place)] for place in places], sampling)
+        found = {place: completion for place, completion in zip(places, made, strict=True) if place >= 0}
+        return [found[place] for place in range(len(requests))]
+
+    def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Complete each request with the model as it is."""
         if not requests:
             return []
         inputs = self.tokenizer([request.prompt for request in requests], return_tensors="pt", padding=True)
         # Some tokenizers also return token_type_ids, which decoder models refuse.
         inputs = {key: inputs[key].to(self._device) for key in ("input_ids", "attention_mask")}
         prompt_length = inputs["input_ids"].shape[1]
-        settings: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0}
-        if sampling.temperature > 0:
-            # A perturbed model can overflow; its completions are then noise with a bad reward, not a crash.
-            settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            settings |= {"remove_invalid_values": True}
-        generation = GenerationConfig(eos_token_id=self._ends, pad_token_id=self.tokenizer.pad_token_id, **settings)
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            # transformers samples from torch's global generator only: one seed for the whole batch
-            torch.manual_seed(requests[0].seed)
-            output = self._model.generate(**inputs, generation_config=generation)
+        generation = GenerationConfig(
+            eos_token_id=self._ends,
+            pad_token_id=self.tokenizer.pad_token_id,
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,
+        )
+        # it leaves one token of each row, which the greedy choice takes
+        samplers = [Sampler(requests, sampling, prompt_length)] if sampling.temperature > 0 else []
+        output = self._model.generate(
+            **inputs, generation_config=generation, logits_processor=LogitsProcessorList(samplers)
+        )
         return [self._completion(tokens) for tokens in output[:, prompt_length:].tolist()]
 
     def _completion(self, tokens: list[int]) -> Completion:
@@ -147,6 +204,19 @@ class HfEngine(Engine):
             chosen = tokens[0, len(before) :, None]
             found.append(torch.log_softmax(scores.float(), -1).gather(1, chosen)[:, 0].tolist())
         return found
+
+
+def by_member(members: Sequence[int | None], num_members: int) -> list[int]:
+    """Return which request is in which row of a batch with as many rows for each member; -1 where none is.
+
+    `members` are those of the requests.
+    """
+    rows: list[list[int]] = [[] for _ in range(num_members)]
+    for place, member in enumerate(members):
+        assert member is not None
+        rows[member].append(place)
+    most = max(map(len, rows))
+    return [place for row in rows for place in row + [-1] * (most - len(row))]
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

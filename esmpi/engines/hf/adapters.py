@@ -1,0 +1,144 @@
+"""Low-rank noise of several members in one batch: each member's rows get the outputs of its own weights.
+
+A layer's output is that of theta for all rows, plus `scale * (x A^T) B^T` for the rows of each member, as two batched
+products over members. So a batch costs hardly more than the same batch without noise, and no weights are written.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from esmpi.errors import UserError
+from esmpi.noise import low_rank
+from esmpi.weights.model_weights import Perturbation
+
+_Factors = tuple[torch.Tensor, torch.Tensor]
+"""B, (M, rows, r), and A, (M, r, columns), of a wave's M members, in the type of the live weights."""
+
+
+class Adapters:
+    """The matrices of a model, and the noise that a wave's members have on them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    names : mapping of int to str
+        Canonical name of each parameter, by its `id`.
+    """
+
+    def __init__(self, model: torch.nn.Module, names: Mapping[int, str]):
+        self._layers: list[tuple[torch.nn.Module, str, Callable[..., torch.Tensor]]] = []
+        self._shapes: dict[str, tuple[int, int]] = {}
+        matrices = {names[id(parameter)] for parameter in model.parameters() if parameter.dim() == 2}
+        refused = set()
+        for module in model.modules():
+            weight = getattr(module, "weight", None)
+            name = names.get(id(weight))
+            if name not in matrices or name is None or not isinstance(weight, torch.nn.Parameter):
+                continue
+            added = _ADDED.get(type(module).forward)
+            if added is None and isinstance(module, torch.nn.Embedding) and hasattr(module, "embed_scale"):
+                added = _embedded  # its forward is that of an embedding, times this factor
+            if added is None:
+                refused.add(name)
+            else:
+                self._layers.append((module, name, added))
+                self._shapes[name] = (weight.shape[0], weight.shape[1])
+                self._like = weight
+        self.unreached = sorted(refused | (matrices - self._shapes.keys()))
+        """Names of matrices whose layers are of no known kind: noise on these must be written into the weights."""
+        self._factors: dict[str, _Factors] = {}
+        self._scale = 0.0
+        self._num_rows = self._num_tokens = 0
+        self.num_members = 0
+        """Members of the wave that is prepared."""
+
+    def prepare(self, wave: Sequence[Perturbation]) -> None:
+        """Make the noise of a wave's members, which all have the same rank."""
+        self.num_members = len(wave)
+        self._scale = max(abs(member.scale) for member in wave)
+        # the common scale is applied to sums, which are float32: a small sigma leaves the range of float16
+        signs = np.array([member.scale / self._scale for member in wave], np.float32)
+        seeds = np.array([member.seed for member in wave], np.uint64)
+        for name, (rows, columns) in self._shapes.items():
+            b, a = self._made(name, seeds, wave[0].rank, (rows, columns))
+            b *= torch.from_numpy(signs / np.float32(np.sqrt(wave[0].rank)))[:, None, None].to(b.device)
+            self._factors[name] = b.to(self._like.dtype), a.to(self._like.dtype)
+
+    def _made(self, name: str, seeds: np.ndarray, rank: int, shape: tuple[int, int]) -> _Factors:
+        place = (rank, shape[1], (0, shape[0]), (0, shape[1]))
+        if self._like.device.type == "cpu":
+            b, a = low_rank.factors(name, seeds, *place)
+            return torch.from_numpy(b), torch.from_numpy(a)
+        from esmpi.noise import low_rank_gpu  # needs Triton
+
+        return low_rank_gpu.factors(name, torch.from_numpy(seeds.view(np.int64)).to(self._like.device), *place)
+
+    @contextmanager
+    def applied(self, num_rows: int) -> Iterator[None]:
+        """Let the model compute with the wave's noise, in batches of `num_rows`: as many of each member, in order."""
+        self._num_rows = self._num_tokens = num_rows
+        hooks = [module.register_forward_hook(self._hook(name, added)) for module, name, added in self._layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, name: str, added: Callable[..., torch.Tensor]) -> Any:
+        factors = self._factors[name]
+
+        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            scale = self._scale * float(getattr(module, "embed_scale", 1.0))
+            if added is _embedded:
+                ids = inputs[0]
+                if ids.shape[0] == 1:  # positions, which all rows share
+                    ids = ids.expand(self._num_rows, -1)
+                    output = output.expand(self._num_rows, -1, -1).contiguous()
+                self._num_tokens = ids.numel()
+                return added(output, ids, factors, scale)
+            num_tokens = inputs[0].numel() // inputs[0].shape[-1]
+            if self.num_members > 1 and num_tokens not in (self._num_tokens, self._num_rows):
+                raise UserError(f"engine.wave_size: the model mixes its rows before {name}: set engine.wave_size=1")
+            return added(output, inputs[0], factors, scale)
+
+        return hook
+
+
+def _multiplied(output: torch.Tensor, x: torch.Tensor, factors: _Factors, scale: float) -> torch.Tensor:
+    """Return output + scale * (x A^T) B^T: the weight is (outputs, inputs)."""
+    b, a = factors
+    inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+    return _added(output, inner, b.transpose(1, 2), scale)
+
+
+def _multiplied_transposed(output: torch.Tensor, x: torch.Tensor, factors: _Factors, scale: float) -> torch.Tensor:
+    """Return output + scale * (x B) A: the weight is (inputs, outputs)."""
+    b, a = factors
+    return _added(output, torch.bmm(x.reshape(len(b), -1, x.shape[-1]), b), a, scale)
+
+
+def _embedded(output: torch.Tensor, ids: torch.Tensor, factors: _Factors, scale: float) -> torch.Tensor:
+    """Return output + scale * B[ids] A."""
+    b, a = factors
+    rows = ids.reshape(len(b), -1, 1).expand(-1, -1, b.shape[2])
+    return _added(output, torch.gather(b, 1, rows), a, scale)
+
+
+def _added(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    whole = output.view(len(left), -1, output.shape[-1])
+    if left.shape[2] == 1:
+        return whole.addcmul_(left, right, value=scale).view(output.shape)  # several times faster than the product
+    return whole.baddbmm_(left, right, alpha=scale).view(output.shape)
+
+
+_ADDED: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.nn.Linear.forward: _multiplied,
+    Conv1D.forward: _multiplied_transposed,
+    torch.nn.Embedding.forward: _embedded,
+}
+"""What noise adds to a layer's output, by the layer's function."""
