@@ -14,7 +14,7 @@ from pathlib import Path
 from esmpi.config.differences import differences
 from esmpi.config.sections import HELD_OUT, Config
 from esmpi.data.problems import load_problems
-from esmpi.engines import engine_config, engine_packages
+from esmpi.engines import Waves, engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
 from esmpi.files import clean_up, locked
@@ -42,10 +42,10 @@ _PATIENCE_S = 120.0
 """How long a requeued job waits for its earlier processes to release the run directory."""
 
 
-def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
+def open_setup(config: Config, comm: Comm, stack: ExitStack, trains: bool = False) -> Setup:
     """Collective. Load problems, model and engine, and start what scores.
 
-    `stack` takes what has to be closed at the end.
+    `stack` takes what has to be closed at the end; `trains` says whether members will be evaluated.
     """
     watch = Stopwatch()
     place = comm.place()
@@ -60,7 +60,7 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack) -> Setup:
         problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
         base = BaseModel(model)
         with watch.phase("engine"):
-            engine = engine_config(config).open(config.model, base, place)
+            engine = engine_config(config).open(config.model, base, place, _waves(config, comm) if trains else None)
         setup = Setup(
             config=config,
             comm=comm,
@@ -98,7 +98,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
             # processes of the job's earlier start may take a while to die, or to be known as dead on a file server
             stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))
             clean_up(config.directory)
-    setup = open_setup(config, comm, stack)
+    setup = open_setup(config, comm, stack, trains=True)
     digests = agreed_digests(setup)
     run = None
     with comm.together():
@@ -126,6 +126,15 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     if comm.is_root and reserve_s is not None:
         session.time_limit = TimeLimit(job_end(), reserve_s)
     return session
+
+
+def _waves(config: Config, comm: Comm) -> Waves:
+    es, data = config.es, config.data
+    return Waves(
+        rank=es.noise_rank,
+        num_prompts=min(data.mini_batch_size or data.batch_size, data.batch_size),
+        num_members=-(-es.population_size // comm.size),
+    )
 
 
 def _model_folder(config: Config, comm: Comm, place: Place) -> Path:

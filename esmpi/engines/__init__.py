@@ -11,7 +11,7 @@ from typing import cast, get_type_hints
 from esmpi import plugins
 from esmpi.config.keys import PlugIn
 from esmpi.config.sections import Config
-from esmpi.engines.base import Completion, Engine, EngineConfig, Request, Sampling
+from esmpi.engines.base import Completion, Engine, EngineConfig, Request, Sampling, Waves
 from esmpi.errors import UserError, nearest, said
 
 ENTRY_POINTS = "esmpi.engines"
@@ -114,6 +114,7 @@ __all__ = [
     "EngineConfig",
     "Request",
     "Sampling",
+    "Waves",
     "engine_config",
     "engine_packages",
     "engine_types",

@@ -49,8 +49,10 @@ class EngineConfig(EngineSection):
         for name, value in self.environment.items():
             os.environ.setdefault(name, value)
 
-    def open(self, model: ModelConfig, base: "BaseModel", place: "Place") -> "Engine":
+    def open(self, model: ModelConfig, base: "BaseModel", place: "Place", waves: "Waves | None" = None) -> "Engine":
         """Load the model into the engine on this rank.
+
+        `waves` says which members it will evaluate, None if none: for engines that must know it before they load.
 
         Raises
         ------
@@ -81,6 +83,18 @@ class EngineConfig(EngineSection):
     def missing(self) -> list[str]:
         """Return what this machine lacks for the engine, each with what to do: for `esmpi doctor`."""
         return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waves:
+    """What an engine will be asked to evaluate at once."""
+
+    rank: int
+    """Of the noise, 0 for full rank."""
+    num_prompts: int
+    """Prompts that each member completes at once."""
+    num_members: int
+    """Most members of this rank in a generation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ class HfEngine(Engine):
             self._wave = ()
 
     def _takes_waves(self) -> bool:
-        return not self._adapters.unreached
+        return self._wave_size != 1 and not self._adapters.unreached
 
     def _bytes_per_token(self) -> int:
         """Return what a token of a completion takes: its keys and values, and its row's share of logits and outputs."""

@@ -6,13 +6,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.config.keys import key, require
-from esmpi.config.sections import Config
-from esmpi.engines.base import EngineConfig, memory_line
+from esmpi.config.sections import Config, ModelConfig
+from esmpi.engines.base import EngineConfig, Waves, memory_line
 from esmpi.weights.placement import device_memory_wanted, memory_wanted, size
 from esmpi.wording import counted
 
 if TYPE_CHECKING:
+    from esmpi.engines.base import Engine
     from esmpi.model.base_model import BaseModel
+    from esmpi.mpi.comm import Place
 
 _SET_BY_ESMPI = {
     *("model", "dtype", "trust_remote_code", "tensor_parallel_size", "pipeline_parallel_size", "seed"),
@@ -25,6 +27,9 @@ _WHERE = {
     "host": "in host memory, {host} a rank, streamed to the GPU, which must have {live} or more",
     "host+bf16": "in host memory, {host} a rank, a bfloat16 copy of it on the GPU, which must have {two} or more",
 }
+
+_ROWS_ON_CPU, _ROWS_ON_GPU = 128, 256
+"""Completions of a wave: on a CPU, more are no faster (tools/RESULTS.md); on a GPU it is vLLM's own least default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,20 @@ class VllmConfig(EngineConfig):
 
         super().prepare()
         show_own_gpus(self.num_workers)
+
+    def open(self, model: ModelConfig, base: "BaseModel", place: "Place", waves: Waves | None = None) -> "Engine":
+        engine: Engine = self._engine_type()(model, self, base, place, waves)
+        return engine
+
+    def slots(self, waves: Waves | None) -> int:
+        """Return how many members are evaluated at once; 0 if their noise is written into the weights."""
+        from esmpi.engines.vllm.gpus import visible_gpus
+
+        if waves is None or waves.rank == 0 or self.wave_size == 1:
+            return 0
+        rows = _ROWS_ON_GPU if visible_gpus() else _ROWS_ON_CPU
+        wanted = self.wave_size or max(1, min(self.max_num_seqs or rows, rows) // waves.num_prompts)
+        return max(1, min(wanted, waves.num_members))
 
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         workers = self.num_workers

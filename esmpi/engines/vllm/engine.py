@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from esmpi.config.sections import ModelConfig
-from esmpi.engines.base import Completion, Engine, Request, Sampling, require_unquantized
+from esmpi.engines.base import Completion, Engine, Request, Sampling, Waves, require_unquantized
 from esmpi.engines.vllm import VllmConfig
 from esmpi.engines.vllm.gpus import check_gpus, visible_gpus
 from esmpi.errors import UserError
@@ -50,11 +50,14 @@ class VllmEngine(Engine):
         If vLLM is missing, or keeps weights where ES cannot reach them; the parameter is named.
     """
 
-    def __init__(self, model: ModelConfig, engine: VllmConfig, base: BaseModel, place: Place):
+    def __init__(
+        self, model: ModelConfig, engine: VllmConfig, base: BaseModel, place: Place, waves: Waves | None = None
+    ):
         num_workers = engine.num_workers
         cores = _share(place.cores[: engine.num_threads or len(place.cores)], num_workers)
         require_unquantized(base, engine.vllm_args.get("quantization"))
         check_gpus(num_workers, place)
+        self._slots = engine.slots(waves)
         _set_environment(engine, place, cores)
         log.info("vLLM: starting; it loads and compiles the model, which takes a minute or two on a CPU")
         try:
@@ -81,9 +84,10 @@ class VllmEngine(Engine):
             if num_workers == 1:
                 os.sched_setaffinity(0, cores[0])
         self._prefix_caching = engine.prefix_caching
+        adapters = _adapter_arguments(self._slots, waves)
         with _without_launcher(), _without_remarks():
             try:
-                self._llm = vllm.LLM(**_llm_arguments(model, engine, base, utilization))
+                self._llm = vllm.LLM(**_llm_arguments(model, engine, base, utilization) | adapters)
             except Exception as error:  # a worker that fails raises a plain Exception here
                 raise UserError(f"engine: vLLM does not start: {' '.join(str(error).split())[:1500]}") from error
         log.info("vLLM: started; finding where it keeps each weight, and comparing all of them with the checkpoint")
@@ -98,8 +102,10 @@ class VllmEngine(Engine):
         self.weights = ModelWeights(base, partial(_call_shards, self._llm))
         self.weights.aliases = _aliases(self.weights.names, base)
         self.tokenizer = self._llm.get_tokenizer()
+        self._wave: Sequence[Perturbation] = ()
         if engine.self_test:
             self._self_test()
+        self._open_adapters()
 
     @property
     def max_length(self) -> int:
@@ -107,6 +113,30 @@ class VllmEngine(Engine):
 
     def gpus(self) -> list[str]:
         return [gpu for gpu in self._rpc("esmpi_gpu") if gpu is not None]
+
+    def _open_adapters(self) -> None:
+        """Take vLLM's slots for adapters, unless there are matrices without any."""
+        if not self._slots:
+            return
+        unreached = sorted({name for worker in self._rpc("esmpi_open_adapters") for name in worker})
+        if unreached:
+            self._slots = 0
+            log.warning(
+                "vLLM has no adapters for these matrices, so members are evaluated one at a time: %s",
+                ", ".join(unreached),
+            )
+
+    def wave_size(self, requests: Sequence[Request], sampling: Sampling, rank: int) -> int:
+        return self._slots if rank and self._slots else 1
+
+    def perturb(self, wave: Sequence[Perturbation]) -> None:
+        self._wave = wave if wave[0].rank and self._slots else ()
+        if self._wave:
+            self.weights.restore()
+            seeds, scales = [member.seed for member in wave], [member.scale for member in wave]
+            self._rpc("esmpi_prepare", seeds, scales, wave[0].rank)
+        else:
+            self.weights.perturb(wave)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         parameters = [
@@ -119,8 +149,9 @@ class VllmEngine(Engine):
             )
             for request in requests
         ]
+        slots = [request.member if self._wave else None for request in requests]
         prompts = [request.prompt for request in requests]
-        completions = [output.outputs[0] for output in self._generate(prompts, parameters)]
+        completions = [output.outputs[0] for output in self._generate(prompts, parameters, slots)]
         return [
             Completion(
                 text=completion.text,
@@ -140,11 +171,14 @@ class VllmEngine(Engine):
         ]
         return [logprobs[len(start) :] for logprobs, start in zip(self._prompt_logprobs(whole), starts, strict=True)]
 
-    def _generate(self, prompts: list[Any], parameters: Any) -> list[Any]:
+    def _generate(self, prompts: list[Any], parameters: Any, slots: Sequence[int | None] = ()) -> list[Any]:
+        from vllm.lora.request import LoRARequest
+
+        adapters = [None if slot is None else LoRARequest(f"member {slot}", slot + 1, "in memory") for slot in slots]
         # Blocks that were filled with other weights must not be found again.
         if self._prefix_caching and not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM would not reset its prefix cache: a request is still running")
-        return list(self._llm.generate(prompts, parameters, use_tqdm=False))
+        return list(self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=adapters or None))
 
     def _rpc(self, method: str, *arguments: Any) -> list[Any]:
         return list(self._llm.collective_rpc(method, args=arguments))
@@ -252,6 +286,17 @@ def _llm_arguments(model: ModelConfig, engine: VllmConfig, base: BaseModel, util
         if getattr(engine, key) is not None:
             arguments[key] = getattr(engine, key)
     return arguments | engine.vllm_args
+
+
+def _adapter_arguments(slots: int, waves: Waves | None) -> dict[str, Any]:
+    """Return arguments for `vllm.LLM` that make it keep this many slots."""
+    if not slots or waves is None:
+        return {}
+    from vllm.config import lora
+
+    # vLLM has slots for some ranks only; what is beyond that of the noise stays 0
+    rank = min((rank for rank in get_args(lora.MaxLoRARanks) if rank >= waves.rank), default=waves.rank)
+    return {"enable_lora": True, "max_loras": slots, "max_lora_rank": rank}
 
 
 def _set_environment(engine: VllmConfig, place: Place, cores: list[list[int]]) -> None:

@@ -6,11 +6,15 @@ vLLM imports this module before it loads the model, in this process or in a work
 import os
 import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from vllm.platforms import current_platform
+
+from esmpi.engines.vllm import lora
 
 if TYPE_CHECKING:
     from esmpi.weights.placement import Placement
@@ -28,6 +32,9 @@ if current_platform.is_cpu() and PACKING_KEPT not in os.environ:
         layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]  # vLLM sets any callable
 
     utils.dispatch_cpu_unquantized_gemm = _compute_with_the_weight_itself
+
+
+lora.extend()
 
 
 class WorkerExtension:
@@ -54,18 +61,18 @@ class WorkerExtension:
                 signal.signal(number, signal.SIG_IGN)
         self._esmpi_base = BaseModel(Path(folder))
         model = self.model_runner.model
-        parameters = dict(model.named_parameters())
-        self._esmpi_state = {
-            name: (tensor, fingerprint(tensor))
-            for name, tensor in {**parameters, **dict(model.named_buffers())}.items()
-            if tensor.is_floating_point()
-        }
-        try:
-            with torch.no_grad():
-                stored = list(self._esmpi_base.tensors.values())
+        stored = list(self._esmpi_base.tensors.values())
+        with torch.no_grad(), self._esmpi_bare_model():
+            parameters = dict(model.named_parameters())
+            self._esmpi_state = {
+                name: (tensor, fingerprint(tensor))
+                for name, tensor in {**parameters, **dict(model.named_buffers())}.items()
+                if tensor.is_floating_point()
+            }
+            try:
                 self._esmpi_views = derive_views(parameters, model.load_weights, stored)
-        except UserError as error:
-            return str(error)
+            except UserError as error:
+                return str(error)
         return [(view.name, view.rows, view.cols) for view in self._esmpi_views]
 
     def esmpi_open(self, cuts: dict[str, list[int]], cores: list[list[int]], placement: "Placement") -> str | None:
@@ -92,7 +99,27 @@ class WorkerExtension:
                     f"Mixture-of-experts layers on the CPU and some quantized or fused layers do this"
                 )
         self.esmpi_shard = WeightShard(weights, base, self.rank)
+        self._esmpi_open_views = weights.views
         return None
+
+    def _esmpi_bare_model(self) -> Any:
+        if not hasattr(self.model_runner, "lora_manager"):
+            return nullcontext()
+        from esmpi.engines.vllm.adapters import without_adapters
+
+        return without_adapters(self.model_runner.model)
+
+    def esmpi_open_adapters(self) -> list[str]:
+        """Take all slots for adapters; return the names of matrices that have none."""
+        from esmpi.engines.vllm.adapters import Adapters
+
+        manager = self.model_runner.lora_manager._adapter_manager
+        self._esmpi_adapters = Adapters(manager, self.model_runner.model, self._esmpi_open_views)
+        return self._esmpi_adapters.unreached
+
+    def esmpi_prepare(self, seeds: list[int], scales: list[float], rank: int) -> None:
+        """Write the noise of a wave's members into the slots."""
+        self._esmpi_adapters.prepare(np.array(seeds, np.uint64), np.array(scales, np.float32), rank)
 
     def esmpi_gpu(self) -> str | None:
         """Return the UUID of this worker's GPU, None on a CPU."""

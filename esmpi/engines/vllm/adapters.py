@@ -1,0 +1,138 @@
+"""Low-rank noise of several members in one batch, in vLLM's own slots for LoRA adapters. Runs inside a worker.
+
+Each member has a slot. Its B and A are written into the slots of all layers in place: nothing is loaded, and vLLM
+takes the slot of each request by its number.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.lora.layers import BaseLayerWithLoRA, LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+
+from esmpi.noise import low_rank
+from esmpi.weights.views import View
+
+
+class Adapters:
+    """The slots of a worker's layers.
+
+    Parameters
+    ----------
+    manager : LoRAModelManager
+        vLLM's.
+    model : torch.nn.Module
+    views : sequence of View
+        All that this worker holds.
+    """
+
+    def __init__(self, manager: Any, model: torch.nn.Module, views: Sequence[View]):
+        self._targets: list[_Target] = []
+        for module in manager.modules.values():
+            self._targets += _targets(module, model, views)
+        reached = {target.view.name for target in self._targets}
+        self.unreached = sorted({view.name for view in views if len(view.shape) == 2} - reached)
+        """Names of matrices that have no slots: vLLM has no adapters for their layers."""
+        for number in range(manager.lora_slots):
+            # an adapter for no layer at all, which takes slot `number` and keeps it
+            nothing = LoRALayerWeights("esmpi", 1, 1, torch.zeros(1, 1), torch.zeros(1, 1))
+            manager.add_adapter(LoRAModel(number + 1, 1, {"esmpi": nothing}))
+            manager.activate_adapter(number + 1)
+
+    def prepare(self, seeds: np.ndarray, scales: np.ndarray, rank: int) -> None:
+        """Write the noise of a wave's members, (M,) uint64 and (M,) float32, into the first M slots."""
+        for target in self._targets:
+            target.write(seeds, scales / np.float32(np.sqrt(rank)), rank)
+
+
+class _Target:
+    """Slots that take the noise of a view.
+
+    Parameters
+    ----------
+    view : View
+    b : (slots, rows, rank) Tensor
+    a : (slots, rank, columns) Tensor
+        What multiplies inputs first, then what multiplies that, as vLLM holds them, seen as B and A of the view.
+    """
+
+    def __init__(self, view: View, b: torch.Tensor, a: torch.Tensor):
+        self.view = view
+        self._b, self._a = b, a
+
+    def write(self, seeds: np.ndarray, scales: np.ndarray, rank: int) -> None:
+        b, a = self._made(seeds, rank)
+        # half of the scale on either side, so that no factor leaves the range of float16
+        roots = torch.from_numpy(np.sqrt(np.abs(scales)))[:, None, None].to(b.device)
+        signs = torch.from_numpy(np.sign(scales))[:, None, None].to(b.device)
+        self._b[: len(seeds), :, :rank] = b * (roots * signs)
+        self._a[: len(seeds), :rank] = a * roots
+
+    def _made(self, seeds: np.ndarray, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        view = self.view
+        place = (rank, view.shape[1], view.rows, view.cols)
+        if self._b.device.type == "cpu":
+            b, a = low_rank.factors(view.name, seeds, *place)
+            return torch.from_numpy(b), torch.from_numpy(a)
+        from esmpi.noise import low_rank_gpu
+
+        on_device = torch.from_numpy(seeds.view(np.int64)).to(self._b.device)
+        return low_rank_gpu.factors(view.name, on_device, *place)
+
+
+def _targets(module: Any, model: torch.nn.Module, views: Sequence[View]) -> Iterator[_Target]:
+    """Yield the slots of a layer, each with the view that its noise is of."""
+    if isinstance(module, LogitsProcessorWithLoRA):
+        head: Any = model.lm_head
+        for view, _ in _inside(getattr(head, "base_layer", head).weight, views):
+            # the logits of all workers are gathered before the noise is added, so each worker has that of all rows
+            whole = View(view.name, view.shape, (0, view.shape[0]), view.cols, None)
+            yield _Target(whole, module.lora_b_stacked[:, 0, : view.shape[0]], module.lora_a_stacked[:, 0])
+            return
+    elif isinstance(module, VocabParallelEmbeddingWithLoRA):
+        for view, _ in _inside(module.base_layer.weight, views):
+            whole = View(view.name, view.shape, (0, view.shape[0]), view.cols, None)
+            yield _Target(whole, module.lora_a_stacked, module.lora_b_stacked[:, 0].transpose(1, 2))
+            return
+    elif isinstance(getattr(module, "lora_a_stacked", None), tuple):
+        ends = np.cumsum(module.output_slices)
+        names: dict[int, str] = {}
+        for view, row in _inside(module.base_layer.weight, views):
+            part = int(np.searchsorted(ends, row, side="right"))
+            if names.setdefault(part, view.name) != view.name:
+                return  # two matrices of the checkpoint would share a slot
+            first = row - (int(ends[part - 1]) if part else 0)
+            rows = slice(first, first + view.rows[1] - view.rows[0])
+            yield _Target(view, module.lora_b_stacked[part][:, 0, rows], module.lora_a_stacked[part][:, 0])
+
+
+def _inside(weight: torch.Tensor, views: Sequence[View]) -> Iterator[tuple[View, int]]:
+    """Yield the views that are parts of a parameter, with the row at which each begins."""
+    row_bytes = weight.stride(0) * weight.element_size()
+    for view in views:
+        if view.live is not None and view.live.stride(0) == weight.stride(0):
+            row, rest = divmod(view.live.data_ptr() - weight.data_ptr(), row_bytes)
+            if rest == 0 and 0 <= row < len(weight):
+                yield view, row
+
+
+@contextmanager
+def without_adapters(model: torch.nn.Module) -> Iterator[None]:
+    """Put the layers themselves in place of those with adapters, for a while: vLLM's loaders know no others."""
+    replaced = [
+        (parent, name, child)
+        for parent in list(model.modules())
+        for name, child in list(parent.named_children())
+        if isinstance(child, BaseLayerWithLoRA) and not isinstance(parent, BaseLayerWithLoRA)
+    ]
+    for parent, name, child in replaced:
+        setattr(parent, name, child.base_layer)
+    try:
+        yield
+    finally:
+        for parent, name, child in replaced:
+            setattr(parent, name, child)
