@@ -8,6 +8,8 @@ import torch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -38,6 +40,9 @@ MODELS = {
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=64, query_pre_attn_scalar=32)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**PHI3)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=2, n_positions=256, eos_token_id=1, bos_token_id=2)
+    ),
     "mixtral": lambda: MixtralForCausalLM(
         MixtralConfig(**PHI3, head_dim=32, num_local_experts=4, num_experts_per_tok=2)
     ),

@@ -1,7 +1,8 @@
 """Load an engine, put it through its paces, and print what its weights are: python state.py JSON.
 
-The JSON object has `kind`, `path`, `dtype`, `engine` (further keys of the engine section), `prompts`, `max_tokens` and
-`fault` (what to break, or null). One JSON object is the last line of the output. An engine needs a process of its own.
+The JSON object has `kind`, `path`, `dtype`, `engine` (further keys of the engine section), `prompts`, `max_tokens`,
+`rank` and `scale` (of the noise of a wave; rank 0 for none) and `fault` (what to break, or null). One JSON object is
+the last line of the output. An engine needs a process of its own.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 
 from esmpi.config.reader import parse_config
 from esmpi.config.sections import Config
-from esmpi.engines import Completion, Engine, Request, Sampling, engine_config
+from esmpi.engines import Completion, Engine, Request, Sampling, Waves, engine_config
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
@@ -59,7 +61,12 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
         break_perturb()
     if asked["fault"] == "keep packing":
         os.environ["ESMPI_KEEP_PACKING"] = "1"
-    engine = engine_config(config).open(config.model, checkpoint, Comm().place())
+    rank, prompts = asked["rank"], asked["prompts"]
+    waves = Waves(rank=rank, num_prompts=len(prompts), num_members=3) if rank else None
+    engine = engine_config(config).open(config.model, checkpoint, Comm().place(), waves)
+    if waves is not None:
+        sampling = Sampling(max_tokens=asked["max_tokens"], temperature=1)
+        return compare_wave(engine, waves, prompts, sampling, asked["scale"])
     if asked["fault"] == "no reset":
         engine._llm.reset_prefix_cache = lambda: True  # type: ignore[attr-defined]
     sampling = Sampling(max_tokens=asked["max_tokens"])
@@ -87,6 +94,34 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     found["theta"] = {name: digest_of(tensor) for name, tensor in engine.weights.tensors()}
     found["loaded"] = load_and_digest(engine)
     return found
+
+
+def compare_wave(engine: Engine, waves: Waves, prompts: list[str], sampling: Sampling, scale: float) -> dict[str, Any]:
+    """Return what three members say in a wave and with their weights written, and what theta says before and after."""
+    requests = [Request(prompt=prompt, seed=i) for i, prompt in enumerate(prompts)]
+    wave = [Perturbation(member_seed(7, 1, i), (-1) ** i * scale, waves.rank) for i in range(3)]
+
+    def say(asked: list[Request]) -> list[str]:
+        return [completion.text for completion in engine.generate(asked, sampling)]
+
+    found: dict[str, Any] = {"wave_size": engine.wave_size(requests, sampling, waves.rank)}
+    found |= {"digest": engine.weights.digest(), "theta": say(requests)}
+    size = found["wave_size"]
+    together, some = [], []
+    for start in range(0, 3, size):
+        engine.perturb(wave[start : start + size])
+        members = range(len(wave[start : start + size]))
+        together += say([replace(request, member=member) for member in members for request in requests])
+        some += say([replace(requests[-1], member=member) for member in members])
+    found |= {"together": together, "some": some}
+    engine.weights.restore()
+    found["theta_again"] = say(requests)
+    found["written"] = []
+    for member in wave:
+        engine.weights.perturb([member])
+        found["written"] += say(requests)
+    engine.weights.restore()
+    return found | {"theta_at_last": say(requests), "digest_at_last": engine.weights.digest()}
 
 
 def compare_with_base(engine: Engine, prompts: list[str]) -> dict[str, Any]:

@@ -38,12 +38,14 @@ def run_state(
     fault: str | None = None,
     launcher: tuple[str, ...] = (),
     max_tokens: int = 30,
+    rank: int = 0,
+    scale: float = 0.02,
     **engine: Any,
 ) -> State:
     """Return what state.py says of an engine in a process of its own."""
     engine = ({} if kind == "hf" else VLLM_SMALL) | {"num_threads": 1} | engine
     asked = {"kind": kind, "path": path, "dtype": dtype, "engine": engine, "prompts": prompts, "fault": fault}
-    asked["max_tokens"] = max_tokens
+    asked |= {"max_tokens": max_tokens, "rank": rank, "scale": scale}
     if launcher:
         command = [*launcher, sys.executable, str(STATE), json.dumps(asked)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -177,3 +179,55 @@ def test_shards_of_a_fused_tensor_and_shared_heads(tmp_path: Path) -> None:
 def test_mixture_of_experts_is_refused_by_name_on_a_cpu(tmp_path: Path) -> None:
     refused = run_state("vllm", make_model("mixtral", tmp_path / "model"))["refused"]
     assert "experts" in refused
+
+
+def same_wave(one: State) -> None:
+    assert one["theta"] == one["theta_again"] == one["theta_at_last"]
+    assert one["digest"] == one["digest_at_last"]
+    count = len(one["theta"])
+    members = [one["together"][i * count : (i + 1) * count] for i in range(3)]
+    assert len({tuple(said) for said in (one["theta"], *members)}) == 4, "members say the same"
+    assert one["some"] == [said[-1] for said in members]
+
+
+@pytest.fixture(scope="module")
+def tiny_wave() -> State:
+    return run_state("hf", rank=2)
+
+
+# without compilation, and with it; rank 2 has slots of rank 8
+@pytest.mark.parametrize("engine", [{}, {"enforce_eager": False, "prefix_caching": True}])
+def test_members_in_slots_say_what_they_say_on_engine_hf(tiny_wave: State, engine: dict[str, Any]) -> None:
+    found = run_state("vllm", rank=2, **engine)
+    for each in (tiny_wave, found):
+        same_wave(each)
+        assert each["wave_size"] == (3 if each is found else 32)
+    # sampled texts are each engine's own
+    assert found["digest"] == tiny_wave["digest"]
+    assert found["written"] == found["together"]
+
+
+def test_workers_of_one_engine_have_the_same_noise_in_their_slots() -> None:
+    one, two = run_state("vllm", rank=1), run_state("vllm", rank=1, tensor_parallel_size=2, num_threads=2)
+    same_wave(two)
+    assert two == one
+
+
+@pytest.mark.parametrize(("name", "scale"), [("llama", 0.4), ("gemma3", 0.1), ("phi3", 1.0)])
+def test_slots_of_other_architectures(tmp_path: Path, name: str, scale: float) -> None:
+    """An untied head, a scaled embedding, and matrices that the checkpoint stores fused."""
+    found = run_state("vllm", make_model(name, tmp_path / "model"), rank=1, scale=scale, max_tokens=12)
+    assert found["wave_size"] == 3
+    same_wave(found)
+    assert found["written"] == found["together"]
+
+
+def test_one_member_at_a_time_where_there_are_no_slots(tmp_path: Path) -> None:
+    refused = run_state("vllm", make_model("gpt2", tmp_path / "model"), rank=1)["refused"]
+    assert refused.endswith("does not support LoRA yet: set engine.wave_size=1 to evaluate members one at a time")
+    # without slots for the head, which is tied to an embedding that has some
+    few = {"lora_target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens"]}
+    for engine in ({"wave_size": 1}, {"vllm_args": few}):
+        found = run_state("vllm", rank=1, **engine)
+        assert found["wave_size"] == 1
+        same_wave(found)

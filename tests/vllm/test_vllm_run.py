@@ -84,6 +84,16 @@ def test_mini_batches_change_nothing(launch: Run, vllm_run: Path, tmp_path: Path
     assert_same_run(tmp_path / "tiny", vllm_run)
 
 
+def test_waves_lead_to_the_same_theta_on_both_engines(launch: Run, tmp_path: Path) -> None:
+    keys = ("es.noise=low_rank", "es.generations=2", "data.batch_size=8", "eval.every=1")
+    hf = train(launch, tmp_path / "hf", 0, *ENGINES["hf"], *keys)
+    vllm = train(launch, tmp_path / "vllm", 2, *ENGINES["vllm"], *keys, "engine.max_num_seqs=24", "es.dispatch=dynamic")
+    assert hf["members/coefficient"].all()
+    for column in ("members/fitness", "members/coefficient", "generations/theta_digest"):
+        np.testing.assert_array_equal(vllm[column], hf[column], err_msg=column)
+    assert samples(tmp_path / "vllm" / "tiny") == samples(tmp_path / "hf" / "tiny")
+
+
 @pytest.mark.parametrize(("first", "second"), [("vllm", "hf"), ("hf", "vllm")])
 def test_one_engine_goes_on_where_the_other_stopped(
     launch: Run, vllm_run: Path, tmp_path: Path, first: str, second: str

@@ -13,6 +13,7 @@ import torch
 from vllm.lora.layers import BaseLayerWithLoRA, LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from esmpi.noise import low_rank
 from esmpi.weights.views import View
@@ -32,9 +33,9 @@ class Adapters:
 
     def __init__(self, manager: Any, model: torch.nn.Module, views: Sequence[View]):
         self._targets: list[_Target] = []
-        for module in manager.modules.values():
-            self._targets += _targets(module, model, views)
-        reached = {target.view.name for target in self._targets}
+        for name, module in manager.modules.items():
+            self._targets += _targets(module, model.get_submodule(name), views)
+        reached = {target.view.name for target in self._targets} - _partly_reached(manager, model, views)
         self.unreached = sorted({view.name for view in views if len(view.shape) == 2} - reached)
         """Names of matrices that have no slots: vLLM has no adapters for their layers."""
         for number in range(manager.lora_slots):
@@ -84,10 +85,14 @@ class _Target:
         return low_rank_gpu.factors(view.name, on_device, *place)
 
 
-def _targets(module: Any, model: torch.nn.Module, views: Sequence[View]) -> Iterator[_Target]:
-    """Yield the slots of a layer, each with the view that its noise is of."""
+def _targets(module: Any, layer: Any, views: Sequence[View]) -> Iterator[_Target]:
+    """Yield the slots of a layer, each with the view that its noise is of.
+
+    `module` has the slots. It stands in the place of `layer`, except for a head, whose slots the module that makes
+    logits has.
+    """
     if isinstance(module, LogitsProcessorWithLoRA):
-        head: Any = model.lm_head
+        head = layer
         for view, _ in _inside(getattr(head, "base_layer", head).weight, views):
             # the logits of all workers are gathered before the noise is added, so each worker has that of all rows
             whole = View(view.name, view.shape, (0, view.shape[0]), view.cols, None)
@@ -108,6 +113,19 @@ def _targets(module: Any, model: torch.nn.Module, views: Sequence[View]) -> Iter
             first = row - (int(ends[part - 1]) if part else 0)
             rows = slice(first, first + view.rows[1] - view.rows[0])
             yield _Target(view, module.lora_b_stacked[part][:, 0, rows], module.lora_a_stacked[part][:, 0])
+
+
+def _partly_reached(manager: Any, model: torch.nn.Module, views: Sequence[View]) -> set[str]:
+    """Return the names of embeddings and heads without slots of their own, though they share a weight that has some."""
+    adapted = {id(getattr(module, "base_layer", None)) for module in manager.modules.values()}
+    adapted |= {
+        id(getattr(layer, "base_layer", layer))
+        for name, module in manager.modules.items()
+        if isinstance(module, LogitsProcessorWithLoRA)
+        for layer in [model.get_submodule(name)]
+    }
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    return {view.name for layer in layers if id(layer) not in adapted for view, _ in _inside(layer.weight, views)}
 
 
 def _inside(weight: torch.Tensor, views: Sequence[View]) -> Iterator[tuple[View, int]]:

@@ -89,7 +89,10 @@ class VllmEngine(Engine):
             try:
                 self._llm = vllm.LLM(**_llm_arguments(model, engine, base, utilization) | adapters)
             except Exception as error:  # a worker that fails raises a plain Exception here
-                raise UserError(f"engine: vLLM does not start: {' '.join(str(error).split())[:1500]}") from error
+                said = " ".join(str(error).split())[:1500]
+                if adapters and "does not support LoRA" in said:
+                    said = f"{said.rstrip('.')}: set engine.wave_size=1 to evaluate members one at a time"
+                raise UserError(f"engine: vLLM does not start: {said}") from error
         log.info("vLLM: started; finding where it keeps each weight, and comparing all of them with the checkpoint")
         found = _rectangles(self._rpc("esmpi_find", str(base.folder), os.getpid()))
         cuts: dict[str, list[int]] = defaultdict(list)

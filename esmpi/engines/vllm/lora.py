@@ -64,6 +64,8 @@ class CpuWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM has no types h
         **_: Any,
     ) -> None:
         """Add x times each row's own factors to the logits y."""
+        if self.no_lora:
+            return  # also where there are more rows than requests: log probabilities of prompts
         inner = torch.zeros((len(x), lora_b_stacked.shape[-1]), dtype=torch.float32, device=x.device)
         _shrink(inner, x, lora_a_stacked, self.sampler_indices, scale)
         _expand(y[:, : lora_b_stacked.shape[2]], inner, lora_b_stacked, self.sampler_indices, True)
