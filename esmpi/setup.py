@@ -104,7 +104,10 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     with comm.together():
         if comm.is_root:
             run = open_run_file(config, setup.engine, digests)
-            run.attributes["provenance"].append(provenance(comm.size, engine_packages(config)))
+            start = provenance(comm.size, engine_packages(config))
+            if config.es.noise_rank:
+                start["noise"] = setup.base.low_rank_words(config.es.noise_rank)
+            run.attributes["provenance"].append(start)
             run.write()
         recorder = Recorder(run, config.es.generations, config.log.sinks, comm.size)
     stack.callback(recorder.close)

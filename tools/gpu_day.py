@@ -29,7 +29,7 @@ PARTS = {
     "update": 40,
     "memory": 80,
     "efficiency": 90,
-    "batches": 90,
+    "waves": 120,
 }
 """Parts with the most seconds that each may take, in the order in which they run."""
 VLLM_PARTS = {"machine": 20, "vllm_run": 250, "vllm_efficiency": 250}

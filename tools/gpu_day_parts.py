@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from esmpi.noise import cpu, member_seed
-from esmpi.noise.format import member_seeds
+from esmpi.noise.format import LowRank, member_seeds
 from esmpi.weights.device import DeviceWeights, check_gpu
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View
@@ -73,7 +73,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def bits(device: torch.device) -> dict[str, Any]:
-    """Compare GPU and CPU: perturbation in both types, update, digest, odd shapes, numbers and shards."""
+    """Compare GPU and CPU: noise of full and low rank, perturbation, update, digest, odd shapes, numbers, shards."""
     check_gpu(device)
     rng = np.random.default_rng(0)
     shapes, members = [(1, 1), (7, 301), (2, 4097)], 4
@@ -86,16 +86,17 @@ def bits(device: torch.device) -> dict[str, Any]:
         theta = torch.from_numpy(rng.normal(size=(rows, cols)).astype(np.float32))
         if rows * cols > len(odd):
             theta.view(-1)[: len(odd)] = odd.view(torch.float32)
-        for live in (torch.float32, torch.bfloat16, torch.float16):
+        for live, rank in itertools.product((torch.float32, torch.bfloat16, torch.float16), (0, 1, 3)):
             for parts in ((1, 1), (2, 3)) if min(rows, cols) > 6 else ((1, 1),):
-                what = f"{rows} x {cols}, {live}, {parts} shards"
+                what = f"{rows} x {cols}, {live}, {parts} shards, {f'noise of rank {rank}' if rank else 'full noise'}"
+                noise = LowRank(rank, frozenset({what})) if rank else None
                 mine = opened(Weights, theta, live, torch.device("cpu"), parts, what)
                 other = opened(DeviceWeights, theta, live, device, parts, what)
                 for weights in (mine, other):
-                    weights.perturb(int(seeds[0]), -SIGMA)
+                    weights.perturb(int(seeds[0]), -SIGMA, None, noise)
                 compare(mine, other, f"perturbation of {what}")
                 for weights in (mine, other):
-                    weights.update(seeds, factors)
+                    weights.update(seeds, factors, noise)
                     weights.restore()
                 compare(mine, other, f"update of {what}")
                 num_elements += rows * cols
@@ -159,19 +160,26 @@ def run(device: torch.device) -> dict[str, Any]:
         command = [sys.executable, "-m", "esmpi.run", "configs/quickstart.yaml", f"engine.device={device.type}"]
         command += [f"run.output_dir={folder}", "run.export_dtype=none", *small]
         found: dict[str, Any] = {}
-        for generations, placement in ((2, "device"), (3, "host"), (4, "host+bf16")):
+        for generations, placement, noise in (
+            (2, "device", "full"),
+            (3, "host", "full"),
+            (4, "host+bf16", "full"),
+            (2, "device", "low_rank"),
+        ):
             started = time.perf_counter()
-            printed = called([*command, f"es.generations={generations}", f"engine.theta_placement={placement}"])
-            found[f"seconds_{placement}"] = round(time.perf_counter() - started, 1)
-        found["last_line"] = [line for line in printed.splitlines() if line.startswith("generation")][-1]
-        found["theta"] = printed.split()[-1]
-        replay = [sys.executable, "-m", "esmpi", "replay", f"{folder}/quickstart", "--verify"]
-        said = called(replay, {"CUDA_VISIBLE_DEVICES": ""})
-        base = next(line.split()[-1] for line in printed.splitlines() if line.startswith("base model:"))
-        if found["theta"] == base:
-            raise SystemExit("theta did not move: the fitness of all members was the same")
-        if "all 4 generations are what the run had" not in said:
-            raise SystemExit(f"replay on the CPU: {said.strip().splitlines()[-1]}")
+            name = f"run.name={noise}", f"es.noise={noise}"
+            printed = called([*command, *name, f"es.generations={generations}", f"engine.theta_placement={placement}"])
+            found[f"seconds_{noise}_{placement}"] = round(time.perf_counter() - started, 1)
+            found[f"last_line_{noise}"] = [line for line in printed.splitlines() if line.startswith("generation")][-1]
+            found[f"theta_{noise}"] = printed.split()[-1]
+            base = next(line.split()[-1] for line in printed.splitlines() if line.startswith("base model:"))
+            if found[f"theta_{noise}"] == base:
+                raise SystemExit("theta did not move: the fitness of all members was the same")
+        for noise, generations in (("full", 4), ("low_rank", 2)):
+            replay = [sys.executable, "-m", "esmpi", "replay", f"{folder}/{noise}", "--verify"]
+            said = called(replay, {"CUDA_VISIBLE_DEVICES": ""})
+            if f"all {generations} generations are what the run had" not in said:
+                raise SystemExit(f"replay on the CPU: {said.strip().splitlines()[-1]}")
         return found | {"replayed_on_cpu": True}
 
 
@@ -261,16 +269,17 @@ def kernels(device: torch.device) -> dict[str, Any]:
 
 
 def update(device: torch.device) -> dict[str, Any]:
-    """Time updates of 30 and of 1,000 members."""
-    size = 64 if device.type == "cpu" else 1_000_000_000
-    view = View.whole("weight", torch.empty((1, size), dtype=torch.bfloat16, device=device))
-    weights = DeviceWeights([view], lambda _: torch.zeros((1, size)), 1)
+    """Time updates of 30 and of 1,000 members, with full noise and with noise of rank 1."""
+    shape = (8, 8) if device.type == "cpu" else (250_000, 4_000)
+    size, low = shape[0] * shape[1], LowRank(1, frozenset({"weight"}))
+    view = View.whole("weight", torch.empty(shape, dtype=torch.bfloat16, device=device))
+    weights = DeviceWeights([view], lambda _: torch.zeros(shape), 1)
     found: dict[str, Any] = {"elements": size}
-    for members in (30, 1000):
+    for name, members, noise in (("", 30, None), ("", 1000, None), ("rank_1_", 30, low), ("rank_1_", 1000, low)):
         seeds, factors = member_seeds(0, 0, members), np.full(members, 1e-3, np.float32)
-        seconds = timed(device, partial(weights.update, seeds, factors), 1 if members > 30 else 3)
-        found[f"seconds_{members}"] = seconds
-        found[f"ps_per_element_and_member_{members}"] = round(seconds / members / size * 1e12, 3)
+        seconds = timed(device, partial(weights.update, seeds, factors, noise), 1 if members > 30 else 3)
+        found[f"{name}seconds_{members}"] = seconds
+        found[f"{name}ps_per_element_and_member_{members}"] = round(seconds / members / size * 1e12, 3)
     return found
 
 
@@ -373,32 +382,14 @@ def generation(model: Path, device: torch.device, kind: str) -> list[str]:
     return [*overrides, "data.num_eval=2", *(f"{key}={value}" for key, value in zip(keys, size, strict=True))]
 
 
-def batches(device: torch.device) -> dict[str, Any]:
-    """Measure how many tokens a second engine hf makes with 2 to 512 prompts at once: what batched members can gain."""
-
-    def work(model: Path) -> dict[str, Any]:
-        from esmpi.config.sections import ModelConfig
-        from esmpi.engines import Request, Sampling
-        from esmpi.engines.hf import HfConfig
-        from esmpi.engines.hf.engine import HfEngine
-        from esmpi.model.base_model import BaseModel
-        from esmpi.mpi.comm import Place
-
-        place = Place("here", 0, 1, tuple(sorted(os.sched_getaffinity(0))))
-        keys = HfConfig(device=device.type)  # type: ignore[arg-type]
-        engine = HfEngine(ModelConfig(path=str(model), dtype="bfloat16"), keys, BaseModel(model), place)
-        found: dict[str, Any] = {}
-        for number in (2, 4) if device.type == "cpu" else (2, 8, 32, 128, 512):
-            requests = [Request(prompt=f"Make {i} of 3, 5 and 7.", seed=i) for i in range(number)]
-            sampling = Sampling(max_tokens=4 if device.type == "cpu" else 64)
-            engine.generate(requests, sampling)
-            started = time.perf_counter()
-            made = engine.generate(requests, sampling)
-            seconds = time.perf_counter() - started
-            found[f"tokens_per_s.{number}"] = round(sum(one.num_tokens for one in made) / seconds, 1)
-        return found
-
-    return with_model(device, work)
+def waves(device: torch.device) -> dict[str, Any]:
+    """Measure what a wave gains over members one by one, with 2 to 512 prompts each: tools/bench_waves.py."""
+    small = device.type == "cpu"
+    size = ["--prompts", "2", "4"] if small else ["--prompts", "2", "8", "32", "128", "512"]
+    size += ["--tokens", "4" if small else "64", "--members", "3" if small else "16", "--rounds", "1"]
+    return with_model(
+        device, lambda model: benchmark("bench_waves.py", str(model), "--dtype", "bfloat16", "--kind", "hf", *size)
+    )
 
 
 def with_model(device: torch.device, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -461,7 +452,7 @@ def called(command: list[str], more: dict[str, str] | None = None) -> str:
 PARTS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     part.__name__: part
     for part in (
-        *(machine, bits, run, placements, large_tensor, kernels, update, memory, efficiency, batches),
+        *(machine, bits, run, placements, large_tensor, kernels, update, memory, efficiency, waves),
         *(vllm_run, vllm_efficiency),
     )
 }

@@ -203,6 +203,16 @@ def memory_line(config: Config, base: "BaseModel") -> str:
     return f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
 
 
+def factor_line(config: Config, base: "BaseModel", members: str) -> str:
+    """Return a line on how many members are evaluated at once, and on the memory that the noise of each takes."""
+    low_rank = base.low_rank(config.es.noise_rank)
+    assert low_rank is not None
+    elements = sum(sum(base.tensors[name].shape) for name in low_rank.names) * low_rank.rank
+    return (
+        f"waves           {members} at once; the noise of each takes {size(elements * config.model.bytes_per_weight)}"
+    )
+
+
 def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """Return messages as text by a tokenizer's chat template, without what the tokenizer itself puts in front.
 

@@ -14,7 +14,7 @@ from esmpi.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from esmpi.noise.low_rank import LowRank
+    from esmpi.noise.format import LowRank
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class BaseModel:
         if rank == 0:
             return None
         if rank not in self._low_rank:
-            from esmpi.noise.low_rank import LowRank, takes_part
+            from esmpi.noise.format import LowRank, takes_part
 
             tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
             names = {name for name, tensor in self.tensors.items() if takes_part(tensor.shape)}

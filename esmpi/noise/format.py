@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -16,6 +17,20 @@ TILE = 256
 
 _MASK = 0xFFFFFFFF
 _TABLE_SHA256 = "6fef2870d37df5780fec1041dbc1c55f2fccd7709511ee2562029554560914fe"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Which noise of version 2."""
+
+    rank: int
+    names: frozenset[str]
+    """Canonical names of the matrices that take part; the noise of all other tensors is 0."""
+
+
+def takes_part(shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor of a checkpoint has low-rank noise: whether it is a matrix."""
+    return len(shape) == 2
 
 
 def member_seed(run_seed: int, generation: int, pair: int) -> int:

@@ -7,7 +7,6 @@ The arithmetic is that of docs/noise.md: an update fuses each multiply with its 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numba as nb
@@ -21,20 +20,6 @@ TERMS_AT_ONCE = 64
 """Columns of B, of all members together, that an update holds at the same time."""
 _COLUMNS = 512
 """Columns of a sum for which the rows of A stay in the second-level cache while all rows of the sum pass."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """Which noise of version 2."""
-
-    rank: int
-    names: frozenset[str]
-    """Canonical names of the matrices that take part; the noise of all other tensors is 0."""
-
-
-def takes_part(shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor of a checkpoint has low-rank noise: whether it is a matrix."""
-    return len(shape) == 2
 
 
 def factor_keys(name: str) -> tuple[int, int]:

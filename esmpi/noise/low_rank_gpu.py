@@ -132,7 +132,7 @@ def _fill(out, seeds, normals, key: tl.int64, first: tl.int64, stride: tl.int64,
     tile = begin // 256 + (program % chunks) * TILES
     start, low, high = stretch(tile, begin, cols)
     seed = tl.load(seeds + row // rows).to(tl.uint64, bitcast=True)
-    w0, w1, w2, w3 = words(tile, key.to(tl.uint64, bitcast=True), seed)
+    w0, w1, w2, w3 = words(tile, key.to(tl.uint64), seed)
     e0, e1 = normals_of(w0, normals)
     e2, e3 = normals_of(w1, normals)
     e4, e5 = normals_of(w2, normals)
@@ -159,9 +159,7 @@ def _tile(rows, columns):
 
 
 @triton.jit
-def _perturb(
-    live, live_stride, theta, theta_stride, b, a, rows, columns, rank, scales, factor: tl.float32, kind: tl.constexpr
-):
+def _perturb(live, live_stride, theta, theta_stride, b, a, rows, columns, rank, scales, factor, kind: tl.constexpr):
     m, n, m_inside, n_inside = _tile(rows, columns)
     inside = m_inside[:, None] & n_inside[None, :]
     value = tl.load(theta + m[:, None] * theta_stride + n[None, :], mask=inside, other=0).to(tl.float32)

@@ -10,9 +10,9 @@ import triton
 
 from esmpi.errors import UserError
 from esmpi.noise import low_rank_gpu
-from esmpi.noise.format import member_seeds
+from esmpi.noise.format import LowRank, member_seeds
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
-from esmpi.noise.low_rank import LowRank, rectangles
+from esmpi.noise.low_rank import rectangles
 from esmpi.weights.host import Weights
 from esmpi.weights.views import Block, View
 

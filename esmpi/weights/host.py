@@ -10,7 +10,7 @@ import torch
 
 from esmpi.noise import cpu
 from esmpi.noise import low_rank as low_rank_kernels
-from esmpi.noise.low_rank import LowRank
+from esmpi.noise.format import LowRank
 from esmpi.weights.views import Block, Read, View, split
 
 _BLOCK_ELEMENTS = 1 << 19

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from esmpi.errors import UserError
+from esmpi.noise.format import LowRank
 from esmpi.noise.gpu import DeviceBlocks, to_device
-from esmpi.noise.low_rank import LowRank
 from esmpi.weights.device import ALL, device_of, perturb_low_rank, tables_of, update_low_rank
 from esmpi.weights.host import Weights
 from esmpi.weights.placement import size

@@ -104,7 +104,7 @@ def test_a_new_file_is_a_new_command(tmp_path: Path) -> None:
 
 
 def test_dry_run_tells_the_plan_without_torch_or_mpi(config_file: Path) -> None:
-    arguments = [str(config_file), "--dry-run", "--ranks", "4", "es.sigma=2e-3"]
+    arguments = [str(config_file), "--dry-run", "--ranks", "4", "es.sigma=2e-3", "es.noise=low_rank"]
     heavy = ["torch", "transformers", "numba", "mpi4py", "vllm"]
     result = python(WITHOUT.format(names=heavy, rest=MAIN.format(module="esmpi.run", arguments=arguments)))
     assert result.returncode == 0, result.stderr
@@ -134,6 +134,26 @@ def test_dry_run_tells_the_memory_of_the_cache(config_file: Path) -> None:
     result = esmpi("esmpi.run", str(config_file), "--dry-run", "sampling.max_tokens=50")
     size = 2 * 3 * 2 * 16 * 4 * 10 * 50 / 2**10  # in KiB, in float32
     assert f" + cache {size:.1f} KiB (10 prompts x 50 new tokens" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["data.batch_size=8"], "up to 16 members on a CPU, 128 on a GPU that has room for them, at once"),
+        (["engine.wave_size=3"], "up to 3 members at once"),
+        (["engine.kind=vllm", "data.batch_size=32"], "up to 8 members at once"),
+        (["engine.wave_size=1"], None),
+        (["es.noise=full"], None),
+    ],
+)
+def test_dry_run_tells_how_many_members_are_evaluated_at_once(
+    config_file: Path, keys: list[str], expected: str | None
+) -> None:
+    said = esmpi("esmpi.run", str(config_file), "--dry-run", "es.noise=low_rank", "data.num_train=99", *keys).stdout
+    if expected is None:
+        assert "# waves" not in said
+    else:
+        assert f"# waves           {expected}; the noise of each takes " in said
 
 
 def test_dry_run_says_which_ranks_idle(config_file: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from esmpi.errors import UserError
 from esmpi.noise import cpu, member_seed
-from esmpi.noise.low_rank import LowRank
+from esmpi.noise.format import LowRank
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View
 

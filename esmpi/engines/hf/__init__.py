@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from esmpi.config.keys import key
 from esmpi.config.sections import Config
-from esmpi.engines.base import EngineConfig, memory_line
+from esmpi.engines.base import EngineConfig, factor_line, memory_line
 from esmpi.weights.placement import size
+from esmpi.wording import counted
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
+
+ROWS_ON_CPU = 128
+"""Completions of a wave: on a CPU, more are no faster (tools/RESULTS.md)."""
+ROWS_ON_GPU = 1024
+"""Completions of a wave on a GPU if they fit: a guess, as none was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +37,20 @@ class HfConfig(EngineConfig):
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         shape = base.config
         line = memory_line(config, base)
+        prompts = config.data.mini_batch_size or config.data.batch_size
+        waves = []
+        if config.es.noise_rank and self.wave_size != 1:
+            on_cpu, on_gpu = (self.wave_size or max(1, rows // prompts) for rows in (ROWS_ON_CPU, ROWS_ON_GPU))
+            members = f"up to {counted(on_cpu, 'member')}"
+            if on_gpu != on_cpu:
+                members += f" on a CPU, {on_gpu} on a GPU that has room for them,"
+            waves = [factor_line(config, base, members)]
         if not {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():
-            return [line]
+            return [line, *waves]
         heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
         head_size = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
         token = 2 * shape["num_hidden_layers"] * heads * head_size * config.model.bytes_per_weight
-        prompts = config.data.mini_batch_size or config.data.batch_size
         cache = size(token * prompts * config.sampling.max_tokens)
         new = f"{prompts} prompts x {config.sampling.max_tokens} new tokens"
-        return [f"{line} + cache {cache} ({new}, and the prompts' own)"]
+        each = " for each member" if waves else ""
+        return [f"{line} + cache {cache}{each} ({new}, and the prompts' own)", *waves]

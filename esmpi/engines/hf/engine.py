@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from esmpi.config.sections import ModelConfig
 from esmpi.engines.base import Completion, Engine, Request, Sampling, require_unquantized
-from esmpi.engines.hf import HfConfig
+from esmpi.engines.hf import ROWS_ON_CPU, ROWS_ON_GPU, HfConfig
 from esmpi.engines.hf.adapters import Adapters
 from esmpi.engines.hf.sampler import Sampler
 from esmpi.errors import UserError
@@ -24,10 +24,6 @@ from esmpi.weights.views import View
 
 log = logging.getLogger(__name__)
 
-_ROWS_ON_CPU = 128
-"""Completions of a wave: on a CPU, more are no faster (tools/RESULTS.md)."""
-_ROWS_ON_GPU = 1024
-"""Completions of a wave on a GPU if they fit: a guess, as none was measured."""
 _CACHE_SHARE = 0.5
 """Share of a GPU's free memory that a wave's keys and values may take."""
 
@@ -131,11 +127,11 @@ class HfEngine(Engine):
             return 1
         if self._wave_size is not None:
             return self._wave_size
-        rows = _ROWS_ON_CPU
+        rows = ROWS_ON_CPU
         if self._device.type == "cuda":
             num_tokens = max(self.prompt_lengths([request.prompt for request in requests])) + sampling.max_tokens
             free, _ = torch.cuda.mem_get_info(self._device)
-            rows = min(_ROWS_ON_GPU, int(_CACHE_SHARE * free) // (num_tokens * self._bytes_per_token()))
+            rows = min(ROWS_ON_GPU, int(_CACHE_SHARE * free) // (num_tokens * self._bytes_per_token()))
         return max(1, rows // max(1, len(requests)))
 
     def perturb(self, wave: Sequence[Perturbation]) -> None:

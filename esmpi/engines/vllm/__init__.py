@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.config.keys import key, require
 from esmpi.config.sections import Config, ModelConfig
-from esmpi.engines.base import EngineConfig, Waves, memory_line
+from esmpi.engines.base import EngineConfig, Waves, factor_line, memory_line
 from esmpi.weights.placement import device_memory_wanted, memory_wanted, size
 from esmpi.wording import counted
 
@@ -112,10 +112,16 @@ class VllmConfig(EngineConfig):
             two=gpu(memory_wanted(2 * live // workers)),
             host=size(theta),
         )
+        waves = []
+        if config.es.noise_rank and self.wave_size != 1:
+            rows = _ROWS_ON_GPU if self.max_num_seqs is None else min(self.max_num_seqs, _ROWS_ON_GPU)
+            most = self.wave_size or max(1, rows // (config.data.mini_batch_size or config.data.batch_size))
+            waves = [factor_line(config, base, f"up to {counted(most, 'member')}")]
         return [
             f"{memory_line(config, base)}, over {counted(workers, 'GPU')}; vLLM's cache takes what is left of "
             f"{self.gpu_memory_utilization:.0%} of a GPU, or {self.cpu_kv_cache_gib} GiB on a CPU",
             f"theta           {where}",
+            *waves,
         ]
 
     def missing(self) -> list[str]:
