@@ -181,7 +181,7 @@ def evaluate_wave(
             for seed, sign in zip(seeds, signs, strict=True)
         ]
     )
-    if config.model.dtype == "float16" and (num_infinite := engine.weights.num_infinite()):
+    if config.model.dtype == "float16" and len(wave) == 1 and (num_infinite := engine.weights.num_infinite()):
         log.warning(
             "member %d: %s overflowed float16 to infinity: lower es.sigma, or set model.dtype=float32",
             wave[0],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import ROOT, requests, require
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from esmpi.config.sections import ModelConfig
 from esmpi.engines import Request, Sampling
@@ -383,3 +383,22 @@ def test_how_many_members_are_evaluated_at_once(engine: HfEngine) -> None:
     chosen = HfEngine(ModelConfig(path=TINY), HfConfig(device="cpu", wave_size=3), BaseModel(folder()), PLACE)
     assert chosen.wave_size(asked, sampling, 1) == 3
     assert chosen.wave_size(asked, sampling, 0) == 1
+
+
+def test_a_model_with_other_layers_is_evaluated_one_member_at_a_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    OPTForCausalLM(OPTConfig(vocab_size=300, word_embed_proj_dim=32, eos_token_id=1, **sizes)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder() / name, tmp_path)
+    engine = load(str(tmp_path))
+    asked, sampling = requests(PROMPTS), Sampling(max_tokens=8)
+    assert [engine.wave_size(asked, sampling, 1) for _ in range(2)] == [1, 1]
+    assert caplog.messages == [
+        "noise can be added to the outputs of linear layers and embeddings only, so members are evaluated one at a "
+        "time: model.decoder.embed_positions.weight"
+    ]
+    theta = engine.generate(asked, sampling)
+    engine.perturb([Perturbation(5, 0.5, 1)])
+    assert engine.generate([replace(one, member=0) for one in asked], sampling) != theta

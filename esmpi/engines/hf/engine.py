@@ -81,6 +81,7 @@ class HfEngine(Engine):
         self._wave_size = engine.wave_size
         self._adapters = Adapters(self._model, names)
         self._wave: Sequence[Perturbation] = ()
+        self._told = False
 
     def _find_views(self, base: BaseModel) -> tuple[list[View], dict[str, str], dict[int, str]]:
         """Return a view of each parameter, the other names of those, and the names by the parameters' `id`.
@@ -123,6 +124,13 @@ class HfEngine(Engine):
         return [] if self._device.type == "cpu" else [str(torch.cuda.get_device_properties(self._device).uuid)]
 
     def wave_size(self, requests: Sequence[Request], sampling: Sampling, rank: int) -> int:
+        if rank and self._wave_size != 1 and self._adapters.unreached and not self._told:
+            self._told = True
+            log.warning(
+                "noise can be added to the outputs of linear layers and embeddings only, so members are evaluated one "
+                "at a time: %s",
+                ", ".join(self._adapters.unreached),
+            )
         if rank == 0 or not self._takes_waves():
             return 1
         if self._wave_size is not None:

@@ -89,9 +89,11 @@ class VllmEngine(Engine):
             try:
                 self._llm = vllm.LLM(**_llm_arguments(model, engine, base, utilization) | adapters)
             except Exception as error:  # a worker that fails raises a plain Exception here
-                said = " ".join(str(error).split())[:1500]
-                if adapters and "does not support LoRA" in said:
-                    said = f"{said.rstrip('.')}: set engine.wave_size=1 to evaluate members one at a time"
+                said = " ".join(str(error).split())[:1500].rstrip(".")
+                if adapters and "LoRA" in said:  # it has none for the model, or for so large a vocabulary
+                    raise UserError(
+                        f"engine: vLLM does not start: {said}: set engine.wave_size=1 to evaluate members one at a time"
+                    ) from error
                 raise UserError(f"engine: vLLM does not start: {said}") from error
         log.info("vLLM: started; finding where it keeps each weight, and comparing all of them with the checkpoint")
         found = _rectangles(self._rpc("esmpi_find", str(base.folder), os.getpid()))
