@@ -126,7 +126,8 @@ class EsConfig(Section):
     """Rank of low-rank noise."""
     shaping: str = key("zscore", plugins="esmpi.es.shapings")
     """How fitness becomes shaped fitness. zscore: minus mean, divided by standard deviation. centered_rank: ranks from
-    -0.5 to 0.5."""
+    -0.5 to 0.5. log_rank: the utilities of natural evolution strategies, which tell only the better half apart. raw:
+    minus mean, so that alpha depends on the scale of the reward."""
     antithetic: bool = False
     """Whether members come in pairs with +eps and -eps."""
     dispatch: Literal["static", "dynamic"] = key("static", changes_result="no")

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _SHOWN = ("kl_per_token", "theta_distance")
 """Further figures that are worth a place on the screen."""
+_ALIKE = 10
+"""Generations in a row in which all members have the same fitness, after which a warning says what to change."""
 
 
 class Recorder:
@@ -51,6 +53,7 @@ class Recorder:
         self._num_generations = num_generations
         self._num_ranks = num_ranks
         self._generation_seconds: list[float] = []
+        self._num_alike = 0
         self._thread = ThreadPoolExecutor(1, "esmpi-commit")
         self._pending: Future[None] | None = None
 
@@ -150,6 +153,9 @@ class Recorder:
         num_rewards = sum(int(row[f"num_score_{kind}"]) for kind in FAILURES)
         failed = f"  {counted(num_rewards, 'reward')} failed" if num_rewards else ""
         failed += f"  {counted(int(row['num_failed']), 'member')} failed" if row["num_failed"] else ""
+        alike = bool(row["fitness_min"] == row["fitness_max"])
+        failed += "  no signal: all members have the same fitness" if alike else ""
+        self._num_alike = self._num_alike + 1 if alike else 0
         log.info(
             "generation %d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s%s  %d/%d done, left %s%s",
             row["generation"],
@@ -163,6 +169,12 @@ class Recorder:
             _clock(left),
             failed,
         )
+        if alike and self._num_alike % _ALIKE == 0:
+            log.warning(
+                "%d generations without a signal: all members have the same fitness, so nothing is learned. Make the "
+                "task easier or its reward finer, or raise es.sigma, data.batch_size or sampling.max_tokens",
+                self._num_alike,
+            )
 
 
 def write_samples(run_file: Path, suite: str, generation: int, samples: list[dict[str, Any]]) -> None:

@@ -142,4 +142,35 @@ def test_no_member_left_moves_nothing() -> None:
 
 def test_higher_fitness_has_the_higher_coefficient() -> None:
     for name in SHAPINGS:
-        assert (np.diff(shape([-2.0, 0.0, 1.0, 7.0], name)) > 0).all()
+        steps = np.diff(shape([-2.0, 0.0, 1.0, 7.0], name))
+        assert (steps > 0).all() if name != "log_rank" else steps[0] == 0 < steps[1:].min()
+
+
+@given(fitness_lists)
+def test_log_rank_is_the_utilities_of_nes(fitness: list[float]) -> None:
+    size = len(fitness)
+    by_rank = np.maximum(0, np.log(size / 2 + 1) - np.log(np.arange(1, size + 1)))
+    by_rank = by_rank / by_rank.sum() - 1 / size
+    values = np.array(fitness)
+    # members of equal fitness share the mean
+    places = [np.flatnonzero(np.sort(-values) == -value) for value in values]
+    expected = [size * by_rank[place].mean() for place in places]
+    np.testing.assert_allclose(shaped(fitness, "log_rank"), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_log_rank_by_hand() -> None:
+    # N 4: ln 3 - ln 1 and ln 3 - ln 2, which sum to ln 4.5
+    best, second = 4 * np.log(3) / np.log(4.5) - 1, 4 * np.log(1.5) / np.log(4.5) - 1
+    assert shaped([1.0, 9.0, 3.0, -2.0], "log_rank") == pytest.approx([-1, best, second, -1], rel=1e-14)
+    assert shaped([2.0, 2.0, 2.0], "log_rank") == [0, 0, 0]
+    assert shaped([2.0, 2.0, 0.0, 0.0], "log_rank") == pytest.approx([1, 1, -1, -1], rel=1e-14)
+    assert shaped([5.0], "log_rank") == [0]
+    many = SHAPINGS["log_rank"](np.arange(10_000.0))
+    assert abs(many.sum()) < 1e-6
+    assert many[-1] == many.max() > 9
+    assert many.std() == pytest.approx(3**0.5, rel=0.01)  # a step like that of z-scores
+
+
+def test_raw_is_the_fitness_less_its_mean() -> None:
+    assert shaped([1.5, -2.0, 2.0], "raw") == [1.0, -2.5, 1.5]
+    assert shaped([0.1, 0.1, 0.1], "raw") == [0, 0, 0]

@@ -118,3 +118,19 @@ def test_what_cannot_be_written_is_said_if_something_else_ends_the_run(
     commit(recorder, 0)
     recorder.close()
     assert "the last generation is not committed: no room" in caplog.text
+
+
+def test_generations_without_a_signal_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run = make(RunFile, tmp_path)
+    recorder = Recorder(run, 30)
+    for generation in range(22):
+        messages = np.zeros(1, message_dtype(2))
+        messages["fitness"] = [0.5, 0.25] if generation == 10 else [0.5, 0.5]
+        recorder.commit(generation, Results(messages, np.arange(2)), np.zeros(2, np.float32), 0, Stopwatch())
+    recorder.close()
+    said = [record.getMessage() for record in caplog.records]
+    lines = [line for line in said if line.startswith("generation")]
+    assert [i for i, line in enumerate(lines) if "no signal" not in line] == [10]
+    assert lines[0].endswith("no signal: all members have the same fitness")
+    assert [line.split()[0] for line in said if "nothing is learned" in line] == ["10", "10"]
