@@ -76,7 +76,7 @@ def strategies(seed: int, keys: list[str], arguments: argparse.Namespace) -> lis
         run = open_run(Path(folder) / "quickstart")
         spent = run.generations["seconds_total"].cumsum()
         found = []
-        for row in run.evaluations("held_out").to_dict("records"):
+        for row in run.evaluations.to_dict("records"):
             generation = int(row["generation"])
             seconds = float(spent.iloc[generation - 1]) if generation else 0.0
             found.append((round(seconds, 2), generation * 30 * arguments.prompts, float(row["accuracy"])))

@@ -49,7 +49,7 @@ def main() -> None:
                 raise SystemExit(done.stderr)
             seconds |= json.loads(done.stdout.splitlines()[-1])
         completions = arguments.members * prompts
-        row = {"prompts": prompts, "wave_size": int(seconds.pop("wave_size"))}
+        row = {"prompts": prompts, "wave_size": min(arguments.members, int(seconds.pop("wave_size")))}
         row |= {f"{name}_s": round(value, 3) for name, value in seconds.items()}
         row["gain"] = round(seconds["alone"] / seconds["waves"], 2)
         row["of_bare_inference"] = round(seconds["batch"] / seconds["waves"], 2)
