@@ -37,7 +37,7 @@ def train(session: Session) -> None:
     last = session.config.es.generations
     if session.config.es.noise_rank and session.generation < last:
         wave_size = wave_size_for(session, make_requests(session, prompts_of(session)))
-        log.info("waves: up to %s evaluated at once", counted(wave_size, "member"))
+        log.info("waves: %s", "one member at a time" if wave_size == 1 else f"up to {wave_size} members at once")
     profiled = min(session.generation + 1, last - 1) if session.config.run.profile else None  # the first one warms up
     while not stop and session.generation < last:
         if session.generation == profiled:
@@ -147,6 +147,8 @@ def evaluate_members(
             evaluated, spent = evaluate_wave(session, wave, members, requests, examples)
             mine += evaluated
             times.append(spent)
+            if session.config.model.dtype == "float16" and session.config.es.noise_rank and len(times) == 1:
+                warn_of_overflow(session, "theta", "set model.dtype=float32")
         with watch.phase("wait"):
             for member in mine:
                 member.scores.result()
@@ -159,10 +161,18 @@ def evaluate_members(
     return mine
 
 
+def warn_of_overflow(session: Session, whose: str, advice: str) -> None:
+    """Warn if live weights are infinite, as float16 makes those that are too large for it."""
+    if num_infinite := session.engine.weights.num_infinite():
+        log.warning("%s: %s overflowed float16 to infinity: %s", whose, counted(num_infinite, "live weight"), advice)
+
+
 def wave_size_for(session: Session, requests: Sequence[Request]) -> int:
     """Return how many members the engine of this rank evaluates at once."""
+    es = session.config.es
     part = requests[: session.config.data.mini_batch_size]
-    return session.engine.wave_size(part, session.sampling, session.config.es.noise_rank)
+    most = -(-es.population_size // session.comm.size)
+    return min(most, session.engine.wave_size(part, session.sampling, es.noise_rank))
 
 
 def evaluate_wave(
@@ -181,12 +191,8 @@ def evaluate_wave(
             for seed, sign in zip(seeds, signs, strict=True)
         ]
     )
-    if config.model.dtype == "float16" and len(wave) == 1 and (num_infinite := engine.weights.num_infinite()):
-        log.warning(
-            "member %d: %s overflowed float16 to infinity: lower es.sigma, or set model.dtype=float32",
-            wave[0],
-            counted(num_infinite, "live weight"),
-        )
+    if config.model.dtype == "float16" and not config.es.noise_rank:
+        warn_of_overflow(session, f"member {wave[0]}", "lower es.sigma, or set model.dtype=float32")
     perturbed = time.perf_counter()
     completions: list[list[Completion]] = [[] for _ in wave]
     for part in in_parts(requests, config.data.mini_batch_size):

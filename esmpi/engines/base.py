@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from esmpi.config.sections import Config, EngineSection, ModelConfig
 from esmpi.errors import UserError, said
 from esmpi.weights.placement import size
+from esmpi.wording import counted
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
@@ -203,14 +204,17 @@ def memory_line(config: Config, base: "BaseModel") -> str:
     return f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
 
 
-def factor_line(config: Config, base: "BaseModel", members: str) -> str:
+def factor_line(config: Config, base: "BaseModel", on_cpu: int, on_gpu: int) -> str:
     """Return a line on how many members are evaluated at once, and on the memory that the noise of each takes."""
     low_rank = base.low_rank(config.es.noise_rank)
     assert low_rank is not None
-    elements = sum(sum(base.tensors[name].shape) for name in low_rank.names) * low_rank.rank
-    return (
-        f"waves           {members} at once; the noise of each takes {size(elements * config.model.bytes_per_weight)}"
+    on_cpu, on_gpu = (min(members, config.es.population_size) for members in (on_cpu, on_gpu))
+    members = counted(on_cpu, "member") + (
+        "" if on_gpu == on_cpu else f" on a CPU, {on_gpu} on a GPU with room for them"
     )
+    elements = sum(sum(base.tensors[name].shape) for name in low_rank.names) * low_rank.rank
+    memory = size(elements * config.model.bytes_per_weight)
+    return f"waves           at most {members}; the noise of each takes {memory}"
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:

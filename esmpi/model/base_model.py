@@ -75,14 +75,22 @@ class BaseModel:
         if rank == 0:
             return None
         if rank not in self._low_rank:
-            from esmpi.noise.format import LowRank, takes_part
+            from esmpi.noise.format import LowRank
 
-            tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
-            names = {name for name, tensor in self.tensors.items() if takes_part(tensor.shape)}
-            if not names - tied:
+            names = self.matrices()
+            if not names:
                 raise UserError(f"es.noise: low_rank: {self.folder} has no matrix: choose full")
-            self._low_rank[rank] = LowRank(rank, frozenset(names - tied))
+            self._low_rank[rank] = LowRank(rank, names)
         return self._low_rank[rank]
+
+    def matrices(self) -> frozenset[str]:
+        """Return the names of the tensors that have low-rank noise; what is tied is there once."""
+        from esmpi.noise.format import takes_part
+
+        names = {name for name, tensor in self.tensors.items() if takes_part(tensor.shape)}
+        if self.config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in names):
+            names.discard("lm_head.weight")
+        return frozenset(names)
 
     def low_rank_words(self, rank: int) -> str:
         """Return which weights take part in low-rank noise, for people."""

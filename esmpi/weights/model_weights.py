@@ -80,7 +80,9 @@ class ModelWeights:
         ValueError
             If the wave has more than one member: the live weights are those of one.
         """
-        [member] = wave
+        if len(wave) != 1:
+            raise ValueError(f"the live weights are those of one member, not of {len(wave)}: override Engine.perturb")
+        member = wave[0]
         self._shows_theta = False
         self._call("perturb", member.seed, member.scale, None if only is None else list(only), member.rank)
 

@@ -139,9 +139,13 @@ def test_dry_run_tells_the_memory_of_the_cache(config_file: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        (["data.batch_size=8"], "up to 16 members on a CPU, 128 on a GPU that has room for them, at once"),
-        (["engine.wave_size=3"], "up to 3 members at once"),
-        (["engine.kind=vllm", "data.batch_size=32"], "up to 8 members at once"),
+        (["data.batch_size=8"], "at most 16 members on a CPU, 50 on a GPU with room for them"),
+        (
+            ["data.batch_size=8", "data.mini_batch_size=64"],
+            "at most 16 members on a CPU, 50 on a GPU with room for them",
+        ),
+        (["engine.wave_size=3"], "at most 3 members"),
+        (["engine.kind=vllm", "data.batch_size=32"], "at most 4 members on a CPU, 8 on a GPU with room for them"),
         (["engine.wave_size=1"], None),
         (["es.noise=full"], None),
     ],
@@ -149,7 +153,7 @@ def test_dry_run_tells_the_memory_of_the_cache(config_file: Path) -> None:
 def test_dry_run_tells_how_many_members_are_evaluated_at_once(
     config_file: Path, keys: list[str], expected: str | None
 ) -> None:
-    said = esmpi("esmpi.run", str(config_file), "--dry-run", "es.noise=low_rank", "data.num_train=99", *keys).stdout
+    said = esmpi("esmpi.run", str(config_file), "--dry-run", "es.noise=low_rank", "es.population_size=50", *keys).stdout
     if expected is None:
         assert "# waves" not in said
     else:

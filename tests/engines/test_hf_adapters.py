@@ -46,7 +46,7 @@ SIGMA = 0.05
 
 
 def canonical(model: torch.nn.Module) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+    return {id(parameter): name for name, parameter in model.named_parameters() if parameter.dim() == 2}
 
 
 def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,11 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
         break_perturb()
     if asked["fault"] == "keep packing":
         os.environ["ESMPI_KEEP_PACKING"] = "1"
+    if asked["fault"] == "empty slots":
+        from esmpi.engines.vllm.engine import VllmEngine
+
+        call = VllmEngine._rpc
+        VllmEngine._rpc = lambda self, name, *rest: [] if name == "esmpi_prepare" else call(self, name, *rest)  # type: ignore[method-assign]
     rank, prompts = asked["rank"], asked["prompts"]
     waves = Waves(rank=rank, num_prompts=len(prompts), num_members=3) if rank else None
     engine = engine_config(config).open(config.model, checkpoint, Comm().place(), waves)

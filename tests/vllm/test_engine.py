@@ -12,6 +12,8 @@ import pytest
 import state
 from support import VLLM_SMALL
 
+from esmpi.engines import Waves
+from esmpi.engines.vllm import VllmConfig
 from esmpi.tasks.countdown import PROMPT
 
 STATE = Path(__file__).parent / "state.py"
@@ -231,3 +233,18 @@ def test_one_member_at_a_time_where_there_are_no_slots(tmp_path: Path) -> None:
         found = run_state("vllm", rank=1, **engine)
         assert found["wave_size"] == 1
         same_wave(found)
+
+
+def test_slots_without_the_noise_fail_the_self_test() -> None:
+    refused = run_state("vllm", rank=1, fault="empty slots")["refused"]
+    assert "noise in vLLM's slots for adapters makes other outputs than noise in the weights" in refused
+
+
+def test_slots_only_where_there_is_more_than_one_member() -> None:
+    """A wave of one gains nothing over writing the weights, and vLLM has no adapters for all models."""
+    config = VllmConfig(max_num_seqs=16)
+    assert config.slots(Waves(rank=1, num_prompts=16, num_members=30)) == 0
+    assert config.slots(Waves(rank=1, num_prompts=4, num_members=30)) == 4
+    assert config.slots(Waves(rank=1, num_prompts=4, num_members=3)) == 3
+    assert config.slots(Waves(rank=0, num_prompts=4, num_members=30)) == config.slots(None) == 0
+    assert VllmConfig(wave_size=7).slots(Waves(rank=1, num_prompts=400, num_members=30)) == 7

@@ -7,7 +7,6 @@ from esmpi.config.keys import key
 from esmpi.config.sections import Config
 from esmpi.engines.base import EngineConfig, factor_line, memory_line
 from esmpi.weights.placement import size
-from esmpi.wording import counted
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
@@ -37,14 +36,11 @@ class HfConfig(EngineConfig):
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         shape = base.config
         line = memory_line(config, base)
-        prompts = config.data.mini_batch_size or config.data.batch_size
+        prompts = min(config.data.mini_batch_size or config.data.batch_size, config.data.batch_size)
         waves = []
         if config.es.noise_rank and self.wave_size != 1:
-            on_cpu, on_gpu = (self.wave_size or max(1, rows // prompts) for rows in (ROWS_ON_CPU, ROWS_ON_GPU))
-            members = f"up to {counted(on_cpu, 'member')}"
-            if on_gpu != on_cpu:
-                members += f" on a CPU, {on_gpu} on a GPU that has room for them,"
-            waves = [factor_line(config, base, members)]
+            sizes = [self.wave_size or max(1, rows // prompts) for rows in (ROWS_ON_CPU, ROWS_ON_GPU)]
+            waves = [factor_line(config, base, *sizes)]
         if not {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():
             return [line, *waves]
         heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]

@@ -27,18 +27,18 @@ class Adapters:
     ----------
     model : torch.nn.Module
     names : mapping of int to str
-        Canonical name of each parameter, by its `id`.
+        Canonical name of each parameter that has low-rank noise, by its `id`.
     """
 
     def __init__(self, model: torch.nn.Module, names: Mapping[int, str]):
         self._layers: list[tuple[torch.nn.Module, str, Callable[..., torch.Tensor]]] = []
         self._shapes: dict[str, tuple[int, int]] = {}
-        matrices = {names[id(parameter)] for parameter in model.parameters() if parameter.dim() == 2}
+        matrices = set(names.values())
         refused = set()
         for module in model.modules():
             weight = getattr(module, "weight", None)
             name = names.get(id(weight))
-            if name not in matrices or name is None or not isinstance(weight, torch.nn.Parameter):
+            if name is None or not isinstance(weight, torch.nn.Parameter):
                 continue
             added = _ADDED.get(type(module).forward)
             if added is None and isinstance(module, torch.nn.Embedding) and hasattr(module, "embed_scale"):
@@ -56,6 +56,11 @@ class Adapters:
         self._num_rows = self._num_tokens = 0
         self.num_members = 0
         """Members of the wave that is prepared."""
+
+    def bytes_per_member(self, rank: int) -> int:
+        """Return what B and A of a member take, while they are made: in float32, and in the type of the weights."""
+        elements = rank * sum(map(sum, self._shapes.values()))
+        return int(elements * (4 + self._like.element_size()))
 
     def prepare(self, wave: Sequence[Perturbation]) -> None:
         """Make the noise of a wave's members, which all have the same rank."""

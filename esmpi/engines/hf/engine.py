@@ -1,6 +1,7 @@
 """Engine `hf`: transformers' own generation, on the CPU or one GPU."""
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -24,8 +25,8 @@ from esmpi.weights.views import View
 
 log = logging.getLogger(__name__)
 
-_CACHE_SHARE = 0.5
-"""Share of a GPU's free memory that a wave's keys and values may take."""
+_WAVE_SHARE = 0.5
+"""Share of the free memory that a wave's keys, values, logits and noise may take."""
 
 
 class HfEngine(Engine):
@@ -79,7 +80,9 @@ class HfEngine(Engine):
         weights = open_weights(views, lambda view: _read(base, view), num_threads, placement)
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
         self._wave_size = engine.wave_size
-        self._adapters = Adapters(self._model, names)
+        self._num_local_ranks = place.num_local_ranks
+        self._vocabulary = self._model.config.get_text_config().vocab_size
+        self._adapters = Adapters(self._model, {key: name for key, name in names.items() if name in base.matrices()})
         self._wave: Sequence[Perturbation] = ()
         self._told = False
 
@@ -135,12 +138,20 @@ class HfEngine(Engine):
             return 1
         if self._wave_size is not None:
             return self._wave_size
-        rows = ROWS_ON_CPU
+        rows = ROWS_ON_GPU if self._device.type == "cuda" else ROWS_ON_CPU
+        num_tokens = max(self.prompt_lengths([request.prompt for request in requests])) + sampling.max_tokens
+        # logits, and what sampling sorts and sums in float64
+        row = num_tokens * self._bytes_per_token() + self._vocabulary * (48 if sampling.temperature > 0 else 8)
+        member = len(requests) * row + self._adapters.bytes_per_member(rank)
+        return max(1, min(rows // len(requests), int(_WAVE_SHARE * self._free_memory()) // member))
+
+    def _free_memory(self) -> int:
+        """Return the bytes that this process may still take."""
         if self._device.type == "cuda":
-            num_tokens = max(self.prompt_lengths([request.prompt for request in requests])) + sampling.max_tokens
             free, _ = torch.cuda.mem_get_info(self._device)
-            rows = min(ROWS_ON_GPU, int(_CACHE_SHARE * free) // (num_tokens * self._bytes_per_token()))
-        return max(1, rows // max(1, len(requests)))
+            # what PyTorch keeps of earlier waves is free, too
+            return int(free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // self._num_local_ranks
 
     def perturb(self, wave: Sequence[Perturbation]) -> None:
         if wave[0].rank and self._takes_waves():
@@ -155,7 +166,7 @@ class HfEngine(Engine):
         return self._wave_size != 1 and not self._adapters.unreached
 
     def _bytes_per_token(self) -> int:
-        """Return what a token of a completion takes: its keys and values, and its row's share of logits and outputs."""
+        """Return what the keys and values of a token take."""
         config = self._model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

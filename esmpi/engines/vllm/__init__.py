@@ -94,9 +94,13 @@ class VllmConfig(EngineConfig):
 
         if waves is None or waves.rank == 0 or self.wave_size == 1:
             return 0
-        rows = _ROWS_ON_GPU if visible_gpus() else _ROWS_ON_CPU
-        wanted = self.wave_size or max(1, min(self.max_num_seqs or rows, rows) // waves.num_prompts)
-        return max(1, min(wanted, waves.num_members))
+        size = self.wave_size or self._rows(bool(visible_gpus())) // waves.num_prompts
+        size = min(size, waves.num_members)
+        return size if size > 1 else 0
+
+    def _rows(self, on_gpu: bool) -> int:
+        rows = _ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU
+        return min(self.max_num_seqs or rows, rows)
 
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         workers = self.num_workers
@@ -114,9 +118,9 @@ class VllmConfig(EngineConfig):
         )
         waves = []
         if config.es.noise_rank and self.wave_size != 1:
-            rows = _ROWS_ON_GPU if self.max_num_seqs is None else min(self.max_num_seqs, _ROWS_ON_GPU)
-            most = self.wave_size or max(1, rows // (config.data.mini_batch_size or config.data.batch_size))
-            waves = [factor_line(config, base, f"up to {counted(most, 'member')}")]
+            prompts = min(config.data.mini_batch_size or config.data.batch_size, config.data.batch_size)
+            sizes = [self.wave_size or max(1, self._rows(on_gpu) // prompts) for on_gpu in (False, True)]
+            waves = [factor_line(config, base, *sizes)]
         return [
             f"{memory_line(config, base)}, over {counted(workers, 'GPU')}; vLLM's cache takes what is left of "
             f"{self.gpu_memory_utilization:.0%} of a GPU, or {self.cpu_kv_cache_gib} GiB on a CPU",

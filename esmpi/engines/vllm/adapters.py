@@ -18,6 +18,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from esmpi.noise import low_rank
 from esmpi.weights.views import View
 
+_ELEMENTS_AT_ONCE = 1 << 22
+"""Elements of B and A that are made at a time: 16 MiB."""
+
 
 class Adapters:
     """The slots of a worker's layers.
@@ -66,12 +69,20 @@ class _Target:
         self._b, self._a = b, a
 
     def write(self, seeds: np.ndarray, scales: np.ndarray, rank: int) -> None:
+        """Write the noise of members into the first slots, a few at a time: a GPU has little room beside the engine."""
+        elements = rank * (self._b.shape[1] + self._a.shape[2])
+        few = max(1, _ELEMENTS_AT_ONCE // elements)
+        for begin in range(0, len(seeds), few):
+            self._write(begin, seeds[begin : begin + few], scales[begin : begin + few], rank)
+
+    def _write(self, begin: int, seeds: np.ndarray, scales: np.ndarray, rank: int) -> None:
         b, a = self._made(seeds, rank)
         # half of the scale on either side, so that no factor leaves the range of float16
         roots = torch.from_numpy(np.sqrt(np.abs(scales)))[:, None, None].to(b.device)
         signs = torch.from_numpy(np.sign(scales))[:, None, None].to(b.device)
-        self._b[: len(seeds), :, :rank] = b * (roots * signs)
-        self._a[: len(seeds), :rank] = a * roots
+        slots = slice(begin, begin + len(seeds))
+        self._b[slots, :, :rank] = b * (roots * signs)
+        self._a[slots, :rank] = a * roots
 
     def _made(self, seeds: np.ndarray, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         view = self.view

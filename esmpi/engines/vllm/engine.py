@@ -111,6 +111,8 @@ class VllmEngine(Engine):
         if engine.self_test:
             self._self_test()
         self._open_adapters()
+        if engine.self_test and self._slots and waves is not None:
+            self._test_slots(waves.rank)
 
     @property
     def max_length(self) -> int:
@@ -219,11 +221,48 @@ class VllmEngine(Engine):
         if _difference(before, self._signature()) > tolerance:
             raise UserError("engine: writing theta back does not give vLLM's first outputs again")
 
+    def _test_slots(self, rank: int) -> None:
+        """Make sure that a member in a slot makes the outputs that it makes with its noise written into the weights.
+
+        Raises
+        ------
+        UserError
+            If it does not.
+        """
+        member, other = Perturbation(1, _SELF_TEST_SCALE, rank), Perturbation(2, _SELF_TEST_SCALE, rank)
+        theta = self._next_logprobs(None)
+        self.weights.perturb([member])
+        written = self._next_logprobs(None)
+        for slot in sorted({0, self._slots - 1}):
+            self.perturb([*[other] * slot, member])
+            # two ways to round a sum are far less apart than two members
+            if not _difference(written, self._next_logprobs(slot)) < _difference(written, theta) / 4:
+                raise UserError(
+                    "engine: noise in vLLM's slots for adapters makes other outputs than noise in the weights: set "
+                    "engine.wave_size=1 to evaluate members one at a time, and report this"
+                )
+        self._wave = ()
+        if not _difference(theta, self._next_logprobs(None)) < _difference(written, theta) / 4:
+            raise UserError("engine: requests without a slot get the noise of one: set engine.wave_size=1")
+
+    def _next_logprobs(self, slot: int | None) -> list[float]:
+        """Return the log probability of a certain token after some made-up prompts."""
+        prompts = self._made_up_prompts()
+        parameters = self._vllm.SamplingParams(
+            max_tokens=1, temperature=0, logprobs=0, detokenize=False, allowed_token_ids=[prompts[0][0]]
+        )
+        outputs = self._generate(
+            [{"prompt_token_ids": tokens} for tokens in prompts], parameters, [slot] * len(prompts)
+        )
+        return [output.outputs[0].logprobs[0][prompts[0][0]].logprob for output in outputs]
+
+    def _made_up_prompts(self) -> list[list[int]]:
+        vocabulary = min(self._llm.llm_engine.model_config.get_vocab_size(), 1000)
+        return [[(7 * i + 5 * k + 3) % vocabulary for i in range(12)] for k in range(4)]
+
     def _signature(self) -> list[float]:
         """Return the log probability of each token of some made-up prompts but the first."""
-        vocabulary = min(self._llm.llm_engine.model_config.get_vocab_size(), 1000)
-        prompts = [[(7 * i + 5 * k + 3) % vocabulary for i in range(12)] for k in range(4)]
-        found = self._prompt_logprobs(prompts)
+        found = self._prompt_logprobs(self._made_up_prompts())
         return [logprob for prompt in found for logprob in prompt[1:]]
 
     def _prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
