@@ -13,7 +13,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from esmpi.errors import UserError
-from esmpi.noise import low_rank
+from esmpi.weights.factors import factors
 from esmpi.weights.model_weights import Perturbation
 
 _Factors = tuple[torch.Tensor, torch.Tensor]
@@ -70,18 +70,9 @@ class Adapters:
         signs = np.array([member.scale / self._scale for member in wave], np.float32)
         seeds = np.array([member.seed for member in wave], np.uint64)
         for name, (rows, columns) in self._shapes.items():
-            b, a = self._made(name, seeds, wave[0].rank, (rows, columns))
+            b, a = factors(self._like.device, name, seeds, wave[0].rank, columns, (0, rows), (0, columns))
             b *= torch.from_numpy(signs / np.float32(np.sqrt(wave[0].rank)))[:, None, None].to(b.device)
             self._factors[name] = b.to(self._like.dtype), a.to(self._like.dtype)
-
-    def _made(self, name: str, seeds: np.ndarray, rank: int, shape: tuple[int, int]) -> _Factors:
-        place = (rank, shape[1], (0, shape[0]), (0, shape[1]))
-        if self._like.device.type == "cpu":
-            b, a = low_rank.factors(name, seeds, *place)
-            return torch.from_numpy(b), torch.from_numpy(a)
-        from esmpi.noise import low_rank_gpu  # needs Triton
-
-        return low_rank_gpu.factors(name, torch.from_numpy(seeds.view(np.int64)).to(self._like.device), *place)
 
     @contextmanager
     def applied(self, num_rows: int) -> Iterator[None]:
@@ -95,7 +86,7 @@ class Adapters:
                 hook.remove()
 
     def _hook(self, name: str, added: Callable[..., torch.Tensor]) -> Any:
-        factors = self._factors[name]
+        made = self._factors[name]
 
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             scale = self._scale * float(getattr(module, "embed_scale", 1.0))
@@ -105,31 +96,31 @@ class Adapters:
                     ids = ids.expand(self._num_rows, -1)
                     output = output.expand(self._num_rows, -1, -1).contiguous()
                 self._num_tokens = ids.numel()
-                return added(output, ids, factors, scale)
+                return added(output, ids, made, scale)
             num_tokens = inputs[0].numel() // inputs[0].shape[-1]
             if self.num_members > 1 and num_tokens not in (self._num_tokens, self._num_rows):
                 raise UserError(f"engine.wave_size: the model mixes its rows before {name}: set engine.wave_size=1")
-            return added(output, inputs[0], factors, scale)
+            return added(output, inputs[0], made, scale)
 
         return hook
 
 
-def _multiplied(output: torch.Tensor, x: torch.Tensor, factors: _Factors, scale: float) -> torch.Tensor:
+def _multiplied(output: torch.Tensor, x: torch.Tensor, made: _Factors, scale: float) -> torch.Tensor:
     """Return output + scale * (x A^T) B^T: the weight is (outputs, inputs)."""
-    b, a = factors
+    b, a = made
     inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
     return _added(output, inner, b.transpose(1, 2), scale)
 
 
-def _multiplied_transposed(output: torch.Tensor, x: torch.Tensor, factors: _Factors, scale: float) -> torch.Tensor:
+def _multiplied_transposed(output: torch.Tensor, x: torch.Tensor, made: _Factors, scale: float) -> torch.Tensor:
     """Return output + scale * (x B) A: the weight is (inputs, outputs)."""
-    b, a = factors
+    b, a = made
     return _added(output, torch.bmm(x.reshape(len(b), -1, x.shape[-1]), b), a, scale)
 
 
-def _embedded(output: torch.Tensor, ids: torch.Tensor, factors: _Factors, scale: float) -> torch.Tensor:
+def _embedded(output: torch.Tensor, ids: torch.Tensor, made: _Factors, scale: float) -> torch.Tensor:
     """Return output + scale * B[ids] A."""
-    b, a = factors
+    b, a = made
     rows = ids.reshape(len(b), -1, 1).expand(-1, -1, b.shape[2])
     return _added(output, torch.gather(b, 1, rows), a, scale)
 

@@ -81,7 +81,6 @@ class HfEngine(Engine):
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
         self._wave_size = engine.wave_size
         self._num_local_ranks = place.num_local_ranks
-        self._vocabulary = self._model.config.get_text_config().vocab_size
         self._adapters = Adapters(self._model, {key: name for key, name in names.items() if name in base.matrices()})
         self._wave: Sequence[Perturbation] = ()
         self._told = False
@@ -141,7 +140,7 @@ class HfEngine(Engine):
         rows = ROWS_ON_GPU if self._device.type == "cuda" else ROWS_ON_CPU
         num_tokens = max(self.prompt_lengths([request.prompt for request in requests])) + sampling.max_tokens
         # logits, and what sampling sorts and sums in float64
-        row = num_tokens * self._bytes_per_token() + self._vocabulary * (48 if sampling.temperature > 0 else 8)
+        row = num_tokens * self._bytes_per_token() + len(self.tokenizer) * (48 if sampling.temperature > 0 else 8)
         member = len(requests) * row + self._adapters.bytes_per_member(rank)
         return max(1, min(rows // len(requests), int(_WAVE_SHARE * self._free_memory()) // member))
 
@@ -168,7 +167,9 @@ class HfEngine(Engine):
     def _bytes_per_token(self) -> int:
         """Return what the keys and values of a token take."""
         config = self._model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+        if not heads:
+            return 0  # a model without attention keeps nothing for each token
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * config.num_hidden_layers * heads * head_size * self._model.dtype.itemsize)
 

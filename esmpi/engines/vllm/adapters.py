@@ -15,7 +15,7 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from esmpi.noise import low_rank
+from esmpi.weights.factors import factors
 from esmpi.weights.views import View
 
 _ELEMENTS_AT_ONCE = 1 << 22
@@ -76,24 +76,14 @@ class _Target:
             self._write(begin, seeds[begin : begin + few], scales[begin : begin + few], rank)
 
     def _write(self, begin: int, seeds: np.ndarray, scales: np.ndarray, rank: int) -> None:
-        b, a = self._made(seeds, rank)
+        view = self.view
+        b, a = factors(self._b.device, view.name, seeds, rank, view.shape[1], view.rows, view.cols)
         # half of the scale on either side, so that no factor leaves the range of float16
         roots = torch.from_numpy(np.sqrt(np.abs(scales)))[:, None, None].to(b.device)
         signs = torch.from_numpy(np.sign(scales))[:, None, None].to(b.device)
         slots = slice(begin, begin + len(seeds))
         self._b[slots, :, :rank] = b * (roots * signs)
         self._a[slots, :rank] = a * roots
-
-    def _made(self, seeds: np.ndarray, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        view = self.view
-        place = (rank, view.shape[1], view.rows, view.cols)
-        if self._b.device.type == "cpu":
-            b, a = low_rank.factors(view.name, seeds, *place)
-            return torch.from_numpy(b), torch.from_numpy(a)
-        from esmpi.noise import low_rank_gpu
-
-        on_device = torch.from_numpy(seeds.view(np.int64)).to(self._b.device)
-        return low_rank_gpu.factors(view.name, on_device, *place)
 
 
 def _targets(module: Any, layer: Any, views: Sequence[View]) -> Iterator[_Target]:
