@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import numpy as np
 from esmpi.config.sections import Config
 from esmpi.engines import Engine
 from esmpi.errors import UserError
+from esmpi.es.noise_settings import NoiseSettings
 from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
 from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 
@@ -110,15 +113,21 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
     rows = [] if run is None else run.members[:generation]
     first = _load_snapshot(setup, snapshots)
     rows = rows[first:]
-    ranks = np.array([run.noise_rank(i) for i in range(first, generation)] if run is not None else [], np.int64)
+    # the noise of each stretch of generations, and how many they are
+    noises = [] if run is None else [run.noise(i) for i in range(first, generation)]
+    stretches = [[asdict(settings), len(list(same))] for settings, same in groupby(noises)]
     # where members differ in number, the missing ones count nothing
     shape = (len(rows), max(map(len, rows), default=0))
     seeds, factors = np.zeros(shape, np.uint64), np.zeros(shape, np.float32)
     for i, members in enumerate(rows):
         seeds[i, : len(members)], factors[i, : len(members)] = members["seed"], members["coefficient"]
-    made = (comm.broadcast_array(seeds), comm.broadcast_array(factors), comm.broadcast_array(ranks).tolist())
-    for generation_seeds, coefficients, rank in zip(*made, strict=True):
-        engine.weights.update(generation_seeds, coefficients, rank)
+    seeds, factors = comm.broadcast_array(seeds), comm.broadcast_array(factors)
+    place = 0
+    for settings, count in comm.allgather_object(stretches)[0]:
+        noise = NoiseSettings.from_json(settings).noise(setup.base)
+        for i in range(place, place + count):
+            engine.weights.update(seeds[i], factors[i], noise)
+        place += count
     engine.weights.restore()
     digest = setup.agreed_digest()
     with comm.together():

@@ -13,6 +13,7 @@ from esmpi.es.dispatch import Dispatch
 from esmpi.es.population import ExchangeError, describe_digests
 from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Comm
+from esmpi.noise.format import Noise
 from esmpi.record.recorder import Recorder
 from esmpi.scoring import Scorer
 from esmpi.stop.signals import StopFlag
@@ -37,6 +38,8 @@ class Setup:
     task: Task
     problems: Problems
     scorer: Scorer
+    noise: Noise
+    """Of the members."""
 
     def prompt(self, example: Example) -> str:
         """Return the text that the engine completes for a problem."""

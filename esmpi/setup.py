@@ -17,6 +17,7 @@ from esmpi.data.problems import load_problems
 from esmpi.engines import Waves, engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
+from esmpi.es.noise_settings import NoiseSettings
 from esmpi.files import clean_up, locked
 from esmpi.identity import Digests, digest_of
 from esmpi.launch.gpus import shared_gpus
@@ -24,6 +25,7 @@ from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
 from esmpi.model.staging import stage, staged_path
 from esmpi.mpi.comm import Comm, Place
+from esmpi.noise.format import Noise
 from esmpi.provenance import provenance
 from esmpi.record.recorder import Recorder
 from esmpi.resume import catch_up, open_run_file
@@ -60,7 +62,9 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack, trains: bool = Fals
         problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
         base = BaseModel(model)
         with watch.phase("engine"):
-            engine = engine_config(config).open(config.model, base, place, _waves(config, comm) if trains else None)
+            noise = NoiseSettings.of(asdict(config.es)).noise(base)
+            waves = _waves(config, comm, noise) if trains else None
+            engine = engine_config(config).open(config.model, base, place, waves)
         setup = Setup(
             config=config,
             comm=comm,
@@ -69,6 +73,7 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack, trains: bool = Fals
             task=task,
             problems=problems,
             scorer=scorer,
+            noise=noise,
         )
         _check_prompts(setup)
     everyone = comm.allgather_object([place.host, engine.gpus()])
@@ -100,13 +105,14 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
             clean_up(config.directory)
     setup = open_setup(config, comm, stack, trains=True)
     digests = agreed_digests(setup)
+    noise = NoiseSettings.of(asdict(config.es))
     run = None
     with comm.together():
         if comm.is_root:
             run = open_run_file(config, setup.engine, digests)
             start = provenance(comm.size, engine_packages(config))
-            if config.es.noise_rank:
-                start["noise"] = setup.base.low_rank_words(config.es.noise_rank)
+            if not noise.is_default:
+                start["noise"] = noise.describe(setup.base)
             run.attributes["provenance"].append(start)
             run.write()
         recorder = Recorder(run, config.es.generations, config.log.sinks, comm.size)
@@ -119,8 +125,8 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     session = Session(**vars(setup), recorder=recorder, dispatch=dispatch, stop=stop, run=run, snapshots=snapshots)
     session.digest = session.agreed_digest()
     log.info("base model: theta %016x", session.digest)
-    if config.es.noise_rank:
-        log.info("noise: %s", session.base.low_rank_words(config.es.noise_rank))
+    if not noise.is_default:
+        log.info("noise: %s", noise.describe(session.base))
     started = time.perf_counter()
     catch_up(session)
     if session.generation:
@@ -131,10 +137,10 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     return session
 
 
-def _waves(config: Config, comm: Comm) -> Waves:
+def _waves(config: Config, comm: Comm, noise: Noise) -> Waves:
     es, data = config.es, config.data
     return Waves(
-        rank=es.noise_rank,
+        noise=noise,
         num_prompts=min(data.mini_batch_size or data.batch_size, data.batch_size),
         num_members=-(-es.population_size // comm.size),
     )

@@ -12,9 +12,9 @@ import numpy as np
 from esmpi.data.batch import batch, in_parts
 from esmpi.engines import Completion, Request
 from esmpi.es.member_columns import SENT
-from esmpi.es.population import Members, check, message_of, plan
+from esmpi.es.population import Members, Results, check, message_of, plan
 from esmpi.es.random_streams import stream_seed
-from esmpi.es.shaping import coefficients
+from esmpi.es.shaping import coefficients, find_shaping
 from esmpi.evaluate import evaluate
 from esmpi.record.profile import gather_profile
 from esmpi.scoring import Scored
@@ -35,7 +35,7 @@ def train(session: Session) -> None:
     stop = evaluate_if_due(session, session.generation)
     snapshot_if_due(session, stop)
     last = session.config.es.generations
-    if session.config.es.noise_rank and session.generation < last:
+    if session.noise.rank and session.generation < last:
         wave_size = wave_size_for(session, make_requests(session, prompts_of(session)))
         log.info("waves: %s", "one member at a time" if wave_size == 1 else f"up to {wave_size} members at once")
     profiled = min(session.generation + 1, last - 1) if session.config.run.profile else None  # the first one warms up
@@ -82,9 +82,11 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     with watch.phase("shape"):
         results = check(messages, members)
         session.dispatch.learn(results)
-        factors = coefficients(results["fitness"], members.signs, config.es.shaping, config.es.step_size)
+        shaping = find_shaping(config.es.shaping, config.es)
+        fitness = exchange_rewards(session, mine, results) if shaping.by_prompt else results["fitness"]
+        factors = coefficients(fitness, members.signs, shaping, config.es.step_size)
     with watch.phase("update"):
-        weights.update(members.seeds, factors, config.es.noise_rank)
+        weights.update(members.seeds, factors, session.noise)
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
@@ -109,6 +111,13 @@ class Evaluated:
     def fitness(self) -> float:
         """Mean reward, NaN without any."""
         return self.scores.result().fitness
+
+    @property
+    def prompt_rewards(self) -> np.ndarray:
+        """Reward for each prompt, (prompts,) float64; NaN if the member has no fitness."""
+        scored = self.scores.result()
+        rewards = np.array([score.reward for score in scored.scores])
+        return rewards if scored.num_failed < len(rewards) else np.full(len(rewards), np.nan)
 
 
 def prompts_of(session: Session) -> list[Example]:
@@ -147,7 +156,7 @@ def evaluate_members(
             evaluated, spent = evaluate_wave(session, wave, members, requests, examples)
             mine += evaluated
             times.append(spent)
-            if session.config.model.dtype == "float16" and session.config.es.noise_rank and len(times) == 1:
+            if session.config.model.dtype == "float16" and session.noise.rank and len(times) == 1:
                 warn_of_overflow(session, "theta", "set model.dtype=float32")
         with watch.phase("wait"):
             for member in mine:
@@ -172,7 +181,7 @@ def wave_size_for(session: Session, requests: Sequence[Request]) -> int:
     es = session.config.es
     part = requests[: session.config.data.mini_batch_size]
     most = -(-es.population_size // session.comm.size)
-    return min(most, session.engine.wave_size(part, session.sampling, es.noise_rank))
+    return min(most, session.engine.wave_size(part, session.sampling, session.noise))
 
 
 def evaluate_wave(
@@ -185,13 +194,9 @@ def evaluate_wave(
     config, engine = session.config, session.engine
     seeds, signs = ([column.item(member) for member in wave] for column in (members.seeds, members.signs))
     began = time.perf_counter()
-    engine.perturb(
-        [
-            Perturbation(seed, sign * config.es.sigma, config.es.noise_rank)
-            for seed, sign in zip(seeds, signs, strict=True)
-        ]
-    )
-    if config.model.dtype == "float16" and not config.es.noise_rank:
+    sigma = config.es.sigma
+    engine.perturb([Perturbation(seed, sign * sigma, session.noise) for seed, sign in zip(seeds, signs, strict=True)])
+    if config.model.dtype == "float16" and not session.noise.rank:
         warn_of_overflow(session, f"member {wave[0]}", "lower es.sigma, or set model.dtype=float32")
     perturbed = time.perf_counter()
     completions: list[list[Completion]] = [[] for _ in wave]
@@ -218,6 +223,15 @@ def exchange(session: Session, mine: Sequence[Evaluated]) -> np.ndarray:
     columns = {column.name: [getattr(member, column.name) for member in mine] for column in SENT}
     length = session.dispatch.most_members(session.config.es.population_size, len(mine))
     return session.comm.allgather_array(message_of(length, session.digest, session.wants_stop(), failures, columns))
+
+
+def exchange_rewards(session: Session, mine: Sequence[Evaluated], results: Results) -> np.ndarray:
+    """Collective. Send this rank's members' rewards for each prompt; return those of all, (N, prompts) float64."""
+    length = session.dispatch.most_members(len(results), len(mine))
+    rewards = np.full((length, session.config.data.batch_size), np.nan)
+    for row, member in zip(rewards, mine, strict=False):
+        row[:] = member.prompt_rewards
+    return results.by_member(session.comm.allgather_array(rewards))
 
 
 def evaluate_if_due(session: Session, generation: int) -> bool:

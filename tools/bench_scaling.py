@@ -159,6 +159,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     from esmpi.es.dispatch import DISPATCHES
     from esmpi.model.base_model import BaseModel
     from esmpi.model.find import fetch_model
+    from esmpi.noise.format import FULL
     from esmpi.record.recorder import Recorder
     from esmpi.scoring import Scored, Scorer
     from esmpi.session import Session
@@ -259,6 +260,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         task=task,
         problems=load_problems(config.data, task, config.run.seed, config.eval.suites),
         scorer=IdleScorer(),
+        noise=FULL,
         recorder=Recorder(run, generations),
         dispatch=DISPATCHES[config.es.dispatch](comm),
         stop=StopFlag(),

@@ -69,6 +69,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from esmpi.model.base_model import BaseModel
     from esmpi.model.find import fetch_model
     from esmpi.mpi.comm import Comm
+    from esmpi.noise.format import Noise
     from esmpi.weights.model_weights import Perturbation
 
     [prompts] = arguments.prompts
@@ -84,14 +85,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         }
     )
     base = BaseModel(fetch_model(arguments.model))
-    waves = Waves(rank=arguments.rank, num_prompts=prompts, num_members=arguments.members)
+    noise = Noise(arguments.rank)
+    waves = Waves(noise=noise, num_prompts=prompts, num_members=arguments.members)
     engine: Any = engine_config(config).open(config.model, base, Comm().place(), waves)
     without_end(engine, arguments.kind)
     text = "Once upon a time, number {}, there was a long list of animals, countries and colours, and they all"
     requests = [Request(prompt=text.format(i)) for i in range(prompts)]
     sampling = Sampling(max_tokens=arguments.tokens)
-    members = [Perturbation(i + 1, SIGMA, arguments.rank) for i in range(arguments.members)]
-    size = engine.wave_size(requests, sampling, arguments.rank)
+    members = [Perturbation(i + 1, SIGMA, noise) for i in range(arguments.members)]
+    size = engine.wave_size(requests, sampling, noise)
     count = -(-len(members) // size)  # as static dispatch: waves whose sizes differ by at most one
     parts = [members[len(members) * i // count : len(members) * (i + 1) // count] for i in range(count)]
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from esmpi.noise import cpu, member_seed
-from esmpi.noise.format import LowRank, member_seeds
+from esmpi.noise.format import FULL, Noise, member_seeds
 from esmpi.weights.device import DeviceWeights, check_gpu
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View
@@ -89,7 +89,7 @@ def bits(device: torch.device) -> dict[str, Any]:
         for live, rank in itertools.product((torch.float32, torch.bfloat16, torch.float16), (0, 1, 3)):
             for parts in ((1, 1), (2, 3)) if min(rows, cols) > 6 else ((1, 1),):
                 what = f"{rows} x {cols}, {live}, {parts} shards, {f'noise of rank {rank}' if rank else 'full noise'}"
-                noise = LowRank(rank, frozenset({what})) if rank else None
+                noise = Noise(rank)
                 mine = opened(Weights, theta, live, torch.device("cpu"), parts, what)
                 other = opened(DeviceWeights, theta, live, device, parts, what)
                 for weights in (mine, other):
@@ -271,11 +271,11 @@ def kernels(device: torch.device) -> dict[str, Any]:
 def update(device: torch.device) -> dict[str, Any]:
     """Time updates of 30 and of 1,000 members, with full noise and with noise of rank 1."""
     shape = (8, 8) if device.type == "cpu" else (250_000, 4_000)
-    size, low = shape[0] * shape[1], LowRank(1, frozenset({"weight"}))
+    size, low = shape[0] * shape[1], Noise(1)
     view = View.whole("weight", torch.empty(shape, dtype=torch.bfloat16, device=device))
     weights = DeviceWeights([view], lambda _: torch.zeros(shape), 1)
     found: dict[str, Any] = {"elements": size}
-    for name, members, noise in (("", 30, None), ("", 1000, None), ("rank_1_", 30, low), ("rank_1_", 1000, low)):
+    for name, members, noise in (("", 30, FULL), ("", 1000, FULL), ("rank_1_", 30, low), ("rank_1_", 1000, low)):
         seeds, factors = member_seeds(0, 0, members), np.full(members, 1e-3, np.float32)
         seconds = timed(device, partial(weights.update, seeds, factors, noise), 1 if members > 30 else 3)
         found[f"{name}seconds_{members}"] = seconds

@@ -124,10 +124,20 @@ class EsConfig(Section):
     the engine can evaluate several members at once; biases and norms have none."""
     rank: int = key(1, minimum=1, maximum=256)
     """Rank of low-rank noise."""
+    include: tuple[str, ...] = ("*",)
+    """Patterns of the tensors that have noise, by the names in the checkpoint, such as `*.mlp.*`. All others stay as
+    they are."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of tensors that have no noise though `include` names them, such as `*embed_tokens*`."""
+    sigma_per_tensor: Literal["none", "std"] = "none"
+    """std: sigma and alpha of each tensor are times the standard deviation of its values in the base model."""
     shaping: str = key("zscore", plugins="esmpi.es.shapings")
     """How fitness becomes shaped fitness. zscore: minus mean, divided by standard deviation. centered_rank: ranks from
-    -0.5 to 0.5. log_rank: the utilities of natural evolution strategies, which tell only the better half apart. raw:
-    minus mean, so that alpha depends on the scale of the reward."""
+    -0.5 to 0.5. log_rank: the utilities of natural evolution strategies, which tell only the better half apart. top_k:
+    the fittest `top_k` members count, all the same. per_prompt: the mean over prompts of z-scores among the members'
+    rewards for a prompt. raw: minus mean, so that alpha depends on the scale of the reward."""
+    top_k: int | None = key(None, minimum=1, maximum=10**7)
+    """With shaping top_k, how many members count. null: a quarter of them."""
     antithetic: bool = False
     """Whether members come in pairs with +eps and -eps."""
     dispatch: Literal["static", "dynamic"] = key("static", changes_result="no")
@@ -142,6 +152,14 @@ class EsConfig(Section):
         require(
             not self.antithetic or self.population_size % 2 == 0,
             f"population_size: antithetic pairs need an even number, got {self.population_size}",
+        )
+        require(
+            self.top_k is None or self.shaping == "top_k",
+            f"top_k: has no effect on shaping {self.shaping}: set es.shaping=top_k, too",
+        )
+        require(
+            self.top_k is None or self.top_k < self.population_size,
+            f"top_k: must be less than es.population_size, {self.population_size}, got {self.top_k}",
         )
 
     @property

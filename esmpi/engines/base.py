@@ -9,11 +9,13 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.config.sections import Config, EngineSection, ModelConfig
 from esmpi.errors import UserError, said
+from esmpi.es.noise_settings import NoiseSettings
+from esmpi.noise.format import Noise
 from esmpi.weights.placement import size
 from esmpi.wording import counted
 
@@ -90,8 +92,7 @@ class EngineConfig(EngineSection):
 class Waves:
     """What an engine will be asked to evaluate at once."""
 
-    rank: int
-    """Of the noise, 0 for full rank."""
+    noise: Noise
     num_prompts: int
     """Prompts that each member completes at once."""
     num_members: int
@@ -149,7 +150,7 @@ class Engine(ABC):
         """Return the UUIDs of the GPUs that this rank's engine uses; empty on a CPU."""
         return []
 
-    def wave_size(self, requests: Sequence[Request], sampling: Sampling, rank: int) -> int:
+    def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: Noise) -> int:
         """Return how many members this engine best evaluates at once.
 
         Parameters
@@ -157,8 +158,7 @@ class Engine(ABC):
         requests : sequence of Request
             What each member completes in a batch.
         sampling : Sampling
-        rank : int
-            Of the noise, 0 for full rank.
+        noise : Noise
         """
         return 1
 
@@ -206,13 +206,12 @@ def memory_line(config: Config, base: "BaseModel") -> str:
 
 def factor_line(config: Config, base: "BaseModel", on_cpu: int, on_gpu: int) -> str:
     """Return a line on how many members are evaluated at once, and on the memory that the noise of each takes."""
-    low_rank = base.low_rank(config.es.noise_rank)
-    assert low_rank is not None
     on_cpu, on_gpu = (min(members, config.es.population_size) for members in (on_cpu, on_gpu))
     members = counted(on_cpu, "member") + (
         "" if on_gpu == on_cpu else f" on a CPU, {on_gpu} on a GPU with room for them"
     )
-    elements = sum(sum(base.tensors[name].shape) for name in low_rank.names) * low_rank.rank
+    settings = NoiseSettings.of(asdict(config.es))
+    elements = settings.rank * sum(sum(base.tensors[name].shape) for name in settings.names(base))
     memory = size(elements * config.model.bytes_per_weight)
     return f"waves           at most {members}; the noise of each takes {memory}"
 

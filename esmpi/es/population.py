@@ -103,6 +103,10 @@ class Results:
     def __len__(self) -> int:
         return len(self._places)
 
+    def by_member(self, sent: np.ndarray) -> np.ndarray:
+        """Return by member, (N, ...), what ranks sent besides, (ranks, length, ...), in the order of their members."""
+        return sent.reshape(-1, *sent.shape[2:]).take(self._places, axis=0)
+
     @property
     def ranks(self) -> np.ndarray:
         """Who evaluated each member, (N,) int64."""

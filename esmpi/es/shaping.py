@@ -2,31 +2,51 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from esmpi import plugins
 
-Shaping = Callable[[np.ndarray], np.ndarray]
-"""Returns the shaped fitness of members, (N,) float64, from their fitness, (N,) float64 without NaN."""
+if TYPE_CHECKING:
+    from esmpi.config.sections import EsConfig
 
 
-def find_shaping(name: str) -> Shaping:
-    """Return a way to shape fitness by its name; raise KeyError if there is none."""
-    shape: Shaping = importlib.import_module(plugins.modules("esmpi.es.shapings")[name]).shape
-    return shape
+@dataclass(frozen=True)
+class Shaping:
+    """A way to turn the fitness of members into shaped fitness."""
+
+    shape: Callable[[np.ndarray], np.ndarray]
+    """Returns the shaped fitness of members, (N,) float64, from their fitness, (N,) float64 without NaN; or, with
+    `by_prompt`, from their rewards for each prompt, (N, prompts)."""
+    by_prompt: bool
+    """Whether it needs the rewards for each prompt."""
 
 
-def coefficients(fitness: np.ndarray, signs: np.ndarray, shaping: str, alpha: float) -> np.ndarray:
+def find_shaping(name: str, es: "EsConfig | None" = None) -> Shaping:
+    """Return a way to shape fitness by its name; raise KeyError if there is none.
+
+    A module of `esmpi.es.shapings` has a function `shape`, or `shape_by_prompt`. Keyword arguments of this function are
+    keys of section `es`.
+    """
+    module = importlib.import_module(plugins.modules("esmpi.es.shapings")[name])
+    by_prompt = hasattr(module, "shape_by_prompt")
+    function = module.shape_by_prompt if by_prompt else module.shape
+    keys = function.__kwdefaults__ or {}
+    return Shaping(partial(function, **{key: getattr(es, key) for key in keys} if es is not None else {}), by_prompt)
+
+
+def coefficients(fitness: np.ndarray, signs: np.ndarray, shaping: Shaping, alpha: float) -> np.ndarray:
     """Return what multiplies each member's eps in the update: alpha / N * shaped fitness * sign.
 
     Parameters
     ----------
-    fitness : (N,) float64
-        NaN for members without one: they take no part in the shaping and get 0.
+    fitness : (N,) or (N, prompts) float64
+        As the shaping takes it. NaN for members without a fitness: they take no part in the shaping and get 0.
     signs : (N,) int8
-    shaping : str
-        A module of `esmpi.es.shapings`.
+    shaping : Shaping
     alpha : float
 
     Returns
@@ -34,8 +54,8 @@ def coefficients(fitness: np.ndarray, signs: np.ndarray, shaping: str, alpha: fl
     (N,) float32
         Computed in float64, rounded once. All 0 if all members failed: theta then stays as it is.
     """
-    good = ~np.isnan(fitness)
+    good = ~np.isnan(fitness).reshape(len(fitness), -1).any(1)
     shaped = np.zeros(len(fitness), np.float64)
     if good.any():
-        shaped[good] = find_shaping(shaping)(fitness[good])
+        shaped[good] = shaping.shape(fitness[good])
     return (alpha / len(fitness) * shaped * signs).astype(np.float32)

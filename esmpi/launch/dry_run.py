@@ -1,9 +1,12 @@
 """What a run will cost, told before anything heavy is loaded: `--dry-run`."""
 
+from dataclasses import asdict
+
 from esmpi.config.sections import Config
 from esmpi.data.problems import check_files
 from esmpi.engines import engine_config
 from esmpi.errors import UserError, nearest
+from esmpi.es.noise_settings import NoiseSettings
 from esmpi.es.population import share
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
@@ -61,8 +64,10 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
         lines.append(f"warning         {shares.count(0)} ranks have no member: they only wait")
     if model is None:
         return [*lines, "memory          not known before the model is downloaded"]
-    if es.noise_rank:
-        lines.append(f"noise           {model.low_rank_words(es.noise_rank)}")
+    noise = NoiseSettings.of(asdict(es))
+    noise.names(model)  # patterns that match nothing are an error
+    if not noise.is_default:
+        lines.append(f"noise           {noise.describe(model)}")
     return lines + engine_config(config).plan(config, model) + _snapshots(config, model)
 
 

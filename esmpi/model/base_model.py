@@ -14,7 +14,9 @@ from esmpi.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from esmpi.noise.format import LowRank
+
+_READ_AT_ONCE = 1 << 22
+"""Elements."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class BaseModel:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._opened: dict[Path, Any] = {}
-        self._low_rank: dict[int, LowRank] = {}
+        self._deviations: dict[str, float] = {}
         try:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._list_tensors()
@@ -64,40 +66,29 @@ class BaseModel:
         tied = {"lm_head.weight"} if self.config.get("tie_word_embeddings") else set()
         return sum(tensor.num_elements for name, tensor in self.tensors.items() if name not in tied)
 
-    def low_rank(self, rank: int) -> "LowRank | None":
-        """Return the low-rank noise of this model's weights; None for rank 0, which stands for full rank.
-
-        Raises
-        ------
-        UserError
-            If no weights would take part.
-        """
-        if rank == 0:
-            return None
-        if rank not in self._low_rank:
-            from esmpi.noise.format import LowRank
-
-            names = self.matrices()
-            if not names:
-                raise UserError(f"es.noise: low_rank: {self.folder} has no matrix: choose full")
-            self._low_rank[rank] = LowRank(rank, names)
-        return self._low_rank[rank]
-
-    def matrices(self) -> frozenset[str]:
-        """Return the names of the tensors that have low-rank noise; what is tied is there once."""
-        from esmpi.noise.format import takes_part
-
-        names = {name for name, tensor in self.tensors.items() if takes_part(tensor.shape)}
+    def canonical_names(self) -> list[str]:
+        """Return the names of the tensors; what is tied is there once."""
+        names = list(self.tensors)
         if self.config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in names):
-            names.discard("lm_head.weight")
-        return frozenset(names)
+            return [name for name in names if name != "lm_head.weight"]
+        return names
 
-    def low_rank_words(self, rank: int) -> str:
-        """Return which weights take part in low-rank noise, for people."""
-        noise = self.low_rank(rank)
-        assert noise is not None
-        share = sum(self.tensors[name].num_elements for name in noise.names) / self.num_weights
-        return f"rank {rank}, on {len(noise.names)} of {len(self.tensors)} tensors, {share:.1%} of the weights"
+    def standard_deviation(self, name: str) -> float:
+        """Return the standard deviation (ddof 0) of a tensor's values, rounded to float32.
+
+        It has the same bits on every machine, so that a replay elsewhere finds the same one.
+        """
+        if name not in self._deviations:
+            from esmpi.noise.cpu import standard_deviation
+
+            rows, columns = matrix_shape(self.tensors[name].shape)
+            each = max(1, _READ_AT_ONCE // max(1, columns))
+            self._deviations[name] = standard_deviation(
+                lambda: (
+                    self.read(name, (row, min(row + each, rows)), (0, columns)).numpy() for row in range(0, rows, each)
+                )
+            )
+        return self._deviations[name]
 
     def _list_tensors(self) -> None:
         for file in self._weight_files():

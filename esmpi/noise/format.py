@@ -3,14 +3,16 @@
 import functools
 import hashlib
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-NOISE_VERSION, LOW_RANK_NOISE_VERSION = 1, 2
-"""Written into run files, the second if there is low-rank noise. Any change to a bit of eps is a new version."""
+NOISE_VERSIONS = (1, 2)
+"""Written into run files: 1 for full-rank noise of the same scale on all tensors, else 2. Any change to a bit of eps is
+a new version."""
 
 TILE = 256
 """Elements that 32 neighbouring Philox blocks make together."""
@@ -20,16 +22,28 @@ _TABLE_SHA256 = "6fef2870d37df5780fec1041dbc1c55f2fccd7709511ee2562029554560914f
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """Which noise of version 2."""
+class Noise:
+    """Which noise the members of a generation have, and on which tensors."""
 
-    rank: int
-    names: frozenset[str]
-    """Canonical names of the matrices that take part; the noise of all other tensors is 0."""
+    rank: int = 0
+    """Of low-rank noise; 0 for full rank."""
+    scales: Mapping[str, float] | None = None
+    """What multiplies the noise of a tensor, and its update, by canonical name. A tensor that is not there has no
+    noise. None: 1 for all tensors."""
+
+    def scale(self, name: str, shape: tuple[int, ...]) -> float:
+        """Return what multiplies the noise of a tensor, 0 if it has none; `shape` is that of the whole tensor."""
+        if self.rank and not is_matrix(shape):
+            return 0.0
+        return 1.0 if self.scales is None else self.scales.get(name, 0.0)
 
 
-def takes_part(shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor of a checkpoint has low-rank noise: whether it is a matrix."""
+FULL = Noise()
+"""Full-rank noise on all tensors."""
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor of a checkpoint can have low-rank noise."""
     return len(shape) == 2
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from esmpi.config.sections import HELD_OUT
 from esmpi.errors import UserError
+from esmpi.es.noise_settings import NoiseSettings
 
 
 class History:
@@ -61,11 +62,11 @@ class History:
             "theta_digest": f"{self.digest_after(generation):016x}",
         }
 
-    def noise_rank(self, generation: int) -> int:
-        """Return the rank of a generation's noise, 0 for full rank."""
+    def noise(self, generation: int) -> NoiseSettings:
+        """Return which noise the members of a generation had."""
         forks = self.attributes["forks"]
         config = next((fork["config"] for fork in forks if generation < fork["generation"]), self.attributes["config"])
-        return int(config["es"].get("rank", 1)) if config["es"].get("noise") == "low_rank" else 0
+        return NoiseSettings.of(config["es"])
 
     def best(self, suite: str = HELD_OUT) -> dict[str, Any] | None:
         """Return the best evaluation: highest accuracy, then highest mean reward, then earliest; None without any."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DEFAULTS, MEMBER_DTYPE
-from esmpi.noise import LOW_RANK_NOISE_VERSION, NOISE_VERSION
+from esmpi.noise import NOISE_VERSIONS
 from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
     FORMAT_VERSION,
@@ -79,7 +79,7 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
     stored = dict(file.attrs)
     for name, known in (
         ("format_version", range(1, FORMAT_VERSION + 1)),
-        ("noise_version", [NOISE_VERSION, LOW_RANK_NOISE_VERSION]),
+        ("noise_version", NOISE_VERSIONS),
     ):
         if name not in stored:
             raise UserError(f"{path} is not a run file of esmpi: it has no attribute {name}")

@@ -60,9 +60,12 @@ def replay(
     weights = Weights(list(_views(run, base)), partial(_read, base), num_threads)
     _compare(run, weights, 0, f"{base.folder} is not the base model of this run")
     first = 0 if from_base else _load_snapshot(run, weights, base, generation)
+    settings = noise = None
     for i in range(first, generation):
-        low_rank = base.low_rank(run.noise_rank(i))
-        weights.update(run.members[i]["seed"], run.members[i]["coefficient"], low_rank)
+        if noise is None or run.noise(i) != settings:  # it may change where a run was forked
+            settings = run.noise(i)
+            noise = settings.noise(base)
+        weights.update(run.members[i]["seed"], run.members[i]["coefficient"], noise)
         if check is not None or i + 1 == generation:
             _compare(run, weights, i + 1, f"the log does not lead to theta of generation {i + 1}")
         if check is not None:

@@ -22,8 +22,9 @@ import numpy as np
 from esmpi.config.sections import is_suite_name
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DTYPE
+from esmpi.es.noise_settings import NoiseSettings
 from esmpi.files import FullError, write_whole
-from esmpi.noise import LOW_RANK_NOISE_VERSION, NOISE_VERSION
+from esmpi.noise import NOISE_VERSIONS
 from esmpi.store import members as member_table
 from esmpi.store.format import FORMAT_VERSION, GENERATION_DTYPE, PROFILE_DTYPE
 from esmpi.store.history import History
@@ -94,7 +95,7 @@ class RunFile(History):
             path,
             {
                 "format_version": FORMAT_VERSION,
-                "noise_version": LOW_RANK_NOISE_VERSION if config["es"].get("noise") == "low_rank" else NOISE_VERSION,
+                "noise_version": NOISE_VERSIONS[not NoiseSettings.of(config["es"]).is_default],
                 "creator": f"esmpi {__version__}",
                 "run_uuid": str(uuid.uuid4()),
                 "config": config,

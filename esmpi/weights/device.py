@@ -3,6 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import triton
 
 from esmpi.errors import UserError
 from esmpi.noise import low_rank_gpu
-from esmpi.noise.format import LowRank, member_seeds
+from esmpi.noise.format import FULL, Noise, member_seeds
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
 from esmpi.noise.low_rank import rectangles
 from esmpi.weights.host import Weights
@@ -30,36 +31,26 @@ class DeviceWeights(Weights):
     def _prepare(self) -> None:
         self._blocks = self._split(ALL)
         self._tables = tables_of(self._blocks)
+        self._grouped = Grouped(self._blocks, self.views)
 
-    def perturb(
-        self, seed: int, scale: float, only: Collection[str] | None = None, low_rank: LowRank | None = None
-    ) -> None:
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None, noise: Noise = FULL) -> None:
         device = device_of(self.views)
-        if low_rank is not None:
-            perturb_low_rank(self._blocks if only is None else self._chosen(only), self.views, seed, scale, low_rank)
-        else:
-            member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
-            for table in self._tables if only is None else tables_of(self._chosen(only)):
-                table.perturb(*member)
+        member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
+        grouped = self._grouped
+        if only is not None:
+            grouped = Grouped([block for block in self._blocks if self.views[block.view].name in only], self.views)
+        grouped.perturb(noise, *member)
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # so that the time counts as perturbing
 
-    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None) -> None:
-        on_device = to_device(seeds, coefficients, device_of(self.views))
-        if low_rank is not None:
-            update_low_rank(self._blocks, self.views, *on_device, low_rank)
-            return
-        for table in self._tables:
-            table.update(*on_device)
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise) -> None:
+        self._grouped.update(noise, *to_device(seeds, coefficients, device_of(self.views)))
 
     def digest(self, counted: Collection[int] | None = None) -> int:
         tables = self._tables
         if counted is not None and len(counted) < len(self.views):
             tables = tables_of([block for block in self._blocks if block.view in counted])
         return sum(table.digest() for table in tables) % 2**64
-
-    def _chosen(self, names: Collection[str]) -> list[Block]:
-        return [block for block in self._blocks if self.views[block.view].name in names]
 
 
 def device_of(views: Sequence[View]) -> torch.device:
@@ -78,9 +69,7 @@ def check_gpu(device: torch.device) -> None:
     theta = torch.linspace(-3, 3, _CHECKED_ROWS * _CHECKED_COLUMNS).pow(3).view(_CHECKED_ROWS, _CHECKED_COLUMNS)
     seeds, coefficients = member_seeds(0, 0, 7), np.linspace(-0.01, 0.02, 7, dtype=np.float32)
 
-    def history(
-        kind: type[Weights], where: torch.device, live: torch.dtype, noise: LowRank | None
-    ) -> list[torch.Tensor]:
+    def history(kind: type[Weights], where: torch.device, live: torch.dtype, noise: Noise) -> list[torch.Tensor]:
         view = View.whole("checked", torch.empty_like(theta, dtype=live).to(where))
         weights = kind([view], lambda _: theta.clone(), 1)
         weights.update(seeds, coefficients, noise)
@@ -94,13 +83,13 @@ def check_gpu(device: torch.device) -> None:
         weights.close()
         return found
 
-    noises = (None, LowRank(1, frozenset({"checked"})), LowRank(3, frozenset({"checked"})))
+    noises = (FULL, Noise(1), Noise(3), Noise(1, {"checked": 0.3}))
     for live, noise in itertools.product((torch.float32, torch.bfloat16, torch.float16), noises):
         on_gpu = history(DeviceWeights, device, live, noise)
         on_cpu = history(Weights, torch.device("cpu"), live, noise)
         for name, made, expected in zip(("digest", "perturbation", "update"), on_gpu, on_cpu, strict=True):
             if not torch.equal(made, expected):
-                what = f"{name} of {live} with {'low-rank' if noise else 'full'} noise"
+                what = f"{name} of {live} with {'low-rank' if noise.rank else 'full'} noise"
                 raise UserError(
                     f"engine: Triton {triton.__version__} makes other bits on this GPU than esmpi does on a CPU "
                     f"({what}): use another version of Triton, or engine.device=cpu, and report this"
@@ -117,32 +106,77 @@ def tables_of(blocks: Iterable[Block]) -> list[DeviceBlocks]:
     return [DeviceBlocks(group) for group in groups.values()]
 
 
-def perturb_low_rank(
-    blocks: Iterable[Block], views: Sequence[View], seed: int, scale: float, low_rank: LowRank
-) -> None:
-    """Write live = cast(theta + scale * eps(seed)) with low-rank noise; of the other tensors live = cast(theta)."""
-    member = None
-    for block in blocks:
-        assert block.live is not None
-        view = views[block.view]
-        if view.name not in low_rank.names:
-            block.live.copy_(block.theta)
-            continue
-        if member is None:
-            member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), block.live.device)
-        width = view.shape[1]
-        parts = (rectangles(part, block.first, block.stride, width) for part in (block.live, block.theta))
-        for (live, row, column), (theta, _, _) in zip(*parts, strict=True):
-            low_rank_gpu.perturb(live, theta, row, column, view.name, width, low_rank.rank, member)
+@dataclass(frozen=True)
+class _Group:
+    """Blocks whose noise has the same factor."""
+
+    factor: float
+    blocks: list[Block]
+    tables: list[DeviceBlocks]
+    """For full-rank noise."""
 
 
-def update_low_rank(
-    blocks: Iterable[Block], views: Sequence[View], seeds: torch.Tensor, coefficients: torch.Tensor, low_rank: LowRank
-) -> None:
-    """Add the members' low-rank noise, times their coefficients, to theta; they are on the device."""
-    for block in blocks:
-        view = views[block.view]
-        if view.name in low_rank.names:
-            for theta, row, column in rectangles(block.theta, block.first, block.stride, view.shape[1]):
-                place = (row, column, view.name, view.shape[1])
-                low_rank_gpu.update(theta, *place, low_rank.rank, seeds, coefficients)
+class Grouped:
+    """Blocks, by what multiplies their noise. The groups of the noise that was used last are kept.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        The tensors must stay where they are.
+    views : sequence of View
+        All views of the shard.
+    """
+
+    def __init__(self, blocks: Sequence[Block], views: Sequence[View]):
+        self._blocks, self._views = blocks, views
+        self._noise: Noise | None = None
+        self._groups: list[_Group] = []
+
+    def perturb(self, noise: Noise, seed: torch.Tensor, scale: torch.Tensor) -> None:
+        """Write live = cast(theta + scale * eps); of tensors without noise live = cast(theta).
+
+        `seed` is (1,) int64, `scale` (1,) float32, both on the device.
+        """
+        for group in self._of(noise):
+            scaled = scale * group.factor  # a float32, as the factor is one
+            for table in group.tables:
+                table.perturb(seed, scaled)
+            for block in group.blocks if not group.tables else ():
+                live, view = block.live, self._views[block.view]
+                assert live is not None
+                if group.factor == 0:
+                    live.copy_(block.theta)
+                    continue
+                width = view.shape[1]
+                parts = (rectangles(part, block.first, block.stride, width) for part in (live, block.theta))
+                for (out, row, column), (theta, _, _) in zip(*parts, strict=True):
+                    low_rank_gpu.perturb(out, theta, row, column, view.name, width, noise.rank, (seed, scaled))
+
+    def update(self, noise: Noise, seeds: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """Add the members' noise, times their coefficients, to theta.
+
+        `seeds` is (M,) int64, `coefficients` (M,) float32, both on the device.
+        """
+        for group in self._of(noise):
+            if group.factor == 0:
+                continue
+            scaled = coefficients * group.factor
+            for table in group.tables:
+                table.update(seeds, scaled)
+            for block in group.blocks if noise.rank else ():
+                view = self._views[block.view]
+                for theta, row, column in rectangles(block.theta, block.first, block.stride, view.shape[1]):
+                    low_rank_gpu.update(theta, row, column, view.name, view.shape[1], noise.rank, seeds, scaled)
+
+    def _of(self, noise: Noise) -> list[_Group]:
+        if noise != self._noise:
+            by_factor: dict[float, list[Block]] = defaultdict(list)
+            for block in self._blocks:
+                view = self._views[block.view]
+                by_factor[noise.scale(view.name, view.shape)].append(block)
+            self._groups = [
+                _Group(factor, blocks, tables_of(blocks) if factor and not noise.rank else [])
+                for factor, blocks in by_factor.items()
+            ]
+            self._noise = noise
+        return self._groups

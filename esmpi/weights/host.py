@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from esmpi.noise import cpu
-from esmpi.noise import low_rank as low_rank_kernels
-from esmpi.noise.format import LowRank
+from esmpi.noise import cpu, low_rank
+from esmpi.noise.format import FULL, Noise
 from esmpi.weights.views import Block, Read, View, split
 
 _BLOCK_ELEMENTS = 1 << 19
@@ -103,25 +102,26 @@ class Weights:
     def _loaded(self) -> None:
         """Bring up to date what a placement derives from theta."""
 
-    def perturb(
-        self, seed: int, scale: float, only: Collection[str] | None = None, low_rank: LowRank | None = None
-    ) -> None:
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None, noise: Noise = FULL) -> None:
         """Write live = cast(theta + scale * eps(seed)); `scale` is sign * sigma.
 
-        With `only`, a collection of canonical names, no other tensors are touched. Noise has full rank unless
-        `low_rank` is given; of tensors without low-rank noise live = cast(theta).
+        With `only`, a collection of canonical names, no other tensors are touched. Of tensors without noise
+        live = cast(theta).
         """
 
         def work(block: Block) -> None:
             assert block.live is not None
+            view = self.views[block.view]
             theta = block.theta.bfloat16().float() if self._bf16_base else block.theta
-            if low_rank is None:
-                cpu.perturb(_numpy(block.live), theta.numpy(), block.first, block.stride, block.key, seed, scale)
-            elif (view := self.views[block.view]).name in low_rank.names:
-                place = (block.first, block.stride, view.name, view.shape[1], low_rank.rank)
-                low_rank_kernels.perturb(_numpy(block.live), theta.numpy(), *place, seed, scale)
-            else:
+            factor = noise.scale(view.name, view.shape)
+            scaled = float(np.float32(scale) * np.float32(factor))
+            if factor == 0:
                 block.live.copy_(theta)
+            elif noise.rank == 0:
+                cpu.perturb(_numpy(block.live), theta.numpy(), block.first, block.stride, block.key, seed, scaled)
+            else:
+                place = (block.first, block.stride, view.name, view.shape[1], noise.rank)
+                low_rank.perturb(_numpy(block.live), theta.numpy(), *place, seed, scaled)
 
         self._each(work, [b for b in self._blocks if only is None or self.views[b.view].name in only])
 
@@ -132,23 +132,28 @@ class Weights:
                 if view.live is not None:
                     view.live.copy_(theta.bfloat16() if self._bf16_base else theta)
 
-    def update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None = None) -> None:
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise = FULL) -> None:
         """Add the members' noise, times their coefficients, to theta; the live weights are not touched.
 
         `seeds` is (N,) uint64, `coefficients` (N,) float32; members count in the order given.
-        One with coefficient 0 costs nothing: it would not change a bit. `low_rank` is as for `perturb`.
+        One with coefficient 0 costs nothing: it would not change a bit.
         """
         used = np.flatnonzero(coefficients)
         if used.size:
-            self._update(seeds[used].astype(np.uint64), coefficients[used].astype(np.float32), low_rank)
+            self._update(seeds[used].astype(np.uint64), coefficients[used].astype(np.float32), noise)
 
-    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None) -> None:
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise) -> None:
         def work(block: Block) -> None:
-            if low_rank is None:
-                cpu.update(block.theta.numpy(), block.first, block.stride, block.key, seeds, coefficients)
-            elif (view := self.views[block.view]).name in low_rank.names:
-                place = (block.first, block.stride, view.name, view.shape[1], low_rank.rank)
-                low_rank_kernels.update(block.theta.numpy(), *place, seeds, coefficients)
+            view = self.views[block.view]
+            factor = noise.scale(view.name, view.shape)
+            scaled = coefficients * np.float32(factor)
+            if factor == 0:
+                return
+            if noise.rank == 0:
+                cpu.update(block.theta.numpy(), block.first, block.stride, block.key, seeds, scaled)
+            else:
+                place = (block.first, block.stride, view.name, view.shape[1], noise.rank)
+                low_rank.update(block.theta.numpy(), *place, seeds, scaled)
 
         self._each(work, self._blocks)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, matrix_shape
+from esmpi.noise.format import FULL, Noise
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,7 @@ class Perturbation:
     """Seed of the member's noise, 0 to 2^64 - 1."""
     scale: float
     """sign * sigma."""
-    rank: int = 0
-    """Rank of the noise, 0 for full rank."""
+    noise: Noise = FULL
 
 
 class ModelWeights:
@@ -84,7 +84,9 @@ class ModelWeights:
             raise ValueError(f"the live weights are those of one member, not of {len(wave)}: override Engine.perturb")
         member = wave[0]
         self._shows_theta = False
-        self._call("perturb", member.seed, member.scale, None if only is None else list(only), member.rank)
+        noise = member.noise
+        names = None if only is None else list(only)
+        self._call("perturb", member.seed, member.scale, names, noise.rank, noise.scales)
 
     def num_infinite(self) -> int:
         """Return how many live weights are infinite, as float16 makes those that are too large for it."""
@@ -96,13 +98,13 @@ class ModelWeights:
             self._call("restore")
         self._shows_theta = True
 
-    def update(self, seeds: np.ndarray, coefficients: np.ndarray, rank: int = 0) -> None:
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise = FULL) -> None:
         """Add sum_i coefficient_i * eps_i to theta; the live weights follow at the next perturb or restore.
 
-        `seeds` is (N,) uint64, `coefficients` (N,) float32, `rank` that of the noise, 0 for full rank.
+        `seeds` is (N,) uint64, `coefficients` (N,) float32.
         """
         self._shows_theta = False
-        self._call("update", seeds, coefficients, rank)
+        self._call("update", seeds, coefficients, noise.rank, noise.scales)
 
     def load(self, snapshot: Path | None) -> None:
         """Replace theta by a snapshot's, or by the base model's; the live weights follow as after an update.

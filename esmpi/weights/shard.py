@@ -1,6 +1,6 @@
 """What ES does to the weights that one process holds. An engine with several worker processes has a shard in each."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.snapshot import opened
+from esmpi.noise.format import Noise
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View
 
@@ -44,9 +45,19 @@ class WeightShard:
         """Return what the views hold, in their order."""
         return [(view.name, view.rows, view.cols) for view in self._weights.views]
 
-    def perturb(self, seed: int, scale: float, only: Collection[str] | None, rank: int) -> None:
-        """Write live = cast(theta + scale * eps(seed)), of these tensors only if there is a choice."""
-        self._weights.perturb(seed, scale, only, self._base.low_rank(rank))
+    def perturb(
+        self,
+        seed: int,
+        scale: float,
+        only: Collection[str] | None,
+        rank: int,
+        scales: Mapping[str, float] | None,
+    ) -> None:
+        """Write live = cast(theta + scale * eps(seed)), of these tensors only if there is a choice.
+
+        `rank` and `scales` are those of the noise (`esmpi.noise.format.Noise`).
+        """
+        self._weights.perturb(seed, scale, only, Noise(rank, scales))
 
     def num_infinite(self) -> int:
         """Return how many live weights are infinite; views that several shards hold count in each."""
@@ -62,10 +73,16 @@ class WeightShard:
         """Write live = cast(theta)."""
         self._weights.restore()
 
-    def update(self, seeds: Sequence[int] | np.ndarray, coefficients: Sequence[float] | np.ndarray, rank: int) -> None:
+    def update(
+        self,
+        seeds: Sequence[int] | np.ndarray,
+        coefficients: Sequence[float] | np.ndarray,
+        rank: int,
+        scales: Mapping[str, float] | None,
+    ) -> None:
         """Add the members' noise, times their coefficients, to theta: (N,) uint64 and (N,) float32."""
-        low_rank = self._base.low_rank(rank)
-        self._weights.update(np.asarray(seeds, np.uint64), np.asarray(coefficients, np.float32), low_rank)
+        noise = Noise(rank, scales)
+        self._weights.update(np.asarray(seeds, np.uint64), np.asarray(coefficients, np.float32), noise)
 
     def load(self, snapshot: str | None) -> str | None:
         """Replace theta by a snapshot's or the base model's; return what is wrong, None if nothing is."""

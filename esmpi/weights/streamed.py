@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from esmpi.errors import UserError
-from esmpi.noise.format import LowRank
-from esmpi.noise.gpu import DeviceBlocks, to_device
-from esmpi.weights.device import ALL, device_of, perturb_low_rank, tables_of, update_low_rank
+from esmpi.noise.format import FULL, Noise
+from esmpi.noise.gpu import to_device
+from esmpi.weights.device import ALL, Grouped, device_of
 from esmpi.weights.host import Weights
 from esmpi.weights.placement import size
 from esmpi.weights.views import Block, split
@@ -30,8 +30,10 @@ class _Chunk:
     """With theta on the host."""
     staged: list[torch.Tensor]
     """The parts of the buffer that take their theta."""
-    tables: list[DeviceBlocks]
+    moved: list[Block]
     """The blocks with theta in the buffer."""
+    grouped: Grouped
+    """These, for the kernels."""
     base: list[torch.Tensor]
     """With `bf16_base`: what stands for these blocks' theta on the device."""
 
@@ -77,31 +79,29 @@ class StreamedWeights(Weights):
             chosen = [blocks[i] for i in members]
             moved = [replace(block, theta=part) for block, part in zip(chosen, staged, strict=True)]
             base = [based[i] for i in members] if self._bf16_base else []
-            self._chunks.append(_Chunk(chosen, staged, tables_of(moved), base))
-        if self._bf16_base:
-            self._base_tables = self._tables_of_base(None)
+            self._chunks.append(_Chunk(chosen, staged, moved, Grouped(moved, self.views), base))
+        self._base_blocks = [
+            block
+            for number, (view, base) in enumerate(zip(self.views, self._base, strict=False))
+            for block in split(number, view, base, ALL)
+        ]
+        self._based = Grouped(self._base_blocks, self.views)
 
-    def perturb(
-        self, seed: int, scale: float, only: Collection[str] | None = None, low_rank: LowRank | None = None
-    ) -> None:
-        if low_rank is not None:
-            self._perturb_low_rank(seed, scale, only, low_rank)
-            return
+    def perturb(self, seed: int, scale: float, only: Collection[str] | None = None, noise: Noise = FULL) -> None:
         # Before streaming: copies of a member's numbers from here would wait for the copies of theta.
         member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device_of(self.views))
         if self._bf16_base:
-            for table in self._base_tables if only is None else self._tables_of_base(only):
-                table.perturb(*member)
+            grouped = self._based
+            if only is not None:
+                grouped = Grouped([block for block in self._base_blocks if self._name(block) in only], self.views)
+            grouped.perturb(noise, *member)
             return
 
         def work(chunk: _Chunk) -> None:
-            tables = chunk.tables
+            grouped = chunk.grouped
             if only is not None:
-                pairs = zip(chunk.blocks, chunk.staged, strict=True)
-                chosen = [replace(block, theta=part) for block, part in pairs if self.views[block.view].name in only]
-                tables = tables_of(chosen)
-            for table in tables:
-                table.perturb(*member)
+                grouped = Grouped([block for block in chunk.moved if self._name(block) in only], self.views)
+            grouped.perturb(noise, *member)
 
         self._stream(work)
 
@@ -118,29 +118,11 @@ class StreamedWeights(Weights):
         for base, theta in zip(self._base, self._theta, strict=False):
             base.copy_(theta)
 
-    def _perturb_low_rank(self, seed: int, scale: float, only: Collection[str] | None, low_rank: LowRank) -> None:
-        def work(chunk: _Chunk) -> None:
-            staged = zip(chunk.blocks, chunk.base if self._bf16_base else chunk.staged, strict=True)
-            chosen = [
-                replace(block, theta=theta)
-                for block, theta in staged
-                if only is None or self.views[block.view].name in only
-            ]
-            perturb_low_rank(chosen, self.views, seed, scale, low_rank)
-
-        self._stream(work)
-
-    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, low_rank: LowRank | None) -> None:
-        on_device = to_device(seeds, coefficients, device_of(self.views))
+    def _update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise) -> None:
+        members = to_device(seeds, coefficients, device_of(self.views))
 
         def work(chunk: _Chunk) -> None:
-            if low_rank is None:
-                for table in chunk.tables:
-                    table.update(*on_device)
-            else:
-                staged = zip(chunk.blocks, chunk.staged, strict=True)
-                moved = [replace(block, theta=theta) for block, theta in staged]
-                update_low_rank(moved, self.views, *on_device, low_rank)
+            chunk.grouped.update(noise, *members)
             for block, part in zip(chunk.blocks, chunk.staged, strict=True):
                 block.theta.copy_(part, non_blocking=True)
             for base, part in zip(chunk.base, chunk.staged, strict=False):
@@ -148,13 +130,8 @@ class StreamedWeights(Weights):
 
         self._stream(work)
 
-    def _tables_of_base(self, only: Collection[str] | None) -> list[DeviceBlocks]:
-        return tables_of(
-            block
-            for number, (view, base) in enumerate(zip(self.views, self._base, strict=True))
-            if only is None or view.name in only
-            for block in split(number, view, base, ALL)
-        )
+    def _name(self, block: Block) -> str:
+        return self.views[block.view].name
 
     def _stream(self, work: Callable[[_Chunk], None]) -> None:
         """Bring theta to the device a chunk at a time and work on it there; return when all is done."""

@@ -98,7 +98,10 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         # choices
         ("model.dtype=float64", r"model\.dtype: must be one of float32, bfloat16, float16; got 'float64'"),
         ("model.dtype=[float32]", r"model\.dtype: must be one of float32, bfloat16, float16; got \['float32'\]"),
-        ("es.shaping=zscores", r"es\.shaping: must be one of centered_rank, log_rank, raw, zscore; got 'zscores'"),
+        (
+            "es.shaping=zscores",
+            r"es\.shaping: must be one of centered_rank, log_rank, per_prompt, raw, top_k, zscore; got 'zscores'",
+        ),
         ("es.dispatch=dynamc", r"es\.dispatch: must be one of static, dynamic; got 'dynamc'"),
         ("data.order=epoch", r"data\.order: must be one of fixed, random, epochs; got 'epoch'"),
         ("engine.device=tpu", r"engine\.device: must be one of auto, cpu, cuda; got 'tpu'"),

@@ -22,6 +22,7 @@ from transformers import (
 from esmpi.engines.hf.adapters import Adapters
 from esmpi.errors import UserError
 from esmpi.noise import low_rank
+from esmpi.noise.format import Noise
 from esmpi.weights.model_weights import Perturbation
 
 SIZES: dict[str, Any] = {
@@ -61,8 +62,12 @@ def test_each_member_has_its_own_weights(kind: str, rank: int) -> None:
     torch.manual_seed(0)
     model = MODELS[kind]().eval().requires_grad_(False)
     adapters = Adapters(model, canonical(model))
-    assert adapters.unreached == []
-    wave = [Perturbation(7, SIGMA, rank), Perturbation(7, -SIGMA, rank), Perturbation(8, SIGMA / 2, rank)]
+    assert adapters.unreached(Noise(1)) == []
+    wave = [
+        Perturbation(7, SIGMA, Noise(rank)),
+        Perturbation(7, -SIGMA, Noise(rank)),
+        Perturbation(8, SIGMA / 2, Noise(rank)),
+    ]
     ids = torch.randint(1, 50, (2, 9))
     before = logits(model, ids)
     adapters.prepare(wave)
@@ -93,7 +98,7 @@ def test_small_noise_survives_in_half_precision() -> None:
     for dtype in (torch.float32, torch.float16):
         model = model.to(dtype)
         adapters = Adapters(model, canonical(model))
-        adapters.prepare([Perturbation(3, 1e-4, 1)])
+        adapters.prepare([Perturbation(3, 1e-4, Noise(1))])
         b, _ = adapters._factors["model.layers.0.mlp.up_proj.weight"]
         assert (b.abs() > 0.01).float().mean() > 0.9, "the scale is not in B"
         with adapters.applied(2):
@@ -113,7 +118,7 @@ def test_a_layer_of_another_kind_is_named() -> None:
             self.free = torch.nn.Parameter(torch.zeros(2, 2))
 
     model = Model()
-    assert Adapters(model, canonical(model)).unreached == ["free", "odd.weight"]
+    assert Adapters(model, canonical(model)).unreached(Noise(1)) == ["free", "odd.weight"]
 
 
 def test_layers_that_get_some_rows_only_are_refused() -> None:
@@ -130,19 +135,19 @@ def test_layers_that_get_some_rows_only_are_refused() -> None:
     model = Model().requires_grad_(False)
     adapters = Adapters(model, canonical(model))
     ids = torch.arange(8).view(4, 2)
-    adapters.prepare([Perturbation(1, 0.1, 1), Perturbation(2, 0.1, 1)])
+    adapters.prepare([Perturbation(1, 0.1, Noise(1)), Perturbation(2, 0.1, Noise(1))])
     with (
         adapters.applied(6),
         pytest.raises(UserError, match=r"engine\.wave_size: the model mixes its rows before expert\.weight"),
     ):
         model(ids.repeat(2, 1)[:6])
-    adapters.prepare([Perturbation(1, 0.1, 1)])
+    adapters.prepare([Perturbation(1, 0.1, Noise(1))])
     with adapters.applied(4):
         model(ids)
 
 
 def test_a_mixture_of_experts_is_not_reached() -> None:
     model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
-    unreached = Adapters(model, canonical(model)).unreached
+    unreached = Adapters(model, canonical(model)).unreached(Noise(1))
     assert unreached
     assert all(".mlp." in name for name in unreached), unreached

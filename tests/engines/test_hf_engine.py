@@ -23,6 +23,7 @@ from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 from esmpi.noise import cpu, member_seed, tensor_key
+from esmpi.noise.format import Noise
 from esmpi.tasks.countdown import PROMPT
 from esmpi.weights.model_weights import Perturbation
 
@@ -346,7 +347,7 @@ def test_a_model_without_a_template_takes_no_messages(engine: HfEngine) -> None:
 
 def test_a_wave_says_what_its_members_say_one_by_one(engine: HfEngine) -> None:
     sampling = Sampling(max_tokens=30, temperature=0.7)
-    wave = [Perturbation(member_seed(0, 0, i), 0.01, 1) for i in range(3)]
+    wave = [Perturbation(member_seed(0, 0, i), 0.01, Noise(1)) for i in range(3)]
     asked = requests(PROMPTS)
     engine.perturb(wave)
     digest = engine.weights.digest()
@@ -377,12 +378,12 @@ def test_rows_of_a_batch() -> None:
 def test_how_many_members_are_evaluated_at_once(engine: HfEngine) -> None:
     sampling = Sampling(max_tokens=5)
     asked = requests(PROMPTS)
-    assert engine.wave_size(asked, sampling, 0) == 1
-    assert engine.wave_size(asked, sampling, 1) == 32
-    assert engine.wave_size(asked * 100, sampling, 1) == 1
+    assert engine.wave_size(asked, sampling, Noise(0)) == 1
+    assert engine.wave_size(asked, sampling, Noise(1)) == 32
+    assert engine.wave_size(asked * 100, sampling, Noise(1)) == 1
     chosen = HfEngine(ModelConfig(path=TINY), HfConfig(device="cpu", wave_size=3), BaseModel(folder()), PLACE)
-    assert chosen.wave_size(asked, sampling, 1) == 3
-    assert chosen.wave_size(asked, sampling, 0) == 1
+    assert chosen.wave_size(asked, sampling, Noise(1)) == 3
+    assert chosen.wave_size(asked, sampling, Noise(0)) == 1
 
 
 def test_a_model_with_other_layers_is_evaluated_one_member_at_a_time(
@@ -394,11 +395,11 @@ def test_a_model_with_other_layers_is_evaluated_one_member_at_a_time(
         shutil.copy(folder() / name, tmp_path)
     engine = load(str(tmp_path))
     asked, sampling = requests(PROMPTS), Sampling(max_tokens=8)
-    assert [engine.wave_size(asked, sampling, 1) for _ in range(2)] == [1, 1]
+    assert [engine.wave_size(asked, sampling, Noise(1)) for _ in range(2)] == [1, 1]
     assert caplog.messages == [
         "noise can be added to the outputs of linear layers and embeddings only, so members are evaluated one at a "
         "time: model.decoder.embed_positions.weight"
     ]
     theta = engine.generate(asked, sampling)
-    engine.perturb([Perturbation(5, 0.5, 1)])
+    engine.perturb([Perturbation(5, 0.5, Noise(1))])
     assert engine.generate([replace(one, member=0) for one in asked], sampling) != theta

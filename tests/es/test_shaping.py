@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from esmpi import plugins
+from esmpi.config.sections import EsConfig
 from esmpi.es.exact_sums import exact_sum
-from esmpi.es.shaping import coefficients, find_shaping
+from esmpi.es.shaping import Shaping, coefficients, find_shaping
 
 fitness_lists = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=2, max_size=40)
 
@@ -19,12 +21,19 @@ SHAPINGS = {name: find_shaping(name) for name in plugins.modules("esmpi.es.shapi
 
 
 def shaped(fitness: list[float], name: str = "zscore") -> list[float]:
-    values: list[float] = SHAPINGS[name](np.array(fitness)).tolist()
+    shaping = SHAPINGS[name]
+    values: list[float] = shaping.shape(as_taken(np.array(fitness), shaping)).tolist()
     return values
 
 
+def as_taken(fitness: np.ndarray, shaping: Shaping) -> np.ndarray:
+    """Return fitness as a shaping takes it: as the rewards for the only prompt if it needs those."""
+    return fitness[:, None] if shaping.by_prompt else fitness
+
+
 def shape(fitness: list[float], name: str = "zscore", alpha: float = 1.0) -> np.ndarray:
-    return coefficients(np.array(fitness), np.ones(len(fitness), np.int8), name, alpha)
+    shaping = SHAPINGS[name]
+    return coefficients(as_taken(np.array(fitness), shaping), np.ones(len(fitness), np.int8), shaping, alpha)
 
 
 @given(fitness_lists)
@@ -114,15 +123,16 @@ def test_coefficients_are_alpha_over_n_times_shaped_rounded_once(fitness: list[f
 
 def test_antithetic_sign_is_in_the_coefficient() -> None:
     fitness, signs = np.array([3.0, 1.0, 2.0, 5.0]), np.array([1, -1, 1, -1], np.int8)
-    plain = coefficients(fitness, np.ones(4, np.int8), "zscore", 0.1)
-    assert (coefficients(fitness, signs, "zscore", 0.1) == plain * signs).all()
+    plain = coefficients(fitness, np.ones(4, np.int8), SHAPINGS["zscore"], 0.1)
+    assert (coefficients(fitness, signs, SHAPINGS["zscore"], 0.1) == plain * signs).all()
     assert (plain != 0).all()
 
 
 @pytest.mark.parametrize("name", list(SHAPINGS))
 def test_failed_members_get_zero_and_do_not_weigh_in(name: str) -> None:
     fitness = np.array([1.0, np.nan, 3.0, np.nan, 8.0])
-    factors = coefficients(fitness, np.ones(5, np.int8), name, 0.5)
+    shaping = SHAPINGS[name]
+    factors = coefficients(as_taken(fitness, shaping), np.ones(5, np.int8), shaping, 0.5)
     assert factors[[1, 3]].tolist() == [0, 0]
     # alpha / N has the whole population's N, the shaping only those that have a fitness
     expected = 0.5 / 5 * np.array(shaped([1.0, 3.0, 8.0], name))
@@ -131,19 +141,25 @@ def test_failed_members_get_zero_and_do_not_weigh_in(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SHAPINGS))
 def test_one_member_left_moves_nothing(name: str) -> None:
-    factors = coefficients(np.array([np.nan, 2.0]), np.ones(2, np.int8), name, 0.5)
+    factors = shape([np.nan, 2.0], name, 0.5)
     assert factors.tolist() == [0, 0]
 
 
 def test_no_member_left_moves_nothing() -> None:
-    factors = coefficients(np.full(3, np.nan), np.ones(3, np.int8), "zscore", 0.5)
+    factors = coefficients(np.full(3, np.nan), np.ones(3, np.int8), SHAPINGS["zscore"], 0.5)
     assert factors.tolist() == [0, 0, 0]
 
 
 def test_higher_fitness_has_the_higher_coefficient() -> None:
     for name in SHAPINGS:
         steps = np.diff(shape([-2.0, 0.0, 1.0, 7.0], name))
-        assert (steps > 0).all() if name != "log_rank" else steps[0] == 0 < steps[1:].min()
+        if name == "log_rank":  # the worse half are all the same
+            assert steps[0] == 0 < steps[1:].min()
+        elif name == "top_k":  # one of four counts
+            assert (steps[:2] == 0).all()
+            assert steps[2] > 0
+        else:
+            assert (steps > 0).all()
 
 
 @given(fitness_lists)
@@ -165,7 +181,7 @@ def test_log_rank_by_hand() -> None:
     assert shaped([2.0, 2.0, 2.0], "log_rank") == [0, 0, 0]
     assert shaped([2.0, 2.0, 0.0, 0.0], "log_rank") == pytest.approx([1, 1, -1, -1], rel=1e-14)
     assert shaped([5.0], "log_rank") == [0]
-    many = SHAPINGS["log_rank"](np.arange(10_000.0))
+    many = SHAPINGS["log_rank"].shape(np.arange(10_000.0))
     assert abs(many.sum()) < 1e-6
     assert many[-1] == many.max() > 9
     assert many.std() == pytest.approx(3**0.5, rel=0.01)  # a step like that of z-scores
@@ -174,3 +190,42 @@ def test_log_rank_by_hand() -> None:
 def test_raw_is_the_fitness_less_its_mean() -> None:
     assert shaped([1.5, -2.0, 2.0], "raw") == [1.0, -2.5, 1.5]
     assert shaped([0.1, 0.1, 0.1], "raw") == [0, 0, 0]
+
+
+def test_top_k_by_hand() -> None:
+    fitness = np.array([3.0, 9.0, 1.0, 7.0, 5.0, 0.0, 2.0, 4.0])
+    es = EsConfig(generations=1, population_size=8, shaping="top_k", top_k=3)
+    chosen = find_shaping("top_k", es).shape
+    assert chosen(fitness).tolist() == pytest.approx([-1, 5 / 3, -1, 5 / 3, 5 / 3, -1, -1, -1])
+    assert find_shaping("top_k").shape(fitness).tolist() == [-1, 3, -1, 3, -1, -1, -1, -1]  # a quarter of eight
+    # two members share the third place: each has half of its utility
+    assert chosen(np.array([8.0, 7.0, 6.0, 6.0, 1.0])).tolist() == pytest.approx([2 / 3, 2 / 3, -1 / 6, -1 / 6, -1])
+    assert chosen(np.array([2.0, 1.0])).tolist() == [0, 0]  # of the eight, only two did not fail
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"top_k": 3}, "top_k: has no effect on shaping zscore: set es.shaping=top_k, too"),
+        ({"top_k": 8, "shaping": "top_k"}, "top_k: must be less than es.population_size, 8, got 8"),
+    ],
+)
+def test_a_top_k_without_a_meaning_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EsConfig(generations=1, population_size=8, **keys)
+
+
+def test_per_prompt_is_the_mean_of_each_prompts_zscores() -> None:
+    rng = np.random.default_rng(1)
+    rewards = rng.normal(size=(7, 5)) * [1, 100, 0.01, 3, 0]  # the last prompt tells no member apart
+    found = SHAPINGS["per_prompt"].shape(rewards)
+    zscores = (rewards - rewards.mean(0)) / (rewards.std(0) + 1e-8)
+    np.testing.assert_allclose(found, zscores[:, :4].sum(1) / 5, rtol=1e-6)
+    # a prompt whose rewards are a hundred times as far apart counts no more than the others
+    np.testing.assert_allclose(found, SHAPINGS["per_prompt"].shape(rewards * [1, 0.01, 1, 1, 1]), rtol=1e-6)
+
+
+def test_a_member_without_rewards_takes_no_part_in_per_prompt() -> None:
+    rewards = np.array([[1.0, 2.0], [np.nan, np.nan], [3.0, 8.0]])
+    factors = coefficients(rewards, np.ones(3, np.int8), SHAPINGS["per_prompt"], 0.5)
+    assert factors.tolist() == pytest.approx([-0.5 / 3, 0, 0.5 / 3], rel=1e-7)

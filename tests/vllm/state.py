@@ -25,6 +25,7 @@ from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
 from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
+from esmpi.noise.format import Noise
 from esmpi.store.snapshot_writer import write_snapshot
 from esmpi.weights.model_weights import Perturbation
 
@@ -67,7 +68,7 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
         call = VllmEngine._rpc
         VllmEngine._rpc = lambda self, name, *rest: [] if name == "esmpi_prepare" else call(self, name, *rest)  # type: ignore[method-assign]
     rank, prompts = asked["rank"], asked["prompts"]
-    waves = Waves(rank=rank, num_prompts=len(prompts), num_members=3) if rank else None
+    waves = Waves(noise=Noise(rank), num_prompts=len(prompts), num_members=3) if rank else None
     engine = engine_config(config).open(config.model, checkpoint, Comm().place(), waves)
     if waves is not None:
         sampling = Sampling(max_tokens=asked["max_tokens"], temperature=1)
@@ -104,12 +105,12 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
 def compare_wave(engine: Engine, waves: Waves, prompts: list[str], sampling: Sampling, scale: float) -> dict[str, Any]:
     """Return what three members say in a wave and with their weights written, and what theta says before and after."""
     requests = [Request(prompt=prompt, seed=i) for i, prompt in enumerate(prompts)]
-    wave = [Perturbation(member_seed(7, 1, i), (-1) ** i * scale, waves.rank) for i in range(3)]
+    wave = [Perturbation(member_seed(7, 1, i), (-1) ** i * scale, waves.noise) for i in range(3)]
 
     def say(asked: list[Request]) -> list[str]:
         return [completion.text for completion in engine.generate(asked, sampling)]
 
-    found: dict[str, Any] = {"wave_size": engine.wave_size(requests, sampling, waves.rank)}
+    found: dict[str, Any] = {"wave_size": engine.wave_size(requests, sampling, waves.noise)}
     found |= {"digest": engine.weights.digest(), "theta": say(requests)}
     size = found["wave_size"]
     together, some = [], []

@@ -14,6 +14,7 @@ from support import VLLM_SMALL
 
 from esmpi.engines import Waves
 from esmpi.engines.vllm import VllmConfig
+from esmpi.noise.format import Noise
 from esmpi.tasks.countdown import PROMPT
 
 STATE = Path(__file__).parent / "state.py"
@@ -243,8 +244,8 @@ def test_slots_without_the_noise_fail_the_self_test() -> None:
 def test_slots_only_where_there_is_more_than_one_member() -> None:
     """A wave of one gains nothing over writing the weights, and vLLM has no adapters for all models."""
     config = VllmConfig(max_num_seqs=16)
-    assert config.slots(Waves(rank=1, num_prompts=16, num_members=30)) == 0
-    assert config.slots(Waves(rank=1, num_prompts=4, num_members=30)) == 4
-    assert config.slots(Waves(rank=1, num_prompts=4, num_members=3)) == 3
-    assert config.slots(Waves(rank=0, num_prompts=4, num_members=30)) == config.slots(None) == 0
-    assert VllmConfig(wave_size=7).slots(Waves(rank=1, num_prompts=400, num_members=30)) == 7
+    assert config.slots(Waves(noise=Noise(1), num_prompts=16, num_members=30)) == 0
+    assert config.slots(Waves(noise=Noise(1), num_prompts=4, num_members=30)) == 4
+    assert config.slots(Waves(noise=Noise(1), num_prompts=4, num_members=3)) == 3
+    assert config.slots(Waves(noise=Noise(0), num_prompts=4, num_members=30)) == config.slots(None) == 0
+    assert VllmConfig(wave_size=7).slots(Waves(noise=Noise(1), num_prompts=400, num_members=30)) == 7

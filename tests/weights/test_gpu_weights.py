@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from esmpi.errors import UserError
 from esmpi.noise import cpu, member_seed
-from esmpi.noise.format import LowRank
+from esmpi.noise.format import Noise
 from esmpi.weights.host import Weights
 from esmpi.weights.views import View
 
@@ -120,26 +120,29 @@ def test_placements_have_the_bits_of_host_weights(
     assert_same_history(weights, whole_weights(model, dtype))
 
 
-@pytest.mark.parametrize("rank", [1, 3])
+SCALES = {"a.weight": 0.3, "conv.weight": 2.5, "b.bias": 1.0}
+
+
+@pytest.mark.parametrize("noise", [Noise(1), Noise(3), Noise(0, SCALES), Noise(2, SCALES)], ids=str)
 @pytest.mark.parametrize(("kind", "base"), [(DeviceWeights, False), (StreamedWeights, False), (StreamedWeights, True)])
-def test_low_rank_noise_has_the_bits_of_host_weights(
-    monkeypatch: pytest.MonkeyPatch, kind: type[Weights], base: bool, rank: int
+def test_any_noise_has_the_bits_of_host_weights(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Weights], base: bool, noise: Noise
 ) -> None:
     monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)
-    model, low_rank = make_model(MODEL), LowRank(rank, frozenset({"a.weight", "c.weight"}))
+    model = make_model(MODEL)
     weights = kind(views_on_device(3, 2, torch.bfloat16), lambda view: read_from(model, view), 1, bf16_base=base)
     whole = kind(views_on_device(1, 1, torch.bfloat16), lambda view: read_from(model, view), 1, bf16_base=base)
     on_host = sharded_views(model, 1, 1, torch.bfloat16)
     reference = Weights(on_host, lambda view: read_from(model, view), 1, bf16_base=base)
     before = {name: tensor.clone() for name, tensor in live_of(reference).items()}
     for one in (weights, whole, reference):
-        one.perturb(11, -0.02, None, low_rank)
+        one.perturb(11, -0.02, None, noise)
     assert same(live_of(weights), live_of(reference))
     assert same(live_of(whole), live_of(reference))
     moved = {name for name, tensor in live_of(reference).items() if not torch.equal(tensor, before[name])}
-    assert moved == low_rank.names
+    assert moved == {name for name, shape in MODEL.items() if noise.scale(name, shape)}
     for one in (weights, whole, reference):
-        one.update(np.array([5, 6, 7], np.uint64), np.array([1e-3, 0.0, -2e-3], np.float32), low_rank)
+        one.update(np.array([5, 6, 7], np.uint64), np.array([1e-3, 0.0, -2e-3], np.float32), noise)
         one.restore()
     assert same(live_of(weights), live_of(reference))
     assert weights.digest() == whole.digest() == reference.digest()

@@ -13,6 +13,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from esmpi.errors import UserError
+from esmpi.noise.format import Noise
 from esmpi.weights.factors import factors
 from esmpi.weights.model_weights import Perturbation
 
@@ -49,36 +50,48 @@ class Adapters:
                 self._layers.append((module, name, added))
                 self._shapes[name] = (weight.shape[0], weight.shape[1])
                 self._like = weight
-        self.unreached = sorted(refused | (matrices - self._shapes.keys()))
-        """Names of matrices whose layers are of no known kind: noise on these must be written into the weights."""
+        self._unreached = refused | (matrices - self._shapes.keys())
         self._factors: dict[str, _Factors] = {}
         self._scale = 0.0
         self._num_rows = self._num_tokens = 0
         self.num_members = 0
         """Members of the wave that is prepared."""
 
-    def bytes_per_member(self, rank: int) -> int:
+    def unreached(self, noise: Noise) -> list[str]:
+        """Return the names of matrices whose layers are of no known kind, so that noise must be written into them."""
+        return sorted(name for name in self._unreached if noise.scale(name, (0, 0)))
+
+    def bytes_per_member(self, noise: Noise) -> int:
         """Return what B and A of a member take, while they are made: in float32, and in the type of the weights."""
-        elements = rank * sum(map(sum, self._shapes.values()))
+        elements = noise.rank * sum(sum(shape) for name, shape in self._shapes.items() if noise.scale(name, shape))
         return int(elements * (4 + self._like.element_size()))
 
     def prepare(self, wave: Sequence[Perturbation]) -> None:
-        """Make the noise of a wave's members, which all have the same rank."""
+        """Make the noise of a wave's members, which all have the same kind of noise."""
+        noise = wave[0].noise
         self.num_members = len(wave)
         self._scale = max(abs(member.scale) for member in wave)
         # the common scale is applied to sums, which are float32: a small sigma leaves the range of float16
         signs = np.array([member.scale / self._scale for member in wave], np.float32)
         seeds = np.array([member.seed for member in wave], np.uint64)
+        self._factors.clear()
         for name, (rows, columns) in self._shapes.items():
-            b, a = factors(self._like.device, name, seeds, wave[0].rank, columns, (0, rows), (0, columns))
-            b *= torch.from_numpy(signs / np.float32(np.sqrt(wave[0].rank)))[:, None, None].to(b.device)
+            factor = noise.scale(name, (rows, columns))
+            if factor == 0:
+                continue
+            b, a = factors(self._like.device, name, seeds, noise.rank, columns, (0, rows), (0, columns))
+            b *= torch.from_numpy(signs * np.float32(factor / np.sqrt(noise.rank)))[:, None, None].to(b.device)
             self._factors[name] = b.to(self._like.dtype), a.to(self._like.dtype)
 
     @contextmanager
     def applied(self, num_rows: int) -> Iterator[None]:
         """Let the model compute with the wave's noise, in batches of `num_rows`: as many of each member, in order."""
         self._num_rows = self._num_tokens = num_rows
-        hooks = [module.register_forward_hook(self._hook(name, added)) for module, name, added in self._layers]
+        hooks = [
+            module.register_forward_hook(self._hook(name, added))
+            for module, name, added in self._layers
+            if name in self._factors
+        ]
         try:
             yield
         finally:

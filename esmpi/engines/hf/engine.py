@@ -17,6 +17,7 @@ from esmpi.engines.hf.sampler import Sampler
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Place
+from esmpi.noise.format import Noise, is_matrix
 from esmpi.weights.model_weights import ModelWeights, Perturbation
 from esmpi.weights.open import open_weights
 from esmpi.weights.placement import Placement, choose_placement
@@ -81,7 +82,8 @@ class HfEngine(Engine):
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
         self._wave_size = engine.wave_size
         self._num_local_ranks = place.num_local_ranks
-        self._adapters = Adapters(self._model, {key: name for key, name in names.items() if name in base.matrices()})
+        matrices = {name for name, tensor in base.tensors.items() if is_matrix(tensor.shape)}
+        self._adapters = Adapters(self._model, {key: name for key, name in names.items() if name in matrices})
         self._wave: Sequence[Perturbation] = ()
         self._told = False
 
@@ -125,15 +127,16 @@ class HfEngine(Engine):
     def gpus(self) -> list[str]:
         return [] if self._device.type == "cpu" else [str(torch.cuda.get_device_properties(self._device).uuid)]
 
-    def wave_size(self, requests: Sequence[Request], sampling: Sampling, rank: int) -> int:
-        if rank and self._wave_size != 1 and self._adapters.unreached and not self._told:
+    def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: Noise) -> int:
+        unreached = self._adapters.unreached(noise)
+        if noise.rank and self._wave_size != 1 and unreached and not self._told:
             self._told = True
             log.warning(
                 "noise can be added to the outputs of linear layers and embeddings only, so members are evaluated one "
                 "at a time: %s",
-                ", ".join(self._adapters.unreached),
+                ", ".join(unreached),
             )
-        if rank == 0 or not self._takes_waves():
+        if not self._takes_waves(noise):
             return 1
         if self._wave_size is not None:
             return self._wave_size
@@ -141,7 +144,7 @@ class HfEngine(Engine):
         num_tokens = max(self.prompt_lengths([request.prompt for request in requests])) + sampling.max_tokens
         # logits, and what sampling sorts and sums in float64
         row = num_tokens * self._bytes_per_token() + len(self.tokenizer) * (48 if sampling.temperature > 0 else 8)
-        member = len(requests) * row + self._adapters.bytes_per_member(rank)
+        member = len(requests) * row + self._adapters.bytes_per_member(noise)
         return max(1, min(rows // len(requests), int(_WAVE_SHARE * self._free_memory()) // member))
 
     def _free_memory(self) -> int:
@@ -153,7 +156,7 @@ class HfEngine(Engine):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // self._num_local_ranks
 
     def perturb(self, wave: Sequence[Perturbation]) -> None:
-        if wave[0].rank and self._takes_waves():
+        if self._takes_waves(wave[0].noise):
             self.weights.restore()
             self._adapters.prepare(wave)
             self._wave = wave
@@ -161,8 +164,8 @@ class HfEngine(Engine):
             self.weights.perturb(wave)
             self._wave = ()
 
-    def _takes_waves(self) -> bool:
-        return self._wave_size != 1 and not self._adapters.unreached
+    def _takes_waves(self, noise: Noise) -> bool:
+        return noise.rank > 0 and self._wave_size != 1 and not self._adapters.unreached(noise)
 
     def _bytes_per_token(self) -> int:
         """Return what the keys and values of a token take."""

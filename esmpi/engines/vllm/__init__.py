@@ -92,7 +92,7 @@ class VllmConfig(EngineConfig):
         """Return how many members are evaluated at once; 0 if their noise is written into the weights."""
         from esmpi.engines.vllm.gpus import visible_gpus
 
-        if waves is None or waves.rank == 0 or self.wave_size == 1:
+        if waves is None or waves.noise.rank == 0 or self.wave_size == 1:
             return 0
         size = self.wave_size or self._rows(bool(visible_gpus())) // waves.num_prompts
         size = min(size, waves.num_members)

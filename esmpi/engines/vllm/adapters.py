@@ -15,6 +15,7 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from esmpi.noise.format import Noise
 from esmpi.weights.factors import factors
 from esmpi.weights.views import View
 
@@ -47,10 +48,15 @@ class Adapters:
             manager.add_adapter(LoRAModel(number + 1, 1, {"esmpi": nothing}))
             manager.activate_adapter(number + 1)
 
-    def prepare(self, seeds: np.ndarray, scales: np.ndarray, rank: int) -> None:
-        """Write the noise of a wave's members, (M,) uint64 and (M,) float32, into the first M slots."""
+    def prepare(self, seeds: np.ndarray, scales: np.ndarray, noise: Noise) -> None:
+        """Write the noise of a wave's members, (M,) uint64 and (M,) float32, into the first M slots.
+
+        The noise is of the same kind each time: slots of tensors without any stay empty.
+        """
         for target in self._targets:
-            target.write(seeds, scales / np.float32(np.sqrt(rank)), rank)
+            factor = noise.scale(target.view.name, target.view.shape)
+            if factor:
+                target.write(seeds, scales * np.float32(factor / np.sqrt(noise.rank)), noise.rank)
 
 
 class _Target:

@@ -24,6 +24,7 @@ from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, tied_embedding
 from esmpi.mpi.comm import Place
 from esmpi.mpi.launcher import launcher
+from esmpi.noise.format import Noise
 from esmpi.weights.model_weights import ModelWeights, Perturbation
 from esmpi.weights.placement import Placement, choose_placement
 
@@ -110,9 +111,9 @@ class VllmEngine(Engine):
         self._wave: Sequence[Perturbation] = ()
         if engine.self_test:
             self._self_test()
-        self._open_adapters()
+        self._open_adapters(waves)
         if engine.self_test and self._slots and waves is not None:
-            self._test_slots(waves.rank)
+            self._test_slots(waves.noise)
 
     @property
     def max_length(self) -> int:
@@ -121,11 +122,12 @@ class VllmEngine(Engine):
     def gpus(self) -> list[str]:
         return [gpu for gpu in self._rpc("esmpi_gpu") if gpu is not None]
 
-    def _open_adapters(self) -> None:
-        """Take vLLM's slots for adapters, unless there are matrices without any."""
-        if not self._slots:
+    def _open_adapters(self, waves: Waves | None) -> None:
+        """Take vLLM's slots for adapters, unless matrices that have noise are without any."""
+        if not self._slots or waves is None:
             return
-        unreached = sorted({name for worker in self._rpc("esmpi_open_adapters") for name in worker})
+        without = {name for worker in self._rpc("esmpi_open_adapters") for name in worker}
+        unreached = sorted(name for name in without if waves.noise.scale(name, (0, 0)))
         if unreached:
             self._slots = 0
             log.warning(
@@ -133,15 +135,16 @@ class VllmEngine(Engine):
                 ", ".join(unreached),
             )
 
-    def wave_size(self, requests: Sequence[Request], sampling: Sampling, rank: int) -> int:
-        return self._slots if rank and self._slots else 1
+    def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: Noise) -> int:
+        return self._slots if noise.rank and self._slots else 1
 
     def perturb(self, wave: Sequence[Perturbation]) -> None:
-        self._wave = wave if wave[0].rank and self._slots else ()
+        noise = wave[0].noise
+        self._wave = wave if noise.rank and self._slots else ()
         if self._wave:
             self.weights.restore()
             seeds, scales = [member.seed for member in wave], [member.scale for member in wave]
-            self._rpc("esmpi_prepare", seeds, scales, wave[0].rank)
+            self._rpc("esmpi_prepare", seeds, scales, noise.rank, noise.scales)
         else:
             self.weights.perturb(wave)
 
@@ -221,7 +224,7 @@ class VllmEngine(Engine):
         if _difference(before, self._signature()) > tolerance:
             raise UserError("engine: writing theta back does not give vLLM's first outputs again")
 
-    def _test_slots(self, rank: int) -> None:
+    def _test_slots(self, noise: Noise) -> None:
         """Make sure that a member in a slot makes the outputs that it makes with its noise written into the weights.
 
         Raises
@@ -229,7 +232,10 @@ class VllmEngine(Engine):
         UserError
             If it does not.
         """
-        member, other = Perturbation(1, _SELF_TEST_SCALE, rank), Perturbation(2, _SELF_TEST_SCALE, rank)
+        # of whatever scale the noise of a tensor is, it must be large enough to tell outputs apart
+        largest = max(noise.scales.values()) if noise.scales else 1.0
+        scale = _SELF_TEST_SCALE / largest
+        member, other = Perturbation(1, scale, noise), Perturbation(2, scale, noise)
         theta = self._next_logprobs(None)
         self.weights.perturb([member])
         written = self._next_logprobs(None)
@@ -339,7 +345,7 @@ def _adapter_arguments(slots: int, waves: Waves | None) -> dict[str, Any]:
     from vllm.config import lora
 
     # vLLM has slots for some ranks only; what is beyond that of the noise stays 0
-    rank = min((rank for rank in get_args(lora.MaxLoRARanks) if rank >= waves.rank), default=waves.rank)
+    rank = min((rank for rank in get_args(lora.MaxLoRARanks) if rank >= waves.noise.rank), default=waves.noise.rank)
     return {"enable_lora": True, "max_loras": slots, "max_lora_rank": rank}
 
 

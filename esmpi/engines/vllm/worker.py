@@ -117,9 +117,14 @@ class WorkerExtension:
         self._esmpi_adapters = Adapters(manager, self.model_runner.model, self._esmpi_open_views)
         return self._esmpi_adapters.unreached
 
-    def esmpi_prepare(self, seeds: list[int], scales: list[float], rank: int) -> None:
+    def esmpi_prepare(
+        self, seeds: list[int], scales: list[float], rank: int, tensor_scales: dict[str, float] | None
+    ) -> None:
         """Write the noise of a wave's members into the slots."""
-        self._esmpi_adapters.prepare(np.array(seeds, np.uint64), np.array(scales, np.float32), rank)
+        from esmpi.noise.format import Noise
+
+        noise = Noise(rank, tensor_scales)
+        self._esmpi_adapters.prepare(np.array(seeds, np.uint64), np.array(scales, np.float32), noise)
 
     def esmpi_gpu(self) -> str | None:
         """Return the UUID of this worker's GPU, None on a CPU."""

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from esmpi.es.exact_sums import exact_sum
+from esmpi.es.ranks import by_rank
 
 
 def shape(fitness: np.ndarray) -> np.ndarray:
@@ -18,16 +18,7 @@ def shape(fitness: np.ndarray) -> np.ndarray:
     size = len(fitness)
     if fitness.min() == fitness.max():
         return np.zeros_like(fitness)
-    by_rank = _utilities(size)
-    order = np.argsort(-fitness, kind="stable")
-    _, starts, inverse, counts = np.unique(-fitness, return_index=True, return_inverse=True, return_counts=True)
-    if len(starts) == size:
-        shaped = np.empty(size)
-        shaped[order] = by_rank
-        return shaped
-    ends = np.cumsum(counts)
-    means = np.array([exact_sum(by_rank[end - n : end]) / n for end, n in zip(ends, counts, strict=True)])
-    return np.asarray(means[inverse])
+    return by_rank(fitness, _utilities(size))
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,20 @@
+"""Shaped fitness as z-scores of each prompt."""
+
+import numpy as np
+
+from esmpi.es.exact_sums import exact_sum, mean_and_std
+
+
+def shape_by_prompt(rewards: np.ndarray) -> np.ndarray:
+    """Return the mean over prompts of (R - mean R) / (std R + 1e-8), (N,) float64; `rewards` is (N, prompts) float64.
+
+    Mean and standard deviation (ddof 0) are those of all members on one prompt, as the advantages of GRPO are those of
+    one prompt's completions (arXiv 2402.03300, section 4.1). So prompts count alike, however far their rewards are
+    apart. A prompt on which all members have the same reward counts nothing.
+    """
+    shaped = np.zeros(rewards.shape)
+    for prompt, column in enumerate(rewards.T):
+        if column.min() != column.max():
+            mean, std = mean_and_std(np.ascontiguousarray(column))
+            shaped[:, prompt] = (column - mean) / (std + 1e-8)
+    return np.array([exact_sum(row) / len(row) for row in shaped])
