@@ -12,8 +12,8 @@ import numpy as np
 from esmpi.config.sections import Config
 from esmpi.engines import Engine
 from esmpi.errors import UserError
-from esmpi.es.noise_settings import NoiseSettings
 from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
+from esmpi.model.noise_settings import NoiseSettings
 from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from esmpi.data.problems import load_problems
 from esmpi.engines import Waves, engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
-from esmpi.es.noise_settings import NoiseSettings
 from esmpi.files import clean_up, locked
 from esmpi.identity import Digests, digest_of
 from esmpi.launch.gpus import shared_gpus
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
+from esmpi.model.noise_settings import NoiseSettings
 from esmpi.model.staging import stage, staged_path
 from esmpi.mpi.comm import Comm, Place
 from esmpi.noise.format import Noise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.config.sections import Config, EngineSection, ModelConfig
 from esmpi.errors import UserError, said
-from esmpi.es.noise_settings import NoiseSettings
+from esmpi.model.noise_settings import NoiseSettings
 from esmpi.noise.format import Noise
 from esmpi.weights.placement import size
 from esmpi.wording import counted

@@ -6,10 +6,10 @@ from esmpi.config.sections import Config
 from esmpi.data.problems import check_files
 from esmpi.engines import engine_config
 from esmpi.errors import UserError, nearest
-from esmpi.es.noise_settings import NoiseSettings
 from esmpi.es.population import share
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
+from esmpi.model.noise_settings import NoiseSettings
 from esmpi.weights.placement import size
 from esmpi.wording import counted
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from esmpi.config.sections import HELD_OUT
 from esmpi.errors import UserError
-from esmpi.es.noise_settings import NoiseSettings
+from esmpi.model.noise_settings import NoiseSettings
 
 
 class History:

@@ -22,8 +22,8 @@ import numpy as np
 from esmpi.config.sections import is_suite_name
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DTYPE
-from esmpi.es.noise_settings import NoiseSettings
 from esmpi.files import FullError, write_whole
+from esmpi.model.noise_settings import NoiseSettings
 from esmpi.noise import NOISE_VERSIONS
 from esmpi.store import members as member_table
 from esmpi.store.format import FORMAT_VERSION, GENERATION_DTYPE, PROFILE_DTYPE

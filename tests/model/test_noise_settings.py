@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from esmpi.errors import UserError
-from esmpi.es.noise_settings import NoiseSettings
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
+from esmpi.model.noise_settings import NoiseSettings
 from esmpi.noise.cpu import standard_deviation
 from esmpi.noise.format import FULL
 
