@@ -121,12 +121,15 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
     seeds, factors = np.zeros(shape, np.uint64), np.zeros(shape, np.float32)
     for i, members in enumerate(rows):
         seeds[i, : len(members)], factors[i, : len(members)] = members["seed"], members["coefficient"]
-    seeds, factors = comm.broadcast_array(seeds), comm.broadcast_array(factors)
+    shrinks = np.array([] if run is None else [row["shrink"] for row in run.generations[first:generation]], np.float32)
+    seeds, factors, shrinks = (comm.broadcast_array(array) for array in (seeds, factors, shrinks))
     place = 0
     for settings, count in comm.allgather_object(stretches)[0]:
         noise = NoiseSettings.from_json(settings).noise(setup.base)
         for i in range(place, place + count):
             engine.weights.update(seeds[i], factors[i], noise)
+            if shrinks[i] != 1:
+                engine.weights.shrink(float(shrinks[i]), noise)
         place += count
     engine.weights.restore()
     digest = setup.agreed_digest()

@@ -14,9 +14,11 @@ from esmpi.engines import Completion, Request
 from esmpi.es.member_columns import SENT
 from esmpi.es.population import Members, Results, check, message_of, plan
 from esmpi.es.random_streams import stream_seed
+from esmpi.es.schedules import alpha_at, sigma_at
 from esmpi.es.shaping import coefficients, find_shaping
 from esmpi.evaluate import evaluate
 from esmpi.record.profile import gather_profile
+from esmpi.record.recorder import Step
 from esmpi.scoring import Scored
 from esmpi.session import Session
 from esmpi.stopwatch import Stopwatch
@@ -84,13 +86,21 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
         session.dispatch.learn(results)
         shaping = find_shaping(config.es.shaping, config.es)
         fitness = exchange_rewards(session, mine, results) if shaping.by_prompt else results["fitness"]
-        factors = coefficients(fitness, members.signs, shaping, config.es.step_size)
+        factors = coefficients(fitness, members.signs, shaping, alpha_at(config.es, generation))
     with watch.phase("update"):
         weights.update(members.seeds, factors, session.noise)
+        shrink = shrink_theta(session)
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
-    session.recorder.commit(generation, results, factors, session.digest, watch)
+    step = Step(
+        coefficients=factors,
+        sigma=sigma_at(config.es, generation),
+        alpha=alpha_at(config.es, generation),
+        shrink=shrink,
+        digest=session.digest,
+    )
+    session.recorder.commit(generation, results, step, watch)
     session.generation += 1
     return bool(messages["stop"].any())
 
@@ -118,6 +128,24 @@ class Evaluated:
         scored = self.scores.result()
         rewards = np.array([score.reward for score in scored.scores])
         return rewards if scored.num_failed < len(rewards) else np.full(len(rewards), np.nan)
+
+
+def shrink_theta(session: Session) -> float:
+    """Collective. Move theta towards the base model as the config says.
+
+    Returns the factor of its distance from the base model, 1 if it is not moved: a float32, and rank 0's, as the
+    distance is a sum whose last bit depends on the machine.
+    """
+    es, weights = session.config.es, session.engine.weights
+    factor = 1 - alpha_at(es, session.generation) * es.anchor
+    if es.max_distance is not None and (distance := weights.distance()) * factor > es.max_distance:
+        factor = es.max_distance / distance
+    if es.max_distance is not None:
+        factor = session.comm.allgather_object(factor)[0]
+    factor = float(np.float32(factor))
+    if factor != 1:
+        weights.shrink(factor, session.noise)
+    return factor
 
 
 def prompts_of(session: Session) -> list[Example]:
@@ -194,7 +222,7 @@ def evaluate_wave(
     config, engine = session.config, session.engine
     seeds, signs = ([column.item(member) for member in wave] for column in (members.seeds, members.signs))
     began = time.perf_counter()
-    sigma = config.es.sigma
+    sigma = sigma_at(config.es, session.generation)
     engine.perturb([Perturbation(seed, sign * sigma, session.noise) for seed, sign in zip(seeds, signs, strict=True)])
     if config.model.dtype == "float16" and not session.noise.rank:
         warn_of_overflow(session, f"member {wave[0]}", "lower es.sigma, or set model.dtype=float32")

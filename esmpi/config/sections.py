@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from esmpi.config.keys import Section, key, require
 
 _LONGEST_NAME = 200
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,20 @@ class EsConfig(Section):
     """Scale of the perturbation: a member's weights are theta + sigma * eps."""
     alpha: float | None = key(None, minimum=1e-12, below=1e3)
     """Step size: theta += alpha / N * sum of shaped fitness * eps. null: sigma / 2."""
+    sigma_schedule: Schedule = "constant"
+    """How sigma changes over the generations: not at all, or from its value to `sigma_end` of it, linearly or as half a
+    cosine wave."""
+    sigma_end: float = key(0.1, above=0, maximum=10)
+    """The last generation's sigma, as a share of the first one's."""
+    alpha_schedule: Schedule = "constant"
+    """How alpha changes over the generations."""
+    alpha_end: float = key(0.1, minimum=0, maximum=10)
+    """The last generation's alpha, as a share of the first one's."""
+    warmup: int = key(0, minimum=0, maximum=10**9)
+    """In so many first generations, alpha rises to its value in equal steps."""
+    schedule_generations: int | None = key(None, minimum=1, maximum=10**9)
+    """Length of the schedules in generations; after that, sigma and alpha stay as they are. null: `generations`. A run
+    that is prolonged later must name the former number here."""
     noise: Literal["full", "low_rank"] = "full"
     """full: each weight has noise of its own. low_rank: the noise of a matrix is a product of two thin ones, so that
     the engine can evaluate several members at once; biases and norms have none."""
@@ -131,6 +146,11 @@ class EsConfig(Section):
     """Patterns of tensors that have no noise though `include` names them, such as `*embed_tokens*`."""
     sigma_per_tensor: Literal["none", "std"] = "none"
     """std: sigma and alpha of each tensor are times the standard deviation of its values in the base model."""
+    anchor: float = key(0.0, minimum=0, below=1e3)
+    """Weight decay towards the base model: after each update, theta moves back by alpha * anchor of its distance."""
+    max_distance: float | None = key(None, above=0)
+    """Largest Euclidean distance of theta from the base model. After an update that leads farther away, theta is moved
+    back to this distance."""
     shaping: str = key("zscore", plugins="esmpi.es.shapings")
     """How fitness becomes shaped fitness. zscore: minus mean, divided by standard deviation. centered_rank: ranks from
     -0.5 to 0.5. log_rank: the utilities of natural evolution strategies, which tell only the better half apart. top_k:
@@ -149,6 +169,17 @@ class EsConfig(Section):
         if self.alpha is None:
             object.__setattr__(self, "alpha", self.sigma / 2)
             super().__post_init__()  # alpha has bounds, too
+        scheduled = {self.sigma_schedule, self.alpha_schedule} != {"constant"}
+        if scheduled and self.schedule_generations is None:
+            object.__setattr__(self, "schedule_generations", self.generations or 1)
+        require(
+            scheduled or self.schedule_generations is None,
+            "schedule_generations: has no effect without es.sigma_schedule or es.alpha_schedule",
+        )
+        require(
+            self.step_size * self.anchor < 1,
+            f"anchor: times alpha, {self.step_size:g}, it must be below 1, got {self.anchor:g}",
+        )
         require(
             not self.antithetic or self.population_size % 2 == 0,
             f"population_size: antithetic pairs need an even number, got {self.population_size}",
@@ -161,6 +192,11 @@ class EsConfig(Section):
             self.top_k is None or self.top_k < self.population_size,
             f"top_k: must be less than es.population_size, {self.population_size}, got {self.top_k}",
         )
+
+    @property
+    def schedule_length(self) -> int:
+        """Number of generations from the beginning of the schedules to their end."""
+        return self.schedule_generations or self.generations
 
     @property
     def noise_rank(self) -> int:

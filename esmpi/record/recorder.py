@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ _SHOWN = ("kl_per_token", "theta_distance")
 """Further figures that are worth a place on the screen."""
 _ALIKE = 10
 """Generations in a row in which all members have the same fitness, after which a warning says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a generation did to theta."""
+
+    coefficients: np.ndarray
+    """(N,) float32."""
+    sigma: float
+    alpha: float
+    shrink: float = 1.0
+    """What the distance from the base model was multiplied with after the update."""
+    digest: int
+    """Of theta afterwards."""
 
 
 class Recorder:
@@ -57,17 +72,14 @@ class Recorder:
         self._thread = ThreadPoolExecutor(1, "esmpi-commit")
         self._pending: Future[None] | None = None
 
-    def commit(self, generation: int, results: Results, factors: np.ndarray, digest: int, watch: Stopwatch) -> None:
+    def commit(self, generation: int, results: Results, step: Step, watch: Stopwatch) -> None:
         """Begin to make a generation durable, when the one before is: `wait` returns once it is.
 
         Parameters
         ----------
         generation : int
         results : Results
-        factors : (N,) float32
-            The coefficients.
-        digest : int
-            Of theta after the update.
+        step : Step
         watch : Stopwatch
 
         Raises
@@ -79,9 +91,9 @@ class Recorder:
             return
         with watch.phase("commit"):
             self.wait()
-            row = _generation_row(generation, results, digest, watch)
+            row = _generation_row(generation, results, step, watch)
             status = np.where(np.isnan(results["fitness"]), FAILED, OK)
-            made_here = {"status": status, "coefficient": factors, "rank": results.ranks}
+            made_here = {"status": status, "coefficient": step.coefficients, "rank": results.ranks}
             members = np.empty(len(results), MEMBER_DTYPE)
             for name in MEMBER_DTYPE.names or ():
                 members[name] = made_here[name] if name in made_here else results[name]
@@ -200,7 +212,7 @@ def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
     )
 
 
-def _generation_row(generation: int, results: Results, digest: int, watch: Stopwatch) -> np.void:
+def _generation_row(generation: int, results: Results, step: Step, watch: Stopwatch) -> np.void:
     fitness = results["fitness"]
     failed = np.isnan(fitness)
     if not failed.all():
@@ -209,7 +221,8 @@ def _generation_row(generation: int, results: Results, digest: int, watch: Stopw
     row["generation"] = generation
     row["fitness_mean"], row["fitness_std"] = mean_and_std(fitness)
     row["fitness_min"], row["fitness_max"] = fitness.min(), fitness.max()
-    row["theta_digest"] = digest
+    row["theta_digest"] = step.digest
+    row["sigma"], row["alpha"], row["shrink"] = step.sigma, step.alpha, step.shrink
     for phase in ("generate", "score", "perturb", "update", "exchange"):
         row[f"seconds_{phase}"] = watch.seconds.get(phase, 0.0)
     row["seconds_update"] += watch.seconds.get("digest", 0.0)

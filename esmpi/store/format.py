@@ -1,10 +1,12 @@
 """What a run file consists of: its version, its tables and its attributes. docs/run-files.md describes the file."""
 
+import math
+
 import numpy as np
 
-FORMAT_VERSION = 2
-"""2 added segments, forks, log-only files and kinds of failed rewards to 1, which is still read, and becomes 2 at the
-next commit."""
+FORMAT_VERSION = 3
+"""3 added sigma, alpha and shrink of each generation, and events, to 2. 2 added segments, forks, log-only files and
+kinds of failed rewards to 1. Files of older versions are read, and become files of this one at the next commit."""
 
 GENERATION_DTYPE = np.dtype(
     [
@@ -14,6 +16,9 @@ GENERATION_DTYPE = np.dtype(
         ("fitness_min", np.float64),
         ("fitness_max", np.float64),
         ("theta_digest", np.uint64),  # after this generation's update
+        ("sigma", np.float64),
+        ("alpha", np.float64),
+        ("shrink", np.float32),  # what the distance from the base model was multiplied with after the update
         # these are rank 0's; exchange includes waiting for the slowest rank
         ("seconds_generate", np.float64),
         ("seconds_score", np.float64),
@@ -30,6 +35,9 @@ GENERATION_DTYPE = np.dtype(
     ]
 )
 
+GENERATION_DEFAULTS = {"sigma": math.nan, "alpha": math.nan, "shrink": 1.0}
+"""What stands for columns that files of older versions lack."""
+
 PROFILE_DTYPE = np.dtype(
     [
         ("generation", np.int64),
@@ -40,8 +48,8 @@ PROFILE_DTYPE = np.dtype(
     ]
 )
 
-LOG_ONLY_GENERATIONS = ("generation", "theta_digest")
+LOG_ONLY_GENERATIONS = ("generation", "theta_digest", "shrink")
 """Columns of `/generations` in a log-only file."""
 
-JSON_ATTRIBUTES = ("config", "provenance", "tensors", "aliases", "forks", "segments", "suite_digests")
+JSON_ATTRIBUTES = ("config", "provenance", "tensors", "aliases", "forks", "segments", "suite_digests", "events")
 """Attributes that are stored as JSON; the others are stored as plain texts and numbers."""

@@ -15,6 +15,7 @@ from esmpi.noise import NOISE_VERSIONS
 from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
     FORMAT_VERSION,
+    GENERATION_DEFAULTS,
     GENERATION_DTYPE,
     JSON_ATTRIBUTES,
     LOG_ONLY_GENERATIONS,
@@ -90,7 +91,7 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
         name: json.loads(value) if name in JSON_ATTRIBUTES else value.item() if isinstance(value, np.generic) else value
         for name, value in stored.items()
     }
-    attributes = {"task_digest": "", "suite_digests": {}} | attributes  # an esmpi of before had none
+    attributes = {"task_digest": "", "suite_digests": {}, "events": []} | attributes  # an esmpi of before had none
     if attributes["format_version"] == 1:
         attributes |= {"forks": [], "segments": [], "log_only": False}
     return attributes | {"format_version": FORMAT_VERSION}
@@ -109,10 +110,11 @@ def _read_members(run: History, file: h5py.File, segments: Sequence[Segment]) ->
 
 def _read_generations(file: h5py.File, log_only: bool) -> np.ndarray:
     names: Sequence[str] = LOG_ONLY_GENERATIONS if log_only else GENERATION_DTYPE.names or ()
+    defaults = GENERATION_DEFAULTS if file.attrs["format_version"] < 3 else {}
     if file.attrs["format_version"] > 1:
-        return read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1)
+        return read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=defaults)
     names = [name for name in names if not name.startswith("num_score_")]
-    rows = read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1)
+    rows = read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=defaults)
     rows["num_score_raised"] = file["generations/num_score_failures"][()]  # version 1 told no kinds apart
     return rows
 

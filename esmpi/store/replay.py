@@ -66,6 +66,8 @@ def replay(
             settings = run.noise(i)
             noise = settings.noise(base)
         weights.update(run.members[i]["seed"], run.members[i]["coefficient"], noise)
+        if (shrink := float(run.generations[i]["shrink"])) != 1:
+            weights.shrink(partial(_read, base), shrink, noise)
         if check is not None or i + 1 == generation:
             _compare(run, weights, i + 1, f"the log does not lead to theta of generation {i + 1}")
         if check is not None:

@@ -107,6 +107,7 @@ class RunFile(History):
                 "aliases": aliases,
                 "provenance": [],
                 "forks": [],
+                "events": [],
                 "log_only": False,
             },
         )

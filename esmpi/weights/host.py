@@ -157,6 +157,19 @@ class Weights:
 
         self._each(work, self._blocks)
 
+    def shrink(self, read: Read, factor: float, noise: Noise = FULL) -> None:
+        """Write theta = base + factor * (theta - base), of the tensors that have noise; `read(view)` is the base.
+
+        Each operation is rounded to float32, so the bits are the same wherever theta is.
+        """
+        for view, theta in self.theta():
+            if noise.scale(view.name, view.shape):
+                num_rows = max(1, _BLOCK_ELEMENTS // max(1, theta.shape[1]))
+                for part, base in zip(theta.split(num_rows), read(view).split(num_rows), strict=True):
+                    there = base.to(part.device)
+                    part.sub_(there).mul_(factor).add_(there)
+        self._loaded()
+
     def digest(self, counted: Collection[int] | None = None) -> int:
         """Return the 64-bit digest of theta: equal for equal bits, whatever the layout.
 

@@ -106,6 +106,14 @@ class ModelWeights:
         self._shows_theta = False
         self._call("update", seeds, coefficients, noise.rank, noise.scales)
 
+    def shrink(self, factor: float, noise: Noise = FULL) -> None:
+        """Move theta towards the base model: theta = base + factor * (theta - base), of the tensors that have noise.
+
+        Each operation is rounded to float32, and `factor` is a float32. The live weights follow as after an update.
+        """
+        self._shows_theta = False
+        self._call("shrink", factor, noise.rank, noise.scales)
+
     def load(self, snapshot: Path | None) -> None:
         """Replace theta by a snapshot's, or by the base model's; the live weights follow as after an update.
 

@@ -84,6 +84,10 @@ class WeightShard:
         noise = Noise(rank, scales)
         self._weights.update(np.asarray(seeds, np.uint64), np.asarray(coefficients, np.float32), noise)
 
+    def shrink(self, factor: float, rank: int, scales: Mapping[str, float] | None) -> None:
+        """Move theta towards the base model; `rank` and `scales` are those of the noise."""
+        self._weights.shrink(self._read_base, factor, Noise(rank, scales))
+
     def load(self, snapshot: str | None) -> str | None:
         """Replace theta by a snapshot's or the base model's; return what is wrong, None if nothing is."""
         try:

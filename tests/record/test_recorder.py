@@ -12,7 +12,7 @@ from support import LEAST_CONFIG
 from esmpi.es.population import Results, message_dtype
 from esmpi.files import FullError
 from esmpi.record.evaluation import Evaluation
-from esmpi.record.recorder import Recorder
+from esmpi.record.recorder import Recorder, Step
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.run_file import RunFile
 
@@ -61,7 +61,8 @@ def make(kind: type[RunFile], folder: Path) -> RunFile:
 def commit(recorder: Recorder, generation: int) -> None:
     messages = np.zeros(1, message_dtype(2))
     messages["fitness"] = generation, generation + 1
-    recorder.commit(generation, Results(messages, np.arange(2)), np.zeros(2, np.float32), generation + 7, Stopwatch())
+    step = Step(coefficients=np.zeros(2, np.float32), sigma=0.1, alpha=0.05, digest=generation + 7)
+    recorder.commit(generation, Results(messages, np.arange(2)), step, Stopwatch())
 
 
 def test_a_commit_does_not_hold_up_what_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -211,7 +211,7 @@ def test_version_1_is_read_and_becomes_version_2(tmp_path: Path) -> None:
     assert run.attributes["forks"] == []
     commit(run, 3)
     with h5py.File(path, "r") as file:
-        assert file.attrs["format_version"] == 2
+        assert file.attrs["format_version"] == 3
         for name, column in columns.items():
             np.testing.assert_array_equal(file["members"][name][:2], column)
     assert same(RunFile.open(path), run)

@@ -90,7 +90,7 @@ class Adapters:
         hooks = [
             module.register_forward_hook(self._hook(name, added))
             for module, name, added in self._layers
-            if name in self._factors
+            if name in self._factors or added is _embedded  # which tells how many tokens a batch has
         ]
         try:
             yield
@@ -99,17 +99,21 @@ class Adapters:
                 hook.remove()
 
     def _hook(self, name: str, added: Callable[..., torch.Tensor]) -> Any:
-        made = self._factors[name]
+        made = self._factors.get(name)
 
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             scale = self._scale * float(getattr(module, "embed_scale", 1.0))
             if added is _embedded:
                 ids = inputs[0]
+                if made is None:
+                    self._num_tokens = max(self._num_tokens, ids.numel())
+                    return output
                 if ids.shape[0] == 1:  # positions, which all rows share
                     ids = ids.expand(self._num_rows, -1)
                     output = output.expand(self._num_rows, -1, -1).contiguous()
                 self._num_tokens = ids.numel()
                 return added(output, ids, made, scale)
+            assert made is not None
             num_tokens = inputs[0].numel() // inputs[0].shape[-1]
             if self.num_members > 1 and num_tokens not in (self._num_tokens, self._num_rows):
                 raise UserError(f"engine.wave_size: the model mixes its rows before {name}: set engine.wave_size=1")
