@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from esmpi.engines import Engine
 from esmpi.errors import UserError
 from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
 from esmpi.model.noise_settings import NoiseSettings
+from esmpi.store.replay import steps_after
 from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
+from esmpi.store.snapshot_keeper import good_snapshots
 
 if TYPE_CHECKING:
     from esmpi.session import Session, Setup
@@ -55,6 +57,7 @@ def _fork(run: RunFile, directory: Path, generation: int, config: Config) -> Non
         raise UserError(f"run.fork_from: {error}") from error
     check_forkable(parent, directory, run, generation, config)
     run.generations, run.members = beginning.generations, beginning.members
+    run.attributes["events"] = [event for event in parent.attributes["events"] if event["generation"] < generation]
     origin = {
         "run_uuid": parent.attributes["run_uuid"],
         "generation": generation,
@@ -73,13 +76,13 @@ def _fork(run: RunFile, directory: Path, generation: int, config: Config) -> Non
 def catch_up(session: "Session") -> None:
     """Collective. Take theta to the last committed generation, on all ranks."""
     run, comm = session.run, session.comm
-    said = []
+    said: list[Any] = []
     if run is not None:
-        evaluated = [[suite, row["generation"]] for suite, rows in run.evaluations.items() for row in rows]
         forked_at = run.attributes["forks"][-1]["generation"] if run.attributes["forks"] else 0
-        said = [evaluated, forked_at, run.num_generations]
-    evaluated, session.first_generation, session.generation = comm.allgather_object(said)[0]
-    session.evaluated = {(suite, generation) for suite, generation in evaluated}
+        said = [run.evaluations, forked_at, run.num_generations]
+    evaluations, session.first_generation, session.generation = comm.allgather_object(said)[0]
+    for suite, rows in evaluations.items():
+        session.results[suite].update({row["generation"]: row for row in rows})
     snapshots = session.snapshots.good() if session.snapshots is not None else iter(())
     session.digest = take_theta(session, run, session.generation, snapshots)
     if session.snapshots is not None:
@@ -90,10 +93,18 @@ def catch_up(session: "Session") -> None:
         log.info("resuming from generation %d, theta %016x, %s", session.generation, session.digest, advice)
 
 
+def go_to(session: "Session", generation: int) -> None:
+    """Collective. Take theta to an earlier generation of the run."""
+    session.engine.weights.load(None)
+    snapshots = iter(()) if session.run is None else good_snapshots(session.run, generation)
+    session.digest = take_theta(session, session.run, generation, snapshots)
+
+
 def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: Iterator[tuple[int, Path, int]]) -> int:
     """Collective. Take theta from the base model to a generation of a run; return its digest, which all ranks have.
 
-    From the first of the snapshots that all can load, or else from the base model, each rank replays by itself.
+    Theta must be the base model's. From the first of the snapshots that all can load, or else from there, each rank
+    replays by itself.
 
     Parameters
     ----------
@@ -110,18 +121,19 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
         If the digest is not the recorded one.
     """
     comm, engine = setup.comm, setup.engine
-    rows = [] if run is None else run.members[:generation]
-    first = _load_snapshot(setup, snapshots)
-    rows = rows[first:]
+    path = [] if run is None else run.steps_to(generation)
+    first = _load_snapshot(setup, (found for found in snapshots if found[0] - 1 in path))
+    steps = [] if run is None else steps_after(path, first)
+    rows = [] if run is None else [run.members[i] for i in steps]
     # the noise of each stretch of generations, and how many they are
-    noises = [] if run is None else [run.noise(i) for i in range(first, generation)]
+    noises = [] if run is None else [run.noise(i) for i in steps]
     stretches = [[asdict(settings), len(list(same))] for settings, same in groupby(noises)]
     # where members differ in number, the missing ones count nothing
     shape = (len(rows), max(map(len, rows), default=0))
     seeds, factors = np.zeros(shape, np.uint64), np.zeros(shape, np.float32)
     for i, members in enumerate(rows):
         seeds[i, : len(members)], factors[i, : len(members)] = members["seed"], members["coefficient"]
-    shrinks = np.array([] if run is None else [row["shrink"] for row in run.generations[first:generation]], np.float32)
+    shrinks = np.array([] if run is None else [run.generations[i]["shrink"] for i in steps], np.float32)
     seeds, factors, shrinks = (comm.broadcast_array(array) for array in (seeds, factors, shrinks))
     place = 0
     for settings, count in comm.allgather_object(stretches)[0]:

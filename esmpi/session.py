@@ -1,11 +1,13 @@
 """Everything that a run works with. `esmpi.setup` makes it."""
 
 import logging
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from esmpi.config.sections import Config
+from esmpi.config.sections import HELD_OUT, Config
 from esmpi.data.problems import Problems
 from esmpi.data.shots import with_shots
 from esmpi.engines import Engine, Sampling
@@ -72,8 +74,14 @@ class Session(Setup):
     """Generation of theta: how many updates it has had."""
     digest: int = 0
     """Digest of theta."""
-    evaluated: set[tuple[str, int]] = field(default_factory=set)
-    """Suites and generations that were evaluated before."""
+    results: dict[str, dict[int, Mapping[str, float]]] = field(default_factory=lambda: defaultdict(dict))
+    """The evaluations so far, by suite and generation: the numbers of `esmpi.record.evaluation.Evaluation`."""
+    alpha_factor: float = 1.0
+    """What the guard has multiplied alpha with."""
+    exported: int = 0
+    """Generation of the theta that is exported at the end."""
+    guarded: bool = False
+    """Whether the guard has ended the run."""
 
     @property
     def sampling(self) -> Sampling:
@@ -83,9 +91,16 @@ class Session(Setup):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has all its generations, and the last one is evaluated."""
+        """Whether the guard has ended the run, or it has all its generations and the last one is evaluated."""
         last = self.config.es.generations
-        return self.generation >= last and all((suite, last) in self.evaluated for suite in self.problems.suites)
+        evaluated = all(last in self.results[suite] for suite in self.problems.suites)
+        return self.guarded or (self.generation >= last and evaluated)
+
+    @property
+    def best(self) -> int:
+        """The generation with the best result on the held-out problems."""
+        rows = self.results[HELD_OUT]
+        return max(rows, key=lambda one: (rows[one]["accuracy"], rows[one]["reward_mean"], -one))
 
     def wants_stop(self) -> bool:
         """Return whether this rank was asked to stop after this generation. Call it once per generation."""
@@ -115,8 +130,8 @@ class Session(Setup):
                 self.engine.weights.aliases,
                 out,
                 dtype,
-                self.run.describe(self.generation),
-                card_files(self.run, self.generation, self.base),
+                self.run.describe(self.exported),
+                card_files(self.run, self.exported, self.base),
             )
-            log.info("theta of generation %d exported to %s (%s)", self.generation, out, dtype)
+            log.info("theta of generation %d exported to %s (%s)", self.exported, out, dtype)
         log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from esmpi.config.sections import HELD_OUT
 from esmpi.data.batch import batch, in_parts
 from esmpi.engines import Completion, Request
+from esmpi.es.guard import alpha_factor, events
 from esmpi.es.member_columns import SENT
 from esmpi.es.population import Members, Results, check, message_of, plan
 from esmpi.es.random_streams import stream_seed
@@ -19,6 +21,7 @@ from esmpi.es.shaping import coefficients, find_shaping
 from esmpi.evaluate import evaluate
 from esmpi.record.profile import gather_profile
 from esmpi.record.recorder import Step
+from esmpi.resume import go_to
 from esmpi.scoring import Scored
 from esmpi.session import Session
 from esmpi.stopwatch import Stopwatch
@@ -41,19 +44,49 @@ def train(session: Session) -> None:
         wave_size = wave_size_for(session, make_requests(session, prompts_of(session)))
         log.info("waves: %s", "one member at a time" if wave_size == 1 else f"up to {wave_size} members at once")
     profiled = min(session.generation + 1, last - 1) if session.config.run.profile else None  # the first one warms up
-    while not stop and session.generation < last:
+    while not stop and session.generation < last and not guard(session):
         if session.generation == profiled:
             stop = profile_generation(session)
         else:
             stop = run_generation(session, Stopwatch()) or evaluate_if_due(session, session.generation)
             snapshot_if_due(session, stop)
     session.recorder.wait()
+    if session.finished and session.config.run.export_dtype != "none":
+        session.exported = session.generation
+        if session.guarded or session.config.run.export == "best":
+            session.exported = session.best
+        if session.exported != session.generation:
+            go_to(session, session.exported)
     if not session.finished:
         log.info(
             "%s: theta of generation %d is committed; rerun the same command to resume",
             session.stop_reason(),
             session.generation,
         )
+
+
+def guard(session: Session) -> bool:
+    """Collective. Do what the guard says of the evaluations so far; return whether it ends the run."""
+    config = session.config
+    if not config.guard.acts:
+        return False
+    retention = {suite: session.results[suite] for suite in config.eval.retention}
+    found = events(config.guard, session.results[HELD_OUT], retention)
+    session.alpha_factor = alpha_factor(config.guard, found)
+    session.recorder.set_events(found, session.first_generation)
+    for event in found:
+        if event.generation != session.generation:
+            continue
+        log.warning("guard at generation %d: %s: %s", event.generation, event.reason, _DONE[event.action])
+        if event.to is not None:
+            session.recorder.wait()
+            go_to(session, event.to)
+            log.info("theta is that of generation %d again, %016x", event.to, session.digest)
+    session.guarded = any(event.action == "stop" for event in found)
+    return session.guarded
+
+
+_DONE = {"stop": "the run ends here", "shrink": "alpha is reduced", "restore": "theta is taken back, alpha is reduced"}
 
 
 def profile_generation(session: Session) -> bool:
@@ -86,17 +119,18 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
         session.dispatch.learn(results)
         shaping = find_shaping(config.es.shaping, config.es)
         fitness = exchange_rewards(session, mine, results) if shaping.by_prompt else results["fitness"]
-        factors = coefficients(fitness, members.signs, shaping, alpha_at(config.es, generation))
+        alpha = session.alpha_factor * alpha_at(config.es, generation)
+        factors = coefficients(fitness, members.signs, shaping, alpha)
     with watch.phase("update"):
         weights.update(members.seeds, factors, session.noise)
-        shrink = shrink_theta(session)
+        shrink = shrink_theta(session, alpha)
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
     step = Step(
         coefficients=factors,
         sigma=sigma_at(config.es, generation),
-        alpha=alpha_at(config.es, generation),
+        alpha=alpha,
         shrink=shrink,
         digest=session.digest,
     )
@@ -130,14 +164,14 @@ class Evaluated:
         return rewards if scored.num_failed < len(rewards) else np.full(len(rewards), np.nan)
 
 
-def shrink_theta(session: Session) -> float:
+def shrink_theta(session: Session, alpha: float) -> float:
     """Collective. Move theta towards the base model as the config says.
 
     Returns the factor of its distance from the base model, 1 if it is not moved: a float32, and rank 0's, as the
     distance is a sum whose last bit depends on the machine.
     """
     es, weights = session.config.es, session.engine.weights
-    factor = 1 - alpha_at(es, session.generation) * es.anchor
+    factor = 1 - alpha * es.anchor
     if es.max_distance is not None and (distance := weights.distance()) * factor > es.max_distance:
         factor = es.max_distance / distance
     if es.max_distance is not None:
@@ -271,10 +305,10 @@ def evaluate_if_due(session: Session, generation: int) -> bool:
     if generation not in (session.first_generation, last) and (every is None or generation % every):
         return False
     for suite in session.problems.suites:
-        if (suite, generation) in session.evaluated:
+        if generation in session.results[suite]:
             continue
-        session.evaluated.add((suite, generation))
         result, samples = evaluate(session, suite, generation)
+        session.results[suite][generation] = result.to_row()
         session.recorder.add_evaluation(suite, generation, result, samples)
         if session.comm.allgather_array(np.array([bool(session.stop)])).any():
             return True

@@ -87,7 +87,10 @@ def parse_config(tree: Mapping[str, Any], overrides: Overrides = (), notes: list
             defaults |= plug_in.defaults
             keys = _own_keys(name, plug_in, old, new, notes if notes is not None else [])
         parsed[name] = _parse_section(name, section_type, defaults.get(name, {}) | keys)
-    config = Config(**parsed)
+    try:
+        config = Config(**parsed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     form = getattr(config.task, "chat_format", "none")
     if config.data.few_shot is not None and form not in ("none", "model"):
         raise ConfigError(f"data.few_shot: cannot stand in a prompt of task.chat_format: {form}; choose none or model")

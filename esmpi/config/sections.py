@@ -32,6 +32,9 @@ class RunConfig(Section):
     export_dtype: Literal["float32", "bfloat16", "none"] = key("float32", changes_result="no")
     """Type of the weights in the model folder that is written at the end; float32 is theta, bit for bit. none: no
     folder."""
+    export: Literal["last", "best"] = key("last", changes_result="no")
+    """Which generation is exported at the end: the last one, or the one with the best held-out accuracy. A run that its
+    guard stops exports the best one in any case."""
     fork_from: str | None = None
     """Begin with the first G generations of another run, given as `PATH@G`. Everything but the base model may
     differ."""
@@ -326,6 +329,8 @@ class EvalConfig(Section):
     suites: dict[str, str] = key(factory=dict, changes_result="by_digest")
     """Further held-out problems by name: sources as for `data.eval`. They are only reported, and do not decide which
     generation is the best."""
+    retention: tuple[str, ...] = key((), changes_result="no")
+    """Names of those suites that show what the model forgets; the guard may watch them."""
     num_samples: int = key(1, minimum=1, maximum=10_000)
     """Number of completions of each problem. More than one gives pass@k, and needs a temperature above 0."""
     temperature: float = key(0.0, minimum=0, maximum=100)
@@ -344,6 +349,34 @@ class EvalConfig(Section):
             require(source not in (GENERATED, SPLIT), f"suites: {name}: {source} is for data.eval: name a source")
             require(is_suite_name(name), f"suites: {name!r}: letters, digits, _ and - only")
             require(name != HELD_OUT, f"suites: {HELD_OUT} is the name of the problems of data.eval")
+        for name in self.retention:
+            require(name in self.suites, f"retention: {name} is none of eval.suites")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig(Section):
+    """What the run does when evaluations get worse. It looks at them whenever `eval.every` has them made."""
+
+    patience: int | None = key(None, minimum=1)
+    """Stop after so many evaluations in a row that are no better than the best one."""
+    measure: Literal["accuracy", "reward_mean"] = "accuracy"
+    """Which result on the held-out problems counts."""
+    max_drop: float | None = key(None, minimum=0)
+    """Act if the held-out result is worse than the best one by more than this."""
+    max_kl: float | None = key(None, above=0)
+    """Act if the KL divergence from the base model, per token, is larger than this. Needs `eval.divergence`."""
+    max_retention_drop: float | None = key(None, minimum=0, maximum=1)
+    """Act if the accuracy of a suite of `eval.retention` is worse than the base model's by more than this."""
+    action: Literal["stop", "shrink", "restore"] = "stop"
+    """stop: end the run. shrink: multiply alpha by `factor`. restore: take theta back to the best generation with which
+    nothing was wrong, and multiply alpha by `factor`."""
+    factor: float = key(0.5, above=0, maximum=1)
+    """What alpha is multiplied with by shrink and restore."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether it has anything to watch."""
+        return any(limit is not None for limit in (self.patience, self.max_drop, self.max_kl, self.max_retention_drop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,8 +417,24 @@ class Config:
     sampling: SamplingConfig
     scoring: ScoringConfig
     eval: EvalConfig
+    guard: GuardConfig
     snapshot: SnapshotConfig
     log: LogConfig
+
+    def __post_init__(self) -> None:
+        guard = self.guard
+        require(
+            guard.max_kl is None or self.eval.divergence,
+            "guard.max_kl: the KL divergence is only estimated with eval.divergence=true",
+        )
+        require(
+            guard.max_retention_drop is None or bool(self.eval.retention),
+            "guard.max_retention_drop: name the suites in eval.retention",
+        )
+        require(
+            not guard.acts or self.eval.every is not None,
+            "guard: it looks at evaluations, so eval.every must be set",
+        )
 
     @property
     def directory(self) -> Path:

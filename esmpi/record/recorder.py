@@ -5,13 +5,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from esmpi.es.exact_sums import mean_and_std
+from esmpi.es.guard import Event
 from esmpi.es.member_columns import FAILED, MEMBER_DTYPE, OK
 from esmpi.es.population import FAILURES, Results, idle_seconds
 from esmpi.files import FullError, write_whole
@@ -129,7 +130,21 @@ class Recorder:
         write_samples(self._run.path, suite, generation, samples)
         self._run.add_evaluation(suite, {"generation": generation} | result.to_row())
         self._write_to_sinks(suite, generation, result.to_row())
-        log_evaluation(suite, generation, result)
+        log_evaluation(suite, generation, result, self._run.evaluations[suite][0])
+
+    def set_events(self, events: Sequence[Event], first_generation: int) -> None:
+        """Write what the guard did.
+
+        Events before `first_generation` are another run's, from which this one was forked.
+        """
+        if self._run is None:
+            return
+        before = self._run.attributes["events"]
+        now = [event for event in before if event["generation"] < first_generation] + [asdict(one) for one in events]
+        if now != before:
+            self.wait()
+            self._run.attributes["events"] = now
+            self._run.write()
 
     def add_profile(self, intervals: np.ndarray) -> None:
         """Keep the profile of a generation, (n,) of PROFILE_DTYPE, in place of an older one."""
@@ -195,14 +210,18 @@ def write_samples(run_file: Path, suite: str, generation: int, samples: list[dic
     write_whole(samples_path(run_file, suite, generation), lines.encode())
 
 
-def log_evaluation(suite: str, generation: int, result: Evaluation) -> None:
-    """Log the results of an evaluation on one line."""
+def log_evaluation(suite: str, generation: int, result: Evaluation, first: Mapping[str, float] | None = None) -> None:
+    """Log the results of an evaluation on one line, and how far accuracy is from that of the suite's first one."""
+    since = ""
+    if first is not None and first["generation"] < generation:
+        since = f" ({100 * (result.accuracy - first['accuracy']):+.1f} since generation {first['generation']})"
     further = "".join(f", {name} {value:.4g}" for name, value in result.figures.items() if name in _SHOWN)
     log.info(
-        "%s at generation %d: accuracy %.1f %%, mean reward %.3f%s (%s, %d cut off%s, %.1f s)",
+        "%s at generation %d: accuracy %.1f %%%s, mean reward %.3f%s (%s, %d cut off%s, %.1f s)",
         suite.replace("_", "-"),
         generation,
         100 * result.accuracy,
+        since,
         result.reward_mean,
         further,
         counted(result.num_problems, "problem"),

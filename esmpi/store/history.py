@@ -68,6 +68,20 @@ class History:
         config = next((fork["config"] for fork in forks if generation < fork["generation"]), self.attributes["config"])
         return NoiseSettings.of(config["es"])
 
+    def steps_to(self, generation: int) -> list[int]:
+        """Return the generations whose updates lead from the base model to theta of a generation, in order.
+
+        These are all before it, except for those after which the guard took theta back to an earlier one.
+        """
+        restored = {
+            event["generation"]: event["to"] for event in self.attributes["events"] if event["action"] == "restore"
+        }
+        steps = []
+        while generation > 0:
+            steps.append(generation - 1)
+            generation = restored.get(generation - 1, generation - 1)
+        return steps[::-1]
+
     def best(self, suite: str = HELD_OUT) -> dict[str, Any] | None:
         """Return the best evaluation: highest accuracy, then highest mean reward, then earliest; None without any."""
         rows = self.evaluations.get(suite, ())

@@ -30,6 +30,7 @@ def inspect(run: RunFile) -> dict[str, Any]:
         "best": run.best(),
         "evaluations": run.evaluations,
         "forks": attributes["forks"],
+        "events": attributes["events"],
         "files": list(_files(run)),
         "provenance": attributes["provenance"],
         "config": config,
@@ -102,6 +103,9 @@ def to_text(found: dict[str, Any]) -> str:
         lines.append("log only: seeds, coefficients and digests")
     elif found["generations"]:
         lines.append(f"{found['seconds']:.1f} s of training, {found['tokens']:,} tokens generated")
+    for event in found["events"]:
+        to = "" if event["to"] is None else f" to generation {event['to']}"
+        lines.append(f"guard at generation {event['generation']}: {event['action']}{to}: {event['reason']}")
     if best is not None:
         accuracy, reward = best["accuracy"], best["reward_mean"]
         lines.append(f"best: generation {best['generation']}, accuracy {accuracy:.1%}, mean reward {reward:.3f}")

@@ -1,7 +1,7 @@
 """Rebuild theta of any generation from the base model and the run file, bit for bit. Needs no GPU, MPI or engine."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -59,9 +59,10 @@ def replay(
     run.check_generation(generation)
     weights = Weights(list(_views(run, base)), partial(_read, base), num_threads)
     _compare(run, weights, 0, f"{base.folder} is not the base model of this run")
-    first = 0 if from_base else _load_snapshot(run, weights, base, generation)
+    steps = run.steps_to(generation)
+    first = 0 if from_base else _load_snapshot(run, weights, base, steps)
     settings = noise = None
-    for i in range(first, generation):
+    for i in steps_after(steps, first):
         if noise is None or run.noise(i) != settings:  # it may change where a run was forked
             settings = run.noise(i)
             noise = settings.noise(base)
@@ -75,9 +76,16 @@ def replay(
     return weights
 
 
-def _load_snapshot(run: RunFile, weights: Weights, base: BaseModel, generation: int) -> int:
-    """Replace theta by the latest good snapshot up to a generation; return the snapshot's generation, 0 for none."""
-    for found, path, digest in good_snapshots(run, generation):
+def steps_after(steps: Sequence[int], generation: int) -> Sequence[int]:
+    """Return the steps of a path (`History.steps_to`) that are left from theta of a generation on the path."""
+    return steps[steps.index(generation - 1) + 1 :] if generation else steps
+
+
+def _load_snapshot(run: RunFile, weights: Weights, base: BaseModel, steps: Sequence[int]) -> int:
+    """Replace theta by the latest good snapshot on a path; return the snapshot's generation, 0 for none."""
+    for found, path, digest in good_snapshots(run, steps[-1] + 1 if steps else 0):
+        if found - 1 not in steps:
+            continue
         try:
             with opened(path, base) as source:
                 weights.load(partial(_read, source))

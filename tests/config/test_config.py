@@ -91,7 +91,10 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
             "zzz.a=1",
             r"zzz: unknown section \(there is: data, engine, es, eval, .*, sampling, scoring, snapshot, task\)",
         ),
-        ("eval.qqqq=1", r"eval\.qqqq: unknown key \(there is: divergence, every, num_samples, suites, temperature\)"),
+        (
+            "eval.qqqq=1",
+            r"eval\.qqqq: unknown key \(there is: divergence, every, .*, suites, temperature\)",
+        ),
         ("es.sigma.x=3", r"es\.sigma\.x: unknown key, did you mean sigma\?"),
         ("task.name=countdwn", r"task\.name: unknown task 'countdwn', did you mean countdown\?"),
         ("task.name=", r"task\.name: must be a name, got null \(there is: arc, .*countdown, .*gym:<name>"),

@@ -1,5 +1,6 @@
 """Runs with each strategy: any layout, killed and resumed, replayed."""
 
+import json
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from support import Run, assert_same_run, read, train
 
 from esmpi.__main__ import main
+from esmpi.store.run_file import RunFile, run_file_path
 
 STRATEGIES = {
     "rewards by prompt, deviations, warm-up": (
@@ -71,3 +73,41 @@ def test_theta_is_not_farther_from_the_base_model_than_it_may_be(launch: Run, tm
     assert limited[1] == pytest.approx(min(distances[1], 2.0), rel=1e-5)
     assert limited[2:] == pytest.approx([2.0, 2.0], rel=1e-5)
     assert (distances[2:] > 2.0).all()
+
+
+def test_the_guard_takes_theta_back_on_any_layout(launch: Run, tmp_path: Path) -> None:
+    keys = ("es.alpha=0.05", "es.generations=5", "eval.every=1", "guard.max_drop=0", "guard.action=restore")
+    train(launch, tmp_path / "unbroken", 0, *keys)
+    # it resumes where theta is to be taken back
+    run = RunFile.open(run_file_path(tmp_path / "unbroken" / "tiny"))
+    events = run.attributes["events"]
+    first = events[0]["generation"]
+    train(launch, tmp_path / "resumed", 0, *keys, f"es.generations={first}")
+    train(launch, tmp_path / "resumed", 2, *keys, "snapshot.every=1")
+    assert_same_run(tmp_path / "resumed" / "tiny", tmp_path / "unbroken" / "tiny")
+    again = RunFile.open(run_file_path(tmp_path / "resumed" / "tiny"))
+    assert again.attributes["events"] == events
+    assert events[0]["action"] == "restore"
+    left_out = range(events[0]["to"], first)
+    assert not set(run.steps_to(5)) & set(left_out)
+    assert [row["alpha"] for row in run.generations][first] == 0.025
+    assert main(["replay", str(tmp_path / "resumed" / "tiny"), "--verify"]) == 0
+    # a generation that was given up is rebuilt as any other
+    assert main(["replay", str(tmp_path / "unbroken" / "tiny"), "--generation", str(first)]) == 0
+
+
+def test_a_run_that_its_guard_stops_is_done_and_exports_the_best(launch: Run, tmp_path: Path) -> None:
+    keys = ("es.alpha=0.05", "es.generations=9", "eval.every=1", "guard.patience=1")
+    columns = train(launch, tmp_path, 2, *keys)
+    accuracy = columns["evaluations/held_out/accuracy"]
+    assert len(columns["generations/theta_digest"]) == len(accuracy) - 1 < 9
+    assert accuracy[-1] <= accuracy[-2]
+    run = RunFile.open(run_file_path(tmp_path / "tiny"))
+    best = run.best()
+    assert best is not None
+    exported = json.loads((tmp_path / "tiny" / "model" / "esmpi.json").read_text())
+    assert exported["generation"] == best["generation"] == len(accuracy) - 2
+    assert exported["theta_digest"] == f"{run.digest_after(best['generation']):016x}"
+    assert np.array_equal(
+        train(launch, tmp_path, 0, *keys)["generations/theta_digest"], columns["generations/theta_digest"]
+    )
