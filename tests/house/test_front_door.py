@@ -101,7 +101,7 @@ def test_a_log_only_file_has_the_columns_that_it_stores(run: esmpi.Run, tmp_path
     log = esmpi.open_run(tmp_path / "log.h5")
     assert log.members.columns.tolist() == ["generation", "member", "seed", "coefficient"]
     assert log.members.equals(run.members[log.members.columns])
-    assert log.generations.columns.tolist() == ["generation", "theta_digest"]
+    assert log.generations.columns.tolist() == ["generation", "theta_digest", "shrink"]
     assert log.evaluations.equals(run.evaluations)
 
 

@@ -392,7 +392,7 @@ def test_a_longer_log_replays_from_segments_and_as_a_log_only_file(
         members["seed"] = [member_seed(0, generation, member) for member in range(30)]
         members["coefficient"] = 1e-4 * rng.normal(size=30)
         engine.weights.update(members["seed"], members["coefficient"])
-        row["generation"], row["theta_digest"] = generation, engine.weights.digest()
+        row["generation"], row["theta_digest"], row["shrink"] = generation, engine.weights.digest(), 1
         run.commit(row, members)
     assert len(run.segments) >= 3
     config = load_config(TINY_RUN).to_dict()

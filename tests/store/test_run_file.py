@@ -150,8 +150,8 @@ def test_plain_h5py_reads_the_documented_schema(path: Path) -> None:
 def test_other_versions_are_refused(path: Path, name: str, reads: str) -> None:
     make(path)
     with editing(path) as file:
-        file.attrs[name] = 3
-    with pytest.raises(UserError, match=rf"has {name} 3; this esmpi reads {reads}$"):
+        file.attrs[name] = 9
+    with pytest.raises(UserError, match=rf"has {name} 9; this esmpi reads {reads}$"):
         RunFile.open(path)
     with editing(path) as file:
         del file.attrs[name]
