@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from esmpi.data.batch import in_parts
 from esmpi.engines import Completion, Engine, Request, Sampling
+from esmpi.es.fitness import pass_at_k
 from esmpi.es.random_streams import stream_seed
 from esmpi.record.evaluation import Evaluation
 from esmpi.scoring import Scored
+from esmpi.tasks import Example
 
 if TYPE_CHECKING:
+    from esmpi.config.sections import Config
     from esmpi.session import Setup
 
 _LARGEST_RATIO = 500.0
@@ -29,14 +32,24 @@ _COLUMNS = {field.name for field in fields(Evaluation)}
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Completed:
     """Completions that were made in one call."""
 
-    items: list[tuple[int, int]]
+    items: Sequence[tuple[int, int]]
     """For each the problem's number, and which of its completions this is."""
-    prompts: list[str]
-    completions: list[Completion]
+    prompts: Sequence[str]
+    completions: Sequence[Completion]
     scored: "Future[Scored]"
+
+    def samples(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """Return what is recorded of each completion, once all are scored; `examples` are all problems."""
+        rows = zip(self.items, self.prompts, self.completions, self.scored.result().scores, strict=True)
+        samples = []
+        for (index, k), prompt, completion, score in rows:
+            said: dict[str, Any] = {"index": index, "sample": k, "example": examples[index], "prompt": prompt}
+            said |= {"completion": completion.text, "tokens": completion.num_tokens, "truncated": completion.truncated}
+            samples.append(said | asdict(score))
+        return samples
 
 
 def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, list[dict[str, Any]]]:
@@ -50,74 +63,92 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
     setup.engine.weights.restore()
     mine = [
         _complete(setup, suite, generation, items)
-        for number, items in enumerate(_batches(setup, len(examples)))
+        for number, items in enumerate(calls(setup.config, len(examples)))
         if number % comm.size == comm.rank
     ]
     divergence = _divergence(setup.engine, mine) if config.eval.divergence else []
-    samples: list[dict[str, Any]] = []
-    num_failed = 0
-    for batch in mine:
-        scored = batch.scored.result()
-        num_failed += scored.num_failed
-        rows = zip(batch.items, batch.prompts, batch.completions, scored.scores, strict=True)
-        for (index, k), prompt, completion, score in rows:
-            said: dict[str, Any] = {"index": index, "sample": k, "example": examples[index], "prompt": prompt}
-            said |= {"completion": completion.text, "tokens": completion.num_tokens, "truncated": completion.truncated}
-            samples.append(said | asdict(score))
+    samples = [sample for batch in mine for sample in batch.samples(examples)]
+    num_failed = sum(batch.scored.result().num_failed for batch in mine)
     gathered = comm.allgather_object([samples, num_failed, divergence])
     samples = sorted(
         (sample for part in gathered for sample in part[0]), key=lambda sample: (sample["index"], sample["sample"])
     )
-    figures = _means(sample["figures"] for sample in samples)
+    figures: dict[str, float] = {}
     if config.eval.num_samples > 1:
         figures |= _pass_at([sample["correct"] for sample in samples], config.eval.num_samples)
     if config.eval.divergence:
         terms = [term for part in gathered for term in part[2]]
         figures["kl_per_token"] = math.fsum(terms) / max(1, len(terms))
         figures["theta_distance"] = setup.engine.weights.distance()
+    num_failed = sum(part[1] for part in gathered)
+    return evaluation_of(samples, len(examples), num_failed, started, figures), samples
+
+
+def evaluation_of(
+    samples: Sequence[Mapping[str, Any]], num_problems: int, num_failed: int, started: float, figures: dict[str, float]
+) -> Evaluation:
+    """Return the result that samples make, in a fixed order; `started` is when that began, by `time.perf_counter`."""
     count = len(samples)
-    result = Evaluation(
+    return Evaluation(
         accuracy=sum(sample["correct"] for sample in samples) / count,
         reward_mean=math.fsum(sample["reward"] for sample in samples) / count,
         num_samples=count,
-        num_problems=len(examples),
+        num_problems=num_problems,
         num_truncated=sum(sample["truncated"] for sample in samples),
         tokens_mean=sum(sample["tokens"] for sample in samples) / count,
         tokens_max=max(sample["tokens"] for sample in samples),
         characters_mean=sum(len(sample["completion"]) for sample in samples) / count,
-        num_failed=sum(part[1] for part in gathered),
+        num_failed=num_failed,
         num_unparsed=sum(not sample["parsed"] for sample in samples),
         seconds=time.perf_counter() - started,
-        figures=figures,
+        figures=_means(sample["figures"] for sample in samples) | figures,
     )
-    return result, samples
 
 
-def _batches(setup: "Setup", num_examples: int) -> list[list[tuple[int, int]]]:
-    items = [(index, k) for k in range(setup.config.eval.num_samples) for index in range(num_examples)]
-    data = setup.config.data
-    return [list(part) for part in in_parts(items, data.mini_batch_size or max(data.batch_size, _LEAST_BATCH))]
+def most_at_once(config: "Config") -> int:
+    """Return the most prompts that are completed in a call; each sample of a prompt counts."""
+    return config.data.mini_batch_size or max(config.data.batch_size, _LEAST_BATCH)
 
 
-def _complete(setup: "Setup", suite: str, generation: int, items: list[tuple[int, int]]) -> _Batch:
-    config = setup.config
-    first = items[0][1] * len(setup.problems.suites[suite]) + items[0][0]
-    examples = [setup.problems.suites[suite][index] for index, _ in items]
-    sampling = Sampling(
+def calls(config: "Config", num_problems: int) -> list[list[tuple[int, int]]]:
+    """Return what is completed in each call: numbers of problems, each with the number of the sample."""
+    items = [(index, k) for k in range(config.eval.num_samples) for index in range(num_problems)]
+    return [list(part) for part in in_parts(items, most_at_once(config))]
+
+
+def sampling_of(config: "Config") -> Sampling:
+    """Return how completions are sampled in evaluations."""
+    return Sampling(
         max_tokens=config.sampling.max_tokens,
         temperature=config.eval.temperature,
         top_p=config.sampling.top_p if config.eval.temperature > 0 else 1.0,
     )
-    # each prompt has a seed of its own, so that mini-batches change nothing
-    seed = stream_seed(config.run.seed, f"evaluation of {suite}", generation) + first
-    prompts = [setup.prompt(example) for example in examples]
-    requests = [Request(prompt=prompt, seed=(seed + i) % 2**63) for i, prompt in enumerate(prompts)]
-    completions = setup.engine.generate(requests, sampling)
-    scored = setup.scorer.submit([completion.text for completion in completions], examples)
-    return _Batch(items, prompts, completions, scored)
 
 
-def _divergence(engine: Engine, batches: Sequence[_Batch]) -> list[float]:
+def make_requests(setup: "Setup", suite: str, items: Sequence[tuple[int, int]], seed: int) -> list[Request]:
+    """Return the requests of a call, `items` as `calls` gives them; `seed` is that of the first problem.
+
+    Each has a seed of its own, so that mini-batches change nothing.
+    """
+    examples = setup.problems.suites[suite]
+    seed += items[0][1] * len(examples) + items[0][0]
+    return [
+        Request(prompt=setup.prompt(examples[index]), seed=(seed + i) % 2**63) for i, (index, _) in enumerate(items)
+    ]
+
+
+def _complete(setup: "Setup", suite: str, generation: int, items: list[tuple[int, int]]) -> Completed:
+    config, examples = setup.config, setup.problems.suites[suite]
+    seed = stream_seed(config.run.seed, f"evaluation of {suite}", generation)
+    requests = make_requests(setup, suite, items, seed)
+    completions = setup.engine.generate(requests, sampling_of(config))
+    scored = setup.scorer.submit(
+        [completion.text for completion in completions], [examples[index] for index, _ in items]
+    )
+    return Completed(items, [request.prompt for request in requests], completions, scored)
+
+
+def _divergence(engine: Engine, batches: Sequence[Completed]) -> list[float]:
     """Return an estimate of the KL divergence from the base model for each new token.
 
     It is q / p - log(q / p) - 1, with p the tuned model's and q the base model's probability of the token (Schulman,
@@ -149,13 +180,7 @@ def _means(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _pass_at(correct: Sequence[bool], n: int) -> dict[str, float]:
-    """Return pass@k for k = 1, 2, 4, ... and n; `correct` has n neighbours for each problem.
-
-    The unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374), c of n being right.
-    """
+    """Return pass@k for k = 1, 2, 4, ... and n; `correct` has n neighbours for each problem."""
     right = [sum(correct[start : start + n]) for start in range(0, len(correct), n)]
     powers = [2**i for i in range(n.bit_length()) if 2**i < n]
-    return {
-        f"pass_at_{k}": math.fsum(1 - math.comb(n - c, k) / math.comb(n, k) for c in right) / len(right)
-        for k in [*powers, n]
-    }
+    return {f"pass_at_{k}": math.fsum(pass_at_k(n, c, k) for c in right) / len(right) for k in [*powers, n]}

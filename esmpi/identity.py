@@ -121,7 +121,8 @@ def check_same_problems(run: RunFile, names: dict[str, str], digests: Digests) -
         )
     for name, digest in names.items():
         if run.attributes["suite_digests"].get(name, digest) != digest:
-            kind = "problems" if name in own else "problems, or of another task, sampling, seed or number of samples"
+            settings = "another task, sampling, seed, number of samples or of members"
+            kind = "problems" if name in own else f"problems, or of {settings}"
             raise UserError(f"--suite NAME is needed, with a new name: {name} has results of other {kind}")
 
 
@@ -144,12 +145,18 @@ def differences_of_runs(run: RunFile, other: RunFile) -> list[Difference]:
     return found
 
 
-def digest_of_kind(config: Config, digests: Digests) -> str:
-    """Return a digest of everything but theta that the results of a suite named by the user depend on."""
+def digest_of_kind(config: Config, digests: Digests, ensemble: int | None = None) -> str:
+    """Return a digest of everything but theta that the results of a suite named by the user depend on.
+
+    `ensemble` is the number of members, if they vote.
+    """
     tree = config.to_dict()
-    settings = {name: tree[name] for name in ("task", "sampling")} | {"run": {"seed": config.run.seed}}
+    settings = {"task": tree["task"], "run": {"seed": config.run.seed}}
+    settings["sampling"] = {name: tree["sampling"][name] for name in ("max_tokens", "temperature", "top_p")}
     settings["eval"] = {name: tree["eval"][name] for name in ("num_samples", "temperature")}
     settings["scoring"] = {"failure_reward": config.scoring.failure_reward}
+    if ensemble is not None:
+        settings["ensemble"] = ensemble
     return digest_of([digests.suites[HELD_OUT], digests.task, tree["data"]["few_shot"], settings])
 
 

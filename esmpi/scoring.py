@@ -19,10 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from esmpi.config.sections import ScoringConfig
+from esmpi.es.fitness import Fitness
 from esmpi.es.population import FAILURES
 from esmpi.tasks import Example, Score, Task
 
@@ -35,6 +39,8 @@ _CHUNK = 32
 _LONGEST_TEXT = 500
 """Characters of an error that are shown."""
 _START_LIMIT_S = 300.0
+_Result = tuple[Score, str | None] | str
+"""Score and answer of a completion, or what went wrong."""
 _KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _starting = threading.Lock()
 
@@ -44,6 +50,8 @@ class Scored:
     """The scores of one list of completions."""
 
     scores: list[Score]
+    answers: list[str | None] = field(default_factory=list)
+    """What the task reads as each completion's answer; all None if the scorer was not asked for answers."""
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
     """How many completions have the failure reward, by kind."""
     spans: list[tuple[float, float]] = field(default_factory=list)
@@ -54,12 +62,20 @@ class Scored:
         """Completions whose reward could not be computed."""
         return sum(self.failures.values())
 
-    @property
-    def fitness(self) -> float:
-        """Mean reward, exactly rounded; NaN if no completion could be scored."""
+    def prompt_rewards(self, how: Fitness) -> np.ndarray:
+        """Return the reward of each prompt, (prompts,) float64; all NaN if no completion could be scored.
+
+        The samples of a prompt stand side by side.
+        """
         if self.num_failed == len(self.scores):
-            return math.nan
-        return math.fsum(score.reward for score in self.scores) / len(self.scores)
+            return np.full(len(self.scores) // how.num_samples, np.nan)
+        rewards, correct = [score.reward for score in self.scores], [score.correct for score in self.scores]
+        return how.of_prompts(rewards, correct, self.answers)
+
+    def fitness(self, how: Fitness) -> float:
+        """Return the mean reward of the prompts, exactly rounded; NaN if no completion could be scored."""
+        rewards = self.prompt_rewards(how)
+        return math.fsum(rewards) / len(rewards)
 
 
 @dataclass
@@ -88,10 +104,12 @@ class Scorer:
     make_task : callable
         Makes the task, here and, pickled, in each process.
     config : ScoringConfig
+    with_answers : bool
+        Whether to ask the task for the answers, too. It must have some.
     """
 
-    def __init__(self, make_task: Callable[[], Task], config: ScoringConfig):
-        self._make_task = make_task
+    def __init__(self, make_task: Callable[[], Task], config: ScoringConfig, with_answers: bool = False):
+        self._start_process = partial(_Process, make_task, config.memory_gib, with_answers)
         self._config = config
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -107,7 +125,7 @@ class Scorer:
         """Start scoring completions, texts, one for each example."""
         items = list(zip(completions, examples, strict=True))
         failed = Score(reward=self._config.failure_reward, correct=False)
-        scored = Scored(scores=[failed] * len(items))
+        scored = Scored(scores=[failed] * len(items), answers=[None] * len(items))
         batch = _Batch(scored, Future(), len(items))
         if not items:
             batch.future.set_result(scored)
@@ -124,7 +142,7 @@ class Scorer:
 
     def _run(self) -> None:
         """Feed one process, and replace it when it is lost. Runs in a thread for each."""
-        process = _Process(self._make_task, self._config.memory_gib)
+        process = self._start_process()
         try:
             while (chunk := self._chunks.get()) is not None:
                 try:
@@ -138,7 +156,7 @@ class Scorer:
     def _score(self, process: "_Process", chunk: _Chunk) -> "_Process":
         """Score a chunk; return the process that is there afterwards."""
         started = time.perf_counter()
-        results: list[tuple[str, Score | str]] = []
+        results: list[tuple[str, _Result]] = []
         while len(results) < len(chunk.items):
             try:
                 process.send(chunk.items[len(results) :])
@@ -153,8 +171,8 @@ class Scorer:
         with self._lock:
             scored = chunk.batch.scored
             for number, (kind, what) in enumerate(results):
-                if isinstance(what, Score):
-                    scored.scores[chunk.start + number] = what
+                if isinstance(what, tuple):
+                    scored.scores[chunk.start + number], scored.answers[chunk.start + number] = what
                 else:
                     scored.failures[kind] += 1
                     self._log_once(kind, what, chunk.items[number][0])
@@ -166,7 +184,7 @@ class Scorer:
 
     def _replace(self, process: "_Process") -> "_Process":
         process.end()
-        return _Process(self._make_task, self._config.memory_gib)
+        return self._start_process()
 
     def _log_once(self, kind: str, what: str, completion: str) -> None:
         key = kind + what.split(":", maxsplit=1)[0]
@@ -178,11 +196,11 @@ class Scorer:
 class _Process:
     """A process that scores, and the pipe to it."""
 
-    def __init__(self, make_task: Callable[[], Task], memory_gib: float):
+    def __init__(self, make_task: Callable[[], Task], memory_gib: float, with_answers: bool):
         # Not forked: this process has threads, and perhaps a GPU and MPI, which a fork does not survive.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, make_task, int(memory_gib * 2**30), os.getpid())
+        arguments = (theirs, make_task, int(memory_gib * 2**30), os.getpid(), with_answers)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         with _without_main():
             self._process.start()
@@ -209,12 +227,12 @@ class _Process:
             self._ready = True
         self._pipe.send(items)
 
-    def receive(self, limit_s: float) -> tuple[str, Score | str]:
-        """Return what the process says next: ("ok", score), or a kind of failure and its text."""
+    def receive(self, limit_s: float) -> tuple[str, _Result]:
+        """Return what the process says next: ("ok", (score, answer)), or a kind of failure and its text."""
         if not self._pipe.poll(limit_s):
             raise TimeoutError
-        answer: tuple[str, Score | str] = self._pipe.recv()
-        return answer
+        said: tuple[str, _Result] = self._pipe.recv()
+        return said
 
     def end(self) -> None:
         """Kill the process, and the processes that a reward has started."""
@@ -242,7 +260,9 @@ def _without_main() -> Iterator[None]:
             vars(main).update(hidden)
 
 
-def _serve(pipe: Connection, make_task: Callable[[], Task], memory: int, parent: int) -> None:
+def _serve(
+    pipe: Connection, make_task: Callable[[], Task], memory: int, parent: int, with_answers: bool = False
+) -> None:
     """Score what comes through the pipe until it closes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the run, which ends this process by itself
@@ -258,20 +278,21 @@ def _serve(pipe: Connection, make_task: Callable[[], Task], memory: int, parent:
         pipe.send(("ready", ""))
         while True:
             for completion, example in pipe.recv():
-                answer = _score(task, completion, example)
+                result = _score(task, completion, example, with_answers)
                 if os.getpid() != this:
-                    os._exit(0)  # a process that the reward forked off came back: the answer is its parent's to give
-                pipe.send(answer)
+                    os._exit(0)  # a process that the reward forked off came back: the result is its parent's to give
+                pipe.send(result)
 
 
-def _score(task: Task, completion: str, example: Example) -> tuple[str, Score | str]:
+def _score(task: Task, completion: str, example: Example, with_answers: bool) -> tuple[str, _Result]:
     try:
         score = task.score(completion, example)
         if not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
             raise ValueError(f"reward is {score.reward}")
+        answer = task.answer(completion, example) if with_answers else None
     except BaseException as error:  # a reward may raise anything, SystemExit as well: it costs one completion
         return "raised", _described(error)
-    return "ok", score
+    return "ok", (score, answer)
 
 
 def _described(error: BaseException) -> str:

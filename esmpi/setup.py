@@ -6,6 +6,7 @@ import os
 import reprlib
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +18,7 @@ from esmpi.data.problems import load_problems
 from esmpi.engines import Waves, engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
+from esmpi.es.fitness import Fitness
 from esmpi.files import clean_up, locked
 from esmpi.identity import Digests, digest_of
 from esmpi.launch.gpus import shared_gpus
@@ -44,17 +46,40 @@ _PATIENCE_S = 120.0
 """How long a requeued job waits for its earlier processes to release the run directory."""
 
 
-def open_setup(config: Config, comm: Comm, stack: ExitStack, trains: bool = False) -> Setup:
+def open_setup(
+    config: Config,
+    comm: Comm,
+    stack: ExitStack,
+    waves_of: Callable[[Noise], Waves] | None = None,
+    noise: NoiseSettings | None = None,
+    voting: str | None = None,
+) -> Setup:
     """Collective. Load problems, model and engine, and start what scores.
 
-    `stack` takes what has to be closed at the end; `trains` says whether members will be evaluated.
+    Parameters
+    ----------
+    config : Config
+    comm : Comm
+    stack : ExitStack
+        Takes what has to be closed at the end.
+    waves_of : callable, optional
+        Returns the members that will be evaluated, from their noise; None if none will be.
+    noise : NoiseSettings, optional
+        Of the members, if it is not that of the config.
+    voting : str, optional
+        What lets completions vote, for messages. The scorer is then asked for their answers, too.
     """
     watch = Stopwatch()
     place = comm.place()
     with comm.together():
         task = make_task(config.task)
+        if voting is not None and not task.has_answers:
+            raise UserError(
+                f"{voting}: task {config.task.name} does not say what the answer of a completion is, so completions "
+                f"cannot vote: give it a function `answer(completion, example)`, or choose another task"
+            )
     # by the source that was read just now: a process that is started in a week does not read another one
-    scorer = Scorer(partial(make_task, config.task, task.source), config.scoring)
+    scorer = Scorer(partial(make_task, config.task, task.source), config.scoring, with_answers=voting is not None)
     stack.callback(scorer.close)
     with watch.phase("model"):
         model = _model_folder(config, comm, place)
@@ -62,8 +87,8 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack, trains: bool = Fals
         problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
         base = BaseModel(model)
         with watch.phase("engine"):
-            noise = NoiseSettings.of(asdict(config.es)).noise(base)
-            waves = _waves(config, comm, noise) if trains else None
+            members_noise = (noise or NoiseSettings.of(asdict(config.es))).noise(base)
+            waves = waves_of(members_noise) if waves_of is not None else None
             engine = engine_config(config).open(config.model, base, place, waves)
         setup = Setup(
             config=config,
@@ -73,7 +98,7 @@ def open_setup(config: Config, comm: Comm, stack: ExitStack, trains: bool = Fals
             task=task,
             problems=problems,
             scorer=scorer,
-            noise=noise,
+            noise=members_noise,
         )
         _check_prompts(setup)
     everyone = comm.allgather_object([place.host, engine.gpus()])
@@ -103,7 +128,9 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
             # processes of the job's earlier start may take a while to die, or to be known as dead on a file server
             stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))
             clean_up(config.directory)
-    setup = open_setup(config, comm, stack, trains=True)
+    how = Fitness.of(config)
+    voting = f"es.fitness: {how.kind}" if how.needs_answers else None
+    setup = open_setup(config, comm, stack, partial(_waves, config, comm), voting=voting)
     digests = agreed_digests(setup)
     noise = NoiseSettings.of(asdict(config.es))
     run = None
@@ -138,10 +165,10 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
 
 
 def _waves(config: Config, comm: Comm, noise: Noise) -> Waves:
-    es, data = config.es, config.data
+    es, all_at_once = config.es, config.completions_per_member
     return Waves(
         noise=noise,
-        num_prompts=min(data.mini_batch_size or data.batch_size, data.batch_size),
+        num_prompts=min(config.data.mini_batch_size or all_at_once, all_at_once),
         num_members=-(-es.population_size // comm.size),
     )
 

@@ -1,21 +1,23 @@
 """The training loop: one generation after another, the same on every rank."""
 
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from esmpi.batches import Batch, batches
 from esmpi.config.sections import HELD_OUT
-from esmpi.data.batch import batch, in_parts
-from esmpi.engines import Completion, Request
+from esmpi.data.batch import in_parts
+from esmpi.engines import Completion
+from esmpi.es.fitness import Fitness
 from esmpi.es.guard import alpha_factor, events
 from esmpi.es.member_columns import SENT
 from esmpi.es.population import Members, Results, check, message_of, plan
-from esmpi.es.random_streams import stream_seed
 from esmpi.es.schedules import alpha_at, sigma_at
 from esmpi.es.shaping import coefficients, find_shaping
 from esmpi.evaluate import evaluate
@@ -25,7 +27,6 @@ from esmpi.resume import go_to
 from esmpi.scoring import Scored
 from esmpi.session import Session
 from esmpi.stopwatch import Stopwatch
-from esmpi.tasks import Example
 from esmpi.weights.model_weights import Perturbation
 from esmpi.wording import counted
 
@@ -41,7 +42,7 @@ def train(session: Session) -> None:
     snapshot_if_due(session, stop)
     last = session.config.es.generations
     if session.noise.rank and session.generation < last:
-        wave_size = wave_size_for(session, make_requests(session, prompts_of(session)))
+        wave_size = wave_size_for(session, batches(session)(0))
         log.info("waves: %s", "one member at a time" if wave_size == 1 else f"up to {wave_size} members at once")
     profiled = min(session.generation + 1, last - 1) if session.config.run.profile else None  # the first one warms up
     while not stop and session.generation < last and not guard(session):
@@ -109,9 +110,10 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     config, generation, weights = session.config, session.generation, session.engine.weights
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
-        examples = prompts_of(session)
-        requests = make_requests(session, examples)
-    mine = evaluate_members(session, members, requests, examples, watch)
+        batch_of = batches(session)
+    with watch.phase("evaluate"):
+        control = begin_control(session, batch_of)
+    mine = evaluate_members(session, members, batch_of, watch)
     with watch.phase("exchange"):
         messages = exchange(session, mine)
     with watch.phase("shape"):
@@ -127,12 +129,14 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     with watch.phase("digest"):
         # before the commit: what is committed is what all ranks have
         session.digest = session.agreed_digest()
+    theta_fitness = math.nan if control is None else control.result().fitness(Fitness.of(config))
     step = Step(
         coefficients=factors,
         sigma=sigma_at(config.es, generation),
         alpha=alpha,
         shrink=shrink,
         digest=session.digest,
+        theta_fitness=theta_fitness,
     )
     session.recorder.commit(generation, results, step, watch)
     session.generation += 1
@@ -150,18 +154,18 @@ class Evaluated:
     """Of perturbing and generating; an equal share of its wave's."""
     tokens: int
     scores: "Future[Scored]"
-
-    @property
-    def fitness(self) -> float:
-        """Mean reward, NaN without any."""
-        return self.scores.result().fitness
+    how: Fitness
+    """How the rewards become its fitness."""
 
     @property
     def prompt_rewards(self) -> np.ndarray:
-        """Reward for each prompt, (prompts,) float64; NaN if the member has no fitness."""
-        scored = self.scores.result()
-        rewards = np.array([score.reward for score in scored.scores])
-        return rewards if scored.num_failed < len(rewards) else np.full(len(rewards), np.nan)
+        """Reward of each prompt, (prompts,) float64; NaN if no completion could be scored."""
+        return self.scores.result().prompt_rewards(self.how)
+
+    @property
+    def fitness(self) -> float:
+        """Mean reward of the prompts, NaN if no completion could be scored."""
+        return self.scores.result().fitness(self.how)
 
 
 def shrink_theta(session: Session, alpha: float) -> float:
@@ -182,28 +186,24 @@ def shrink_theta(session: Session, alpha: float) -> float:
     return factor
 
 
-def prompts_of(session: Session) -> list[Example]:
-    """Return the problems of the next generation."""
-    config = session.config
-    return batch(config.data, session.problems.train, config.run.seed, session.generation)
+def begin_control(session: Session, batch_of: Callable[[int], Batch]) -> "Future[Scored] | None":
+    """Complete the prompts of a generation with theta itself, on rank 0 and if it is due, and begin to score.
 
-
-def make_requests(session: Session, examples: Sequence[Example]) -> list[Request]:
-    """Return the requests of a generation's prompts, the same for every member.
-
-    Their seeds are the same, too: the fitness of members differs by their weights alone. Each prompt has a seed of its
-    own, so that mini-batches change nothing.
+    What theta completes and how is the same as for a member. If members have prompts of their own, those of the first
+    one are taken.
     """
-    seed = stream_seed(session.config.run.seed, "sampling", session.generation)
-    return [Request(prompt=session.prompt(example), seed=(seed + i) % 2**63) for i, example in enumerate(examples)]
+    every = session.config.eval.control_every
+    if not session.comm.is_root or every is None or session.generation % every:
+        return None
+    session.engine.weights.restore()
+    todo, completions = batch_of(0), list[Completion]()
+    for part in in_parts(todo.requests, session.config.data.mini_batch_size):
+        completions += session.engine.generate(part, session.sampling)
+    return session.scorer.submit([completion.text for completion in completions], todo.examples)
 
 
 def evaluate_members(
-    session: Session,
-    members: Members,
-    requests: Sequence[Request],
-    examples: Sequence[Example],
-    watch: Stopwatch,
+    session: Session, members: Members, batch_of: Callable[[int], Batch], watch: Stopwatch
 ) -> list[Evaluated]:
     """Collective. Perturb, generate and begin to score, wave by wave; return this rank's, once all are scored.
 
@@ -211,11 +211,11 @@ def evaluate_members(
     """
     mine: list[Evaluated] = []
     times: list[tuple[float, float, float]] = []
-    wave_size = wave_size_for(session, requests)
+    wave_size = wave_size_for(session, batch_of(0))
     with session.dispatch.waves(len(members), wave_size) as dealt:
         for wave in dealt:
             session.recorder.check()  # stop early if the last commit failed
-            evaluated, spent = evaluate_wave(session, wave, members, requests, examples)
+            evaluated, spent = evaluate_wave(session, wave, members, batch_of)
             mine += evaluated
             times.append(spent)
             if session.config.model.dtype == "float16" and session.noise.rank and len(times) == 1:
@@ -238,22 +238,23 @@ def warn_of_overflow(session: Session, whose: str, advice: str) -> None:
         log.warning("%s: %s overflowed float16 to infinity: %s", whose, counted(num_infinite, "live weight"), advice)
 
 
-def wave_size_for(session: Session, requests: Sequence[Request]) -> int:
+def wave_size_for(session: Session, batch: Batch) -> int:
     """Return how many members the engine of this rank evaluates at once."""
     es = session.config.es
-    part = requests[: session.config.data.mini_batch_size]
+    part = batch.requests[: session.config.data.mini_batch_size]
     most = -(-es.population_size // session.comm.size)
     return min(most, session.engine.wave_size(part, session.sampling, session.noise))
 
 
 def evaluate_wave(
-    session: Session, wave: Sequence[int], members: Members, requests: Sequence[Request], examples: Sequence[Example]
+    session: Session, wave: Sequence[int], members: Members, batch_of: Callable[[int], Batch]
 ) -> tuple[list[Evaluated], tuple[float, float, float]]:
     """Complete the prompts with the weights of some members at once, and begin to score the completions.
 
     Returns the members; and when perturbing began, when generating began, and when it ended, by `time.perf_counter`.
     """
     config, engine = session.config, session.engine
+    todo = [batch_of(member) for member in wave]
     seeds, signs = ([column.item(member) for member in wave] for column in (members.seeds, members.signs))
     began = time.perf_counter()
     sigma = sigma_at(config.es, session.generation)
@@ -262,18 +263,18 @@ def evaluate_wave(
         warn_of_overflow(session, f"member {wave[0]}", "lower es.sigma, or set model.dtype=float32")
     perturbed = time.perf_counter()
     completions: list[list[Completion]] = [[] for _ in wave]
-    for part in in_parts(requests, config.data.mini_batch_size):
-        asked = [replace(request, member=place) for place in range(len(wave)) for request in part]
+    for part in in_parts(range(len(todo[0].requests)), config.data.mini_batch_size):
+        asked = [replace(its.requests[i], member=place) for place, its in enumerate(todo) for i in part]
         made = engine.generate(asked, session.sampling)
-        for place, its in enumerate(in_parts(made, len(part))):
-            completions[place] += its
+        for place, done in enumerate(in_parts(made, len(part))):
+            completions[place] += done
     times = (began, perturbed, time.perf_counter())
     seconds = (times[2] - began) / len(wave)
-    evaluated = []
-    for member, seed, sign, its in zip(wave, seeds, signs, completions, strict=True):
-        scores = session.scorer.submit([completion.text for completion in its], examples)
-        tokens = sum(completion.num_tokens for completion in its)
-        evaluated.append(Evaluated(member, seed, sign, seconds, tokens, scores))
+    evaluated, how = [], Fitness.of(config)
+    for member, seed, sign, its, done in zip(wave, seeds, signs, todo, completions, strict=True):
+        scores = session.scorer.submit([completion.text for completion in done], its.examples)
+        tokens = sum(completion.num_tokens for completion in done)
+        evaluated.append(Evaluated(member, seed, sign, seconds, tokens, scores, how))
     return evaluated, times
 
 

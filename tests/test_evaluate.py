@@ -15,7 +15,7 @@ from esmpi.config.sections import ModelConfig
 from esmpi.engines import Completion, Sampling
 from esmpi.engines.hf import HfConfig
 from esmpi.engines.hf.engine import HfEngine
-from esmpi.evaluate import _Batch, _divergence, _means, _pass_at
+from esmpi.evaluate import Completed, _divergence, _means, _pass_at
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
@@ -79,7 +79,7 @@ class Scripted:
 
 def terms(tuned: list[float], base: list[float]) -> list[float]:
     engine: Any = Scripted(tuned, base)
-    batch: Any = _Batch([(0, 0)], [""], [], None)  # type: ignore[arg-type]
+    batch: Any = Completed([(0, 0)], [""], [], None)  # type: ignore[arg-type]
     found = _divergence(engine, [batch])
     assert engine.restored == 1
     assert not engine.shown
@@ -119,7 +119,7 @@ def test_the_divergence_of_a_real_model_is_zero_before_and_positive_after_an_upd
     engine = HfEngine(config, HfConfig(device="cpu"), BaseModel(folder), place)
     engine.weights.restore()
     prompts = ["3+4=", "You are"]
-    batch: Any = _Batch([(0, 0), (1, 0)], prompts, engine.generate(requests(prompts), Sampling(max_tokens=9)), None)  # type: ignore[arg-type]
+    batch: Any = Completed([(0, 0), (1, 0)], prompts, engine.generate(requests(prompts), Sampling(max_tokens=9)), None)  # type: ignore[arg-type]
     zeros = _divergence(engine, [batch])
     assert len(zeros) == sum(completion.num_tokens for completion in batch.completions) > 2
     assert not any(zeros)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from esmpi.config.sections import ScoringConfig
+from esmpi.es.fitness import Fitness
 from esmpi.scoring import Scored, Scorer, _serve
 from esmpi.tasks import Example, Score, Task, TaskConfig
 
@@ -73,6 +74,18 @@ class Fragile(Task):
         return Score(reward=float(completion) * example["weight"], correct=float(completion) > 0)
 
 
+class Answering(Fragile):
+    """Reads the first word as the answer."""
+
+    def answer(self, completion: str, example: Example) -> str | None:
+        if completion == "4 no answer":
+            raise LookupError("no answer")
+        return completion.split(maxsplit=1)[0] if completion else None
+
+    def score(self, completion: str, example: Example) -> Score:
+        return super().score(completion.split(maxsplit=1)[0], example)
+
+
 def make_scorer(**settings: Any) -> Scorer:
     return Scorer(partial(Fragile, TaskConfig(name="fragile")), ScoringConfig(**settings))
 
@@ -93,7 +106,7 @@ def test_scores_come_in_order_and_fitness_is_their_mean(scorer: Scorer) -> None:
     assert [s.reward for s in scored.scores] == [2.0, -1.0, 0.5]
     assert [s.correct for s in scored.scores] == [True, False, True]
     assert scored.num_failed == 0
-    assert scored.fitness == 0.5
+    assert scored.fitness(Fitness()) == 0.5
     assert all(started <= ended for started, ended in scored.spans)
     assert len(scored.spans) == 1
 
@@ -118,7 +131,27 @@ def test_one_bad_completion_costs_itself_only(scorer: Scorer, bad: str, kind: st
     assert [s.reward for s in scored.scores] == [1, -1, 3]
     assert not scored.scores[1].correct
     assert scored.failures == {"raised": 0, "timed_out": 0, "died": 0} | {kind: 1}
-    assert scored.fitness == 1.0
+    assert scored.fitness(Fitness()) == 1.0
+
+
+def test_answers_come_with_the_scores_if_they_are_wanted() -> None:
+    texts = ["1", "die", "2 or so", "4 no answer", "raise", *["3"] * 40]
+    for wanted in (False, True):
+        scorer = Scorer(partial(Answering, TaskConfig(name="x")), ScoringConfig(failure_reward=-1), with_answers=wanted)
+        scored = score(scorer, texts)
+        scorer.close()
+        four = -1 if wanted else 4
+        assert [s.reward for s in scored.scores] == [1, -1, 2, four, -1, *[3] * 40]
+        assert scored.answers == (["1", None, "2", None, None, *["3"] * 40] if wanted else [None] * 45)
+        assert scored.failures == {"raised": 1 + wanted, "timed_out": 0, "died": 1}
+
+
+def test_the_rewards_of_prompts_and_a_failed_sample_among_them(scorer: Scorer) -> None:
+    scored = score(scorer, ["1", "raise", "3", "2"])
+    assert scored.prompt_rewards(Fitness(num_samples=2)).tolist() == [0.0, 2.5]
+    assert scored.fitness(Fitness(num_samples=2)) == 1.25
+    assert scored.prompt_rewards(Fitness(kind="best_of", num_samples=2)).tolist() == [1.0, 3.0]
+    assert scored.prompt_rewards(Fitness(kind="pass_at_k", num_samples=2, k=1)).tolist() == [0.5, 1.0]
 
 
 def test_a_child_that_comes_back_does_not_answer_for_its_parent(scorer: Scorer) -> None:
@@ -141,7 +174,7 @@ def test_what_a_reward_has_started_ends_with_it(scorer: Scorer, tmp_path: Path) 
 def test_all_bad_completions_leave_no_fitness(scorer: Scorer) -> None:
     scored = score(scorer, ["nan", "raise", "nothing"])
     assert scored.num_failed == 3
-    assert math.isnan(scored.fitness)
+    assert math.isnan(scored.fitness(Fitness()))
 
 
 def test_time_lost_is_the_limit_for_each_that_hangs_shared_by_the_processes() -> None:
@@ -187,17 +220,18 @@ def test_a_task_that_takes_too_long_to_start_is_an_error_that_says_so(monkeypatc
 
 def test_fitness_does_not_depend_on_the_order_of_the_completions(scorer: Scorer) -> None:
     rewards = ["0.1", "1e16", "0.3", "-1e16", "0.7"]
-    assert score(scorer, rewards).fitness == score(scorer, rewards[::-1]).fitness == pytest.approx(1.1 / 5)
+    assert score(scorer, rewards).fitness(Fitness()) == pytest.approx(1.1 / 5)
+    assert score(scorer, rewards).fitness(Fitness()) == score(scorer, rewards[::-1]).fitness(Fitness())
 
 
 def test_huge_rewards_leave_a_status_not_a_crash(scorer: Scorer) -> None:
-    fitness = score(scorer, ["1e308", "1e308"]).fitness
+    fitness = score(scorer, ["1e308", "1e308"]).fitness(Fitness())
     assert math.isnan(fitness) or fitness > 0
 
 
 def test_failure_in_one_member_leaves_the_scorer_usable(scorer: Scorer) -> None:
     futures = [scorer.submit([text], [{"weight": 1}]) for text in ("raise", "3", "die", "4")]
-    fitness = [future.result().fitness for future in futures]
+    fitness = [future.result().fitness(Fitness()) for future in futures]
     assert [fitness[1], fitness[3]] == [3, 4]
     assert math.isnan(fitness[0])
     assert math.isnan(fitness[2])

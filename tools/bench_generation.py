@@ -82,11 +82,12 @@ def main() -> None:
         except UserError as error:
             parser.error(str(error))
 
+        from esmpi.batches import make_requests
         from esmpi.data.batch import batch
         from esmpi.engines import Sampling
         from esmpi.setup import open_session, start_logging
         from esmpi.stopwatch import Stopwatch
-        from esmpi.train import make_requests, run_generation
+        from esmpi.train import run_generation
         from esmpi.weights.model_weights import Perturbation
 
         start_logging("warning", comm)

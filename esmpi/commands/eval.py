@@ -5,12 +5,12 @@ import json
 import logging
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmpi.arguments import add_generation, add_overrides, print_notes
+from esmpi.arguments import add_generation, add_overrides, positive, print_notes
 from esmpi.config.sections import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
 from esmpi.mpi.launcher import speaks_for_all
@@ -18,7 +18,9 @@ from esmpi.mpi.world import on_all_ranks
 
 if TYPE_CHECKING:
     from esmpi.config.sections import Config
+    from esmpi.ensemble import Ensemble
     from esmpi.mpi.comm import Comm
+    from esmpi.record.evaluation import Evaluation
     from esmpi.store.run_file import RunFile
 
 HELP = "evaluate a run at a generation, or any model; also works under mpiexec and srun"
@@ -34,11 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite", help="evaluate only the held-out problems, under this name; needed if settings differ from the run's"
     )
+    parser.add_argument(
+        "--ensemble",
+        type=positive,
+        metavar="K",
+        help="let the K best members of a generation, by default the last one that has members, vote on the held-out "
+        "problems; the results get the name ensemble_K",
+    )
     parser.add_argument("--out", type=Path, help="folder for results and samples; default: the run directory")
 
 
 def process(arguments: argparse.Namespace) -> int:
     """Evaluate on all ranks; return the exit code."""
+    if arguments.ensemble is not None and arguments.suite is None:
+        arguments.suite = f"ensemble_{arguments.ensemble}"
     if arguments.suite is not None and not is_suite_name(arguments.suite):
         if speaks_for_all():
             print(f"esmpi: --suite: {arguments.suite!r}: letters, digits, _ and - only", file=sys.stderr)
@@ -65,13 +76,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
     """Collective. Evaluate what the arguments name, and write the results."""
     from esmpi.config.reader import parse_config
+    from esmpi.ensemble import Ensemble, evaluate_ensemble, log_members
     from esmpi.evaluate import evaluate
-    from esmpi.files import write_whole
     from esmpi.identity import check_same_problems, digest_of_kind
-    from esmpi.record.recorder import log_evaluation, write_samples
+    from esmpi.record.recorder import log_evaluation
     from esmpi.resume import take_theta
     from esmpi.setup import agreed_digests, open_setup, start_logging
-    from esmpi.store.run_file import RUN_FILE, samples_path
     from esmpi.store.snapshot_keeper import good_snapshots
 
     with ExitStack() as stack:
@@ -79,17 +89,23 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
         with comm.together():
             if comm.is_root:
                 target = _open(arguments, stack)
-        said = None if target is None else [target.generation, target.config.to_dict()]
-        generation, tree = comm.allgather_object(said)[0]
-        config = parse_config(tree)
+        said = None
+        if target is not None:
+            said = [target.theta, target.config.to_dict(), asdict(target.ensemble) if target.ensemble else None]
+        generation, tree, members = comm.allgather_object(said)[0]
+        config, ensemble = parse_config(tree), Ensemble.from_json(members) if members else None
         start_logging(config.log.level, comm)
-        setup = open_setup(config, comm, stack)
+        if ensemble is None:
+            setup = open_setup(config, comm, stack)
+        else:
+            waves_of = partial(ensemble.waves, config, comm.size)
+            setup = open_setup(config, comm, stack, waves_of, ensemble.noise, voting="--ensemble")
         run = None if target is None else target.run
         digests = agreed_digests(setup)
         kept = run is not None and arguments.out is None
         names = {name: digest for name, digest in digests.suites.items() if arguments.suite is None or name == HELD_OUT}
         if arguments.suite not in (None, HELD_OUT):
-            names = {arguments.suite: digest_of_kind(config, digests)}
+            names = {arguments.suite: digest_of_kind(config, digests, arguments.ensemble)}
         with comm.together():
             if run is not None and kept:
                 check_same_problems(run, names, digests)
@@ -97,22 +113,47 @@ def _evaluate(arguments: argparse.Namespace, comm: "Comm") -> int:
         for suite in setup.problems.suites:
             if arguments.suite is not None and suite != HELD_OUT:
                 continue
-            result, samples = evaluate(setup, suite, generation)
-            name = arguments.suite or suite
-            log_evaluation(name, generation, result)
-            if target is None:
-                continue
-            write_samples(target.directory / RUN_FILE, name, generation, samples)
-            row = {"generation": generation} | result.to_row()
-            if run is not None and kept:
-                run.attributes["suite_digests"] = run.attributes["suite_digests"] | {name: names[name]}
-                run.add_evaluation(name, row)
+            name, further = arguments.suite or suite, dict[str, Any]()
+            if ensemble is not None:
+                result, samples, members = evaluate_ensemble(setup, ensemble)
+                log_members(result, members)
+                further["members"] = members
             else:
-                about = {"suite": name, "model": config.model.path, "theta_digest": f"{digest:016x}"} | row
-                path = target.directory / "eval" / f"g{generation:06d}.{name}.json"
-                write_whole(path, json.dumps(about, indent=2).encode())
-            log.info("samples: %s", samples_path(target.directory / RUN_FILE, name, generation))
+                result, samples = evaluate(setup, suite, generation)
+            log_evaluation(name, generation, result)
+            if target is not None:
+                further |= {"suite": name, "theta_digest": f"{digest:016x}"}
+                _write(target, name, names[name] if kept else None, result, samples, further)
     return 0
+
+
+def _write(
+    target: "_Target",
+    name: str,
+    kind: str | None,
+    result: "Evaluation",
+    samples: list[dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
+    """Write a result: into the run file if `kind`, the digest of what it depends on, is given; else into a file.
+
+    The members of an ensemble are in a file in any case.
+    """
+    from esmpi.files import write_whole
+    from esmpi.record.recorder import write_samples
+    from esmpi.store.run_file import RUN_FILE, samples_path
+
+    write_samples(target.directory / RUN_FILE, name, target.generation, samples)
+    row = {"generation": target.generation} | result.to_row()
+    if kind is not None:
+        assert target.run is not None
+        target.run.attributes["suite_digests"] = target.run.attributes["suite_digests"] | {name: kind}
+        target.run.add_evaluation(name, row)
+    if kind is None or target.ensemble is not None:
+        path = target.directory / "eval" / f"g{target.generation:06d}.{name}.json"
+        about = about | {"model": target.config.model.path} | row
+        write_whole(path, json.dumps(about, indent=2).encode())
+    log.info("samples: %s", samples_path(target.directory / RUN_FILE, name, target.generation))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +161,23 @@ class _Target:
     run: "RunFile | None"
     """None if the target is a config, whose model is evaluated."""
     generation: int
+    """Under which results are recorded: that of theta, or of the members that vote."""
     config: "Config"
     directory: Path
     """Where results go; this process holds its lock."""
+    ensemble: "Ensemble | None" = None
+    """The members that vote; None if theta itself is evaluated."""
+
+    @property
+    def theta(self) -> int:
+        """Generation of theta."""
+        return self.generation if self.ensemble is None else self.ensemble.theta
 
 
 def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     """Read what to evaluate, on rank 0, and lock the directory until `stack` is closed."""
     from esmpi.config.reader import load_config, parse_config
+    from esmpi.ensemble import best_members
     from esmpi.files import locked
     from esmpi.identity import check_comparable
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
@@ -139,6 +189,8 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     if not path.is_file() or path.suffix != ".h5":
         if arguments.generation is not None or arguments.best:
             raise UserError(f"--generation and --best need a run, and {arguments.target} is not one")
+        if arguments.ensemble is not None:
+            raise UserError(f"--ensemble needs a run, and {arguments.target} is not one")
         if (target / "config.json").is_file():
             raise UserError(
                 f"{arguments.target} is a model, and does not say what it is to do: give a config, "
@@ -163,8 +215,24 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     _check_suite_is_free(arguments.suite, run.attributes["config"])
     if arguments.suite in (None, HELD_OUT):
         check_comparable(run, config)
+    ensemble = None
     generation = run.choose_generation(arguments.generation, arguments.best)
-    return _Target(run=run, generation=generation, config=config, directory=directory)
+    if arguments.ensemble is not None:
+        if arguments.generation is None and not arguments.best:
+            generation = max(0, generation - 1)  # no member has been made of the last theta yet
+        _check_members_are_known(run, config, arguments.suite)
+        ensemble = best_members(run, generation, arguments.ensemble)
+    return _Target(run=run, generation=generation, config=config, directory=directory, ensemble=ensemble)
+
+
+def _check_members_are_known(run: "RunFile", config: "Config", suite: str) -> None:
+    from esmpi.config.differences import differences
+
+    if suite == HELD_OUT:
+        raise UserError(f"--suite: {HELD_OUT} is the name of theta's own results: choose another name")
+    changed = [change for change in differences(run.attributes["config"], config.to_dict()) if change.section == "es"]
+    if changed:
+        raise UserError(f"--ensemble: the members are those of the run: leave out {', '.join(map(str, changed))}")
 
 
 def _check_suite_is_free(suite: str | None, config: dict[str, Any]) -> None:

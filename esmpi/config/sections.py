@@ -121,8 +121,9 @@ class EsConfig(Section):
     """Number of generations, and so of updates. More of them prolong a finished run."""
     sigma: float = key(1e-3, minimum=1e-12, below=1e3)  # a sigma below float32's resolution would move no weight
     """Scale of the perturbation: a member's weights are theta + sigma * eps."""
-    alpha: float | None = key(None, minimum=1e-12, below=1e3)
-    """Step size: theta += alpha / N * sum of shaped fitness * eps. null: sigma / 2."""
+    alpha: float | None = key(None, minimum=0, below=1e3)
+    """Step size: theta += alpha / N * sum of shaped fitness * eps. null: sigma / 2. 0: theta stays, and the members are
+    a random search, whose best ones `esmpi eval --ensemble` lets vote."""
     sigma_schedule: Schedule = "constant"
     """How sigma changes over the generations: not at all, or from its value to `sigma_end` of it, linearly or as half a
     cosine wave."""
@@ -163,6 +164,12 @@ class EsConfig(Section):
     """With shaping top_k, how many members count. null: a quarter of them."""
     antithetic: bool = False
     """Whether members come in pairs with +eps and -eps."""
+    fitness: Literal["mean", "best_of", "pass_at_k", "majority"] = "mean"
+    """How several completions of a prompt (sampling.num_samples) become the reward of the prompt; a member's fitness is
+    the mean of its prompts' rewards. mean: their mean reward. best_of: the best reward. pass_at_k: an estimate of the
+    chance that at least one of k completions is right. majority: the reward of the most frequent answer."""
+    fitness_k: int | None = key(None, minimum=1, maximum=10_000)
+    """k of pass_at_k, at most sampling.num_samples. null: all of them."""
     dispatch: Literal["static", "dynamic"] = key("static", changes_result="no")
     """Who evaluates which member. static: each rank has a fixed share. dynamic: a rank that is free takes the next
     member, which pays if completions differ in length or nodes in speed."""
@@ -194,6 +201,10 @@ class EsConfig(Section):
         require(
             self.top_k is None or self.top_k < self.population_size,
             f"top_k: must be less than es.population_size, {self.population_size}, got {self.top_k}",
+        )
+        require(
+            self.fitness_k is None or self.fitness == "pass_at_k",
+            f"fitness_k: has no effect on es.fitness: {self.fitness}: remove the key, or set es.fitness=pass_at_k",
         )
 
     @property
@@ -264,9 +275,13 @@ class DataConfig(Section):
     """Number of held-out problems: the first ones of the source, or how many to generate. null: all, or 400
     generated."""
     batch_size: int = key(200, minimum=1)
-    """Number of prompts of a generation, the same for every member."""
+    """Number of prompts of each member in a generation."""
+    prompts: Literal["shared", "per_member"] = "shared"
+    """Whether all members of a generation have the same prompts, or each has its own. The two members of an antithetic
+    pair always share theirs. per_member takes the next `batch_size` prompts of `order` for each member or pair."""
     mini_batch_size: int | None = key(None, minimum=1, changes_result="no")
-    """Number of prompts of a member that the engine gets at once, to limit memory. null: all of them."""
+    """Number of prompts of a member that the engine gets at once, to limit memory; each sample of a prompt counts.
+    null: all of them."""
     order: Literal["fixed", "random", "epochs"] = "epochs"
     """Which prompts a generation has. fixed: always the first ones. random: a fresh draw. epochs: all in turn, shuffled
     in each epoch."""
@@ -285,6 +300,10 @@ class DataConfig(Section):
             self.num_train is None or self.batch_size <= self.num_train,
             f"batch_size: {self.batch_size} is more than num_train: {self.num_train}; lower it, or raise num_train",
         )
+        require(
+            self.prompts == "shared" or self.order != "fixed",
+            "prompts: per_member has no effect if data.order is fixed: set data.order to epochs or random",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,9 +316,16 @@ class SamplingConfig(Section):
     """0 is greedy decoding."""
     top_p: float = key(1.0, above=0, maximum=1)
     """Sample from the smallest set of tokens with this total probability. Needs a temperature above 0."""
+    num_samples: int = key(1, minimum=1, maximum=10_000)
+    """Number of completions of each prompt of a member; `es.fitness` says what they are worth together. More than one
+    needs a temperature above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.num_samples == 1 or self.temperature > 0,
+            "num_samples: several greedy completions are all the same: set sampling.temperature, too",
+        )
         require(
             self.top_p == 1 or self.temperature > 0,
             "top_p: has no effect on greedy decoding: set sampling.temperature, too",
@@ -335,6 +361,9 @@ class EvalConfig(Section):
     """Number of completions of each problem. More than one gives pass@k, and needs a temperature above 0."""
     temperature: float = key(0.0, minimum=0, maximum=100)
     """0 is greedy decoding."""
+    control_every: int | None = key(None, minimum=1, changes_result="no")
+    """Every so many generations, also complete the generation's training prompts with theta itself, and record its
+    fitness beside the members', as a control. null: never."""
     divergence: bool = key(False, changes_result="no")
     """Whether to estimate the KL divergence from the base model per token, at temperature 1 on the evaluated
     completions, and to report the distance of theta from the base model's weights."""
@@ -422,7 +451,19 @@ class Config:
     log: LogConfig
 
     def __post_init__(self) -> None:
-        guard = self.guard
+        es, guard, num_samples = self.es, self.guard, self.sampling.num_samples
+        require(
+            num_samples > 1 or es.fitness not in ("best_of", "majority"),
+            f"es.fitness: {es.fitness} needs several completions of a prompt: set sampling.num_samples",
+        )
+        require(
+            (es.fitness_k or 1) <= num_samples,
+            f"es.fitness_k: {es.fitness_k} is more than sampling.num_samples: {num_samples}",
+        )
+        require(
+            self.data.prompts == "shared" or es.shaping != "per_prompt",
+            "es.shaping: per_prompt compares members on the same prompts: set data.prompts=shared",
+        )
         require(
             guard.max_kl is None or self.eval.divergence,
             "guard.max_kl: the KL divergence is only estimated with eval.divergence=true",
@@ -435,6 +476,11 @@ class Config:
             not guard.acts or self.eval.every is not None,
             "guard: it looks at evaluations, so eval.every must be set",
         )
+
+    @property
+    def completions_per_member(self) -> int:
+        """How many completions each member makes in a generation."""
+        return self.data.batch_size * self.sampling.num_samples
 
     @property
     def directory(self) -> Path:

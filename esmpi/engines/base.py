@@ -94,7 +94,7 @@ class Waves:
 
     noise: Noise
     num_prompts: int
-    """Prompts that each member completes at once."""
+    """Prompts that each member completes at once; each sample of a prompt counts."""
     num_members: int
     """Most members of this rank in a generation."""
 

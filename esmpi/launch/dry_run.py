@@ -51,12 +51,14 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
     who = f"each evaluates {_range(shares)} of {counted(es.population_size, 'member')}"
     if es.dispatch == "dynamic":
         who = f"whichever is free evaluates the next of {counted(es.population_size, 'member')}"
-    completions = es.population_size * data.batch_size
+    num_samples = config.sampling.num_samples
+    completions = es.population_size * config.completions_per_member
+    samples = f" x {counted(num_samples, 'sample')}" if num_samples > 1 else ""
     lines = [
         f"run directory   {config.directory}",
         f"ranks           {num_ranks}, {who}",
         f"a generation    {counted(completions, 'completion')} ({counted(es.population_size, 'member')} x "
-        f"{counted(data.batch_size, 'prompt')}), "
+        f"{counted(data.batch_size, 'prompt')}{samples}), "
         f"at most {counted(completions * config.sampling.max_tokens, 'new token')}",
         f"the run         {counted(es.generations, 'generation')}, sigma {es.sigma:g}, alpha {es.step_size:g}",
     ]

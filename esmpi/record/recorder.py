@@ -42,6 +42,8 @@ class Step:
     """What the distance from the base model was multiplied with after the update."""
     digest: int
     """Of theta afterwards."""
+    theta_fitness: float = np.nan
+    """Of theta before, on the prompts of the members; NaN if it was not evaluated."""
 
 
 class Recorder:
@@ -106,9 +108,8 @@ class Recorder:
         with watch.phase("write"):
             write()
         self._log_generation(row, idle)
-        figures = {
-            name: float(row[name]) for name in row.dtype.names or () if name not in ("generation", "theta_digest")
-        }
+        left_out = {"generation", "theta_digest"} | ({"fitness_theta"} if np.isnan(row["fitness_theta"]) else set())
+        figures = {name: float(row[name]) for name in row.dtype.names or () if name not in left_out}
         self._write_to_sinks("generation", int(row["generation"]), figures | {"seconds_idle": idle})
 
     def check(self) -> None:
@@ -183,11 +184,13 @@ class Recorder:
         alike = bool(row["fitness_min"] == row["fitness_max"])
         failed += "  no signal: all members have the same fitness" if alike else ""
         self._num_alike = self._num_alike + 1 if alike else 0
+        theta = "" if np.isnan(row["fitness_theta"]) else f" theta {row['fitness_theta']:.3f}"
         log.info(
-            "generation %d  fitness mean %.3f best %.3f  %.1f s  %.0f tokens/s%s  %d/%d done, left %s%s",
+            "generation %d  fitness mean %.3f best %.3f%s  %.1f s  %.0f tokens/s%s  %d/%d done, left %s%s",
             row["generation"],
             row["fitness_mean"],
             row["fitness_max"],
+            theta,
             seconds,
             row["tokens"] / seconds,
             waited,
@@ -242,6 +245,7 @@ def _generation_row(generation: int, results: Results, step: Step, watch: Stopwa
     row["fitness_min"], row["fitness_max"] = fitness.min(), fitness.max()
     row["theta_digest"] = step.digest
     row["sigma"], row["alpha"], row["shrink"] = step.sigma, step.alpha, step.shrink
+    row["fitness_theta"] = step.theta_fitness
     for phase in ("generate", "score", "perturb", "update", "exchange"):
         row[f"seconds_{phase}"] = watch.seconds.get(phase, 0.0)
     row["seconds_update"] += watch.seconds.get("digest", 0.0)

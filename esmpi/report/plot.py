@@ -126,6 +126,9 @@ def draw(run: RunFile) -> "Figure":
         left.fill_between(generation, mean - std, mean + std, alpha=0.25, linewidth=0, label="mean ± std")
         left.plot(generation, mean, marker="o", markersize=3, label="mean")
         left.plot(generation, table["fitness_max"], linestyle="--", linewidth=1, label="best member")
+        known = ~np.isnan(table["fitness_theta"])
+        if known.any():
+            left.plot(generation[known], table["fitness_theta"][known], "k.", label="theta itself")
         left.legend(frameon=False, fontsize=8)
     left.set(title="fitness of the members", xlabel="generation", ylabel="mean reward")
     for suite, rows in run.evaluations.items():

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 FORMAT_VERSION = 3
-"""3 added sigma, alpha and shrink of each generation, and events, to 2. 2 added segments, forks, log-only files and
-kinds of failed rewards to 1. Files of older versions are read, and become files of this one at the next commit."""
+"""3 added sigma, alpha, shrink and the fitness of theta to each generation, and events, to 2. 2 added segments, forks,
+log-only files and kinds of failed rewards to 1. Files of older versions are read, and become files of this one at the
+next commit."""
 
 GENERATION_DTYPE = np.dtype(
     [
@@ -15,6 +16,7 @@ GENERATION_DTYPE = np.dtype(
         ("fitness_std", np.float64),
         ("fitness_min", np.float64),
         ("fitness_max", np.float64),
+        ("fitness_theta", np.float64),  # of theta itself, on the same prompts; NaN if it was not evaluated
         ("theta_digest", np.uint64),  # after this generation's update
         ("sigma", np.float64),
         ("alpha", np.float64),
@@ -35,7 +37,7 @@ GENERATION_DTYPE = np.dtype(
     ]
 )
 
-GENERATION_DEFAULTS = {"sigma": math.nan, "alpha": math.nan, "shrink": 1.0}
+GENERATION_DEFAULTS = {"fitness_theta": math.nan, "sigma": math.nan, "alpha": math.nan, "shrink": 1.0}
 """What stands for columns that files of older versions lack."""
 
 PROFILE_DTYPE = np.dtype(

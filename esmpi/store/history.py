@@ -1,5 +1,6 @@
 """The history of a run: everything that its run file holds, in memory."""
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,23 +65,39 @@ class History:
 
     def noise(self, generation: int) -> NoiseSettings:
         """Return which noise the members of a generation had."""
+        return NoiseSettings.of(self._config_of(generation)["es"])
+
+    def sigma(self, generation: int) -> float:
+        """Return the scale of a generation's perturbations."""
+        recorded = float(self.generations[generation]["sigma"])
+        return float(self._config_of(generation)["es"]["sigma"]) if math.isnan(recorded) else recorded
+
+    def _config_of(self, generation: int) -> dict[str, Any]:
+        """Return the config that made a generation: that of a run that this one was forked from, or its own."""
         forks = self.attributes["forks"]
-        config = next((fork["config"] for fork in forks if generation < fork["generation"]), self.attributes["config"])
-        return NoiseSettings.of(config["es"])
+        config: dict[str, Any] = next(
+            (fork["config"] for fork in forks if generation < fork["generation"]), self.attributes["config"]
+        )
+        return config
 
     def steps_to(self, generation: int) -> list[int]:
         """Return the generations whose updates lead from the base model to theta of a generation, in order.
 
         These are all before it, except for those after which the guard took theta back to an earlier one.
         """
-        restored = {
-            event["generation"]: event["to"] for event in self.attributes["events"] if event["action"] == "restore"
-        }
         steps = []
         while generation > 0:
             steps.append(generation - 1)
-            generation = restored.get(generation - 1, generation - 1)
+            generation = self.origin(generation - 1)
         return steps[::-1]
+
+    def origin(self, generation: int) -> int:
+        """Return the generation whose theta the members of a generation were made from.
+
+        It is the same number, unless the guard has taken theta back to an earlier one.
+        """
+        restored = (event for event in self.attributes["events"] if event["action"] == "restore")
+        return next((int(event["to"]) for event in restored if event["generation"] == generation), generation)
 
     def best(self, suite: str = HELD_OUT) -> dict[str, Any] | None:
         """Return the best evaluation: highest accuracy, then highest mean reward, then earliest; None without any."""

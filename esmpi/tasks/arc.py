@@ -77,6 +77,11 @@ class Arc(Task):
         reward = 1.0 if correct else right / 2 * self.config.partial_credit
         return Score(reward=reward, correct=correct, figures={"cells_right": right})
 
+    def answer(self, completion: str, example: Example) -> str | None:
+        """Return the grid as text of one form."""
+        grid = read_grid(completion)
+        return None if grid is None else write_grid(grid)
+
     def check(self, example: Example) -> None:
         pairs = example.get("train")
         if not isinstance(pairs, list) or not pairs:

@@ -72,6 +72,19 @@ class Task(ABC):
     def key(self, example: Example) -> Hashable:
         """Return what makes two examples the same problem (train and held-out must not share one)."""
 
+    def answer(self, completion: str, example: Example) -> str | None:
+        """Return the answer that a completion gives, None if none can be read; called after `score`, where it runs.
+
+        Completions vote by it, in `es.fitness: majority` and in ensembles. So equal answers must be equal texts, and
+        completions with equal answers must be equally right.
+        """
+        raise NotImplementedError
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the task says what a completion's answer is."""
+        return type(self).answer is not Task.answer
+
     def problems(self, part: Part) -> list[Example]:
         """Return the problems of a part that come with the task (`data.train: builtin`).
 

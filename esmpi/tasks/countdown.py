@@ -149,6 +149,20 @@ def answer_is_right(answer: str, numbers: list[int], target: str) -> bool:
     return abs(value - Fraction(target)) < TOLERANCE
 
 
+def expression_answer(text: str | None) -> str | None:
+    """Return an expression so that equal ones, such as "1 + 2" and "2+1", are equal: its value and its numbers.
+
+    A text that has no value is returned without blanks; None stays None.
+    """
+    if text is None:
+        return None
+    try:
+        value = evaluate(text)
+    except ValueError:
+        return "".join(text.split())
+    return f"{value} = {' '.join(sorted(re.findall('[0-9]+', text)))}"
+
+
 def format_score(response: str) -> float:
     """Score the shape of `response` ("<think>" + completion): 1 if all of it is a thought and an answer.
 
@@ -184,6 +198,10 @@ class Countdown(Task):
         return Score(
             reward=0.1 * shape + correct, correct=correct, parsed=answer is not None, figures={"format": shape}
         )
+
+    def answer(self, completion: str, example: Example) -> str | None:
+        """Return the value of the answer and the numbers that it uses; its text if it is no expression."""
+        return expression_answer(last_tagged("<think>" + completion))
 
     def check(self, example: Example) -> None:
         numbers = example.get("numbers")

@@ -38,9 +38,17 @@ class Gsm8k(Task):
         return chat(self.config.chat_format, f"{example['question']}\n\n{INSTRUCTION}\n")
 
     def score(self, completion: str, example: Example) -> Score:
-        answer = _marked(completion) if self.config.answer == "marked" else last_number(completion)
+        answer = self._number(completion)
         correct = answer is not None and answer == _gold(example)
         return Score(reward=float(correct), correct=correct, parsed=answer is not None)
+
+    def answer(self, completion: str, example: Example) -> str | None:
+        """Return the number, so that 0.50 and 1/2 are equal."""
+        number = self._number(completion)
+        return None if number is None else str(number)
+
+    def _number(self, completion: str) -> Fraction | None:
+        return _marked(completion) if self.config.answer == "marked" else last_number(completion)
 
     def check(self, example: Example) -> None:
         question = example.get("question")

@@ -17,7 +17,7 @@ from esmpi.errors import UserError, nearest
 from esmpi.tasks.answers import last_tagged
 from esmpi.tasks.base import Score, Task, load_extra
 from esmpi.tasks.chat import ChatTaskConfig, chat
-from esmpi.tasks.countdown import answer_is_right
+from esmpi.tasks.countdown import answer_is_right, expression_answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +107,13 @@ class Gym(Task):
             except Exception:  # some of their parsers raise any kind of exception for text that is no answer
                 return Score(reward=0.0, correct=False, parsed=False)
         return Score(reward=reward, correct=math.isclose(reward, 1.0))
+
+    def answer(self, completion: str, example: Example) -> str | None:
+        """Return the text of the answer; an expression as in countdown."""
+        answer = last_tagged(completion)
+        if not answer or len(answer) > MAX_LENGTH:
+            return None
+        return expression_answer(answer) if self._dataset in _ARITHMETIC else answer
 
     def check(self, example: Example) -> None:
         seed = example.get("seed")

@@ -67,6 +67,11 @@ class Math(Task):
         correct = any(same_answer(gold, answer) for gold in _golds(example))
         return Score(reward=float(correct), correct=correct)
 
+    def answer(self, completion: str, example: Example) -> str | None:
+        r"""Return the last box in one form, so that \frac{1}{2} and 0.5 are equal."""
+        answer = last_boxed(completion)
+        return canonical(answer) if answer else None
+
     def check(self, example: Example) -> None:
         problem = example.get("problem")
         if not isinstance(problem, str) or not problem.strip():
@@ -94,6 +99,31 @@ def same_answer(gold: str, answer: str) -> bool:
     if not golds or not answers or any(_is_expensive(expression) for expression in answers):
         return False
     return bool(_math_verify().verify(list(golds), list(answers), timeout_seconds=None))
+
+
+def canonical(answer: str) -> str:
+    """Return an answer in LaTeX as a text that most equal answers share, and no others.
+
+    What cannot be read, or would be expensive to compute, stays as it is written.
+    """
+    text = _bare(answer)
+    if len(text) > MAX_LENGTH or _depth(text) > MAX_DEPTH:
+        return text
+    expressions = _read(text)
+    if not expressions or any(_is_expensive(expression) for expression in expressions):
+        return text
+    try:
+        # a percentage stays one: math-verify takes 10 % for 10, but 0.1 for another number
+        return " or ".join(str(each) if "%" in text else _computed(each) for each in expressions)
+    except Exception:  # sympy raises exceptions of any kind for what is well formed and makes no sense
+        return text
+
+
+def _computed(expression: Any) -> str:
+    """Return an expression as text, with numbers as exact fractions."""
+    from sympy import Expr, nsimplify
+
+    return str(nsimplify(expression.doit(), rational=True) if isinstance(expression, Expr) else expression)
 
 
 def _golds(example: Example) -> list[str]:

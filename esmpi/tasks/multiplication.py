@@ -57,6 +57,11 @@ class Multiplication(Task):
         reward = 1.0 if correct else right / 2 * self.config.partial_credit
         return Score(reward=reward, correct=correct, parsed=answer is not None, figures={"digits_right": right})
 
+    def answer(self, completion: str, example: Example) -> str | None:
+        """Return the last number."""
+        number = last_number(completion)
+        return None if number is None else str(number)
+
     def check(self, example: Example) -> None:
         for name in ("a", "b"):
             factor = example.get(name)

@@ -11,9 +11,10 @@ Rewards of three shapes are understood, told apart by the names of their paramet
 Where several rewards are added up, one that returns None does not apply to the example, and counts for nothing.
 
 The file may also have `prompt(example)`, which returns the text or chat messages that the model gets, or, as in
-ES-at-Scale, `template(text)`, which makes it of the example's `prompt`; and `train` and `evaluation`: problems, or
-functions that return them, for `data.train: builtin` and `data.eval: builtin`. Problems are objects, or batches
-(prompts, targets) as a DataLoader gives them.
+ES-at-Scale, `template(text)`, which makes it of the example's `prompt`; `answer(completion, example)`, which returns
+the completion's answer as text in one form, or None, if completions are to vote; and `train` and `evaluation`:
+problems, or functions that return them, for `data.train: builtin` and `data.eval: builtin`. Problems are objects, or
+batches (prompts, targets) as a DataLoader gives them.
 """
 
 import asyncio
@@ -91,6 +92,16 @@ class PythonTask(Task):
     @classmethod
     def make(cls, config: PythonTaskConfig, source: bytes) -> Task:
         return cls(config, source)
+
+    @property
+    def has_answers(self) -> bool:
+        return callable(getattr(self._module, "answer", None))
+
+    def answer(self, completion: str, example: Example) -> str | None:
+        answer = self._module.answer(completion, copy.deepcopy(example))
+        if not isinstance(answer, str | None):
+            raise TypeError(f"`answer` returned {reprlib.repr(answer)}, which is neither text nor None")
+        return answer
 
     def _find_prompt(self) -> Callable[[Example], Any]:
         prompt: Any = getattr(self._module, "prompt", None)

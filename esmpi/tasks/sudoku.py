@@ -84,6 +84,10 @@ class Sudoku(Task):
         reward = 1.0 if correct else right / 2 * (kept and self.config.partial_credit)
         return Score(reward=reward, correct=correct, figures={"cells_right": right})
 
+    def answer(self, completion: str, example: Example) -> str | None:
+        """Return the digits of the grid."""
+        return _read(completion, len(example["puzzle"]))
+
     def check(self, example: Example) -> None:
         size = self.config.size
         puzzle, solution = example.get("puzzle"), example.get("solution")

@@ -93,7 +93,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ),
         (
             "eval.qqqq=1",
-            r"eval\.qqqq: unknown key \(there is: divergence, every, .*, suites, temperature\)",
+            r"eval\.qqqq: unknown key \(there is: control_every, divergence, every, .*, suites, temperature\)",
         ),
         ("es.sigma.x=3", r"es\.sigma\.x: unknown key, did you mean sigma\?"),
         ("task.name=countdwn", r"task\.name: unknown task 'countdwn', did you mean countdown\?"),
@@ -127,7 +127,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("es.sigma=0", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
         ("es.sigma=.nan", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
         ("es.sigma=.inf", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
-        ("es.alpha=-1e-3", r"es\.alpha: must be at least 1e-12 and below 1,?000"),
+        ("es.alpha=-1e-3", r"es\.alpha: must be at least 0 and below 1,?000"),
         ("es.population_size=1", r"es\.population_size: must be between 2 and 10,000,000, got 1"),
         ("es.generations=-1", r"es\.generations: must be between 0 and 1,000,000,000, got -1"),
         ("run.seed=-1", r"run\.seed: must be between 0 and [0-9,]+, got -1"),
