@@ -30,17 +30,19 @@ def batches(session: "Session") -> Callable[[int], Batch]:
     With `data.prompts: per_member` the two members of an antithetic pair have the same prompts, so that they differ by
     the sign of their noise alone.
     """
-    config, es = session.config, session.config.es
-    pair_size = 2 if es.antithetic else 1
-    shared, num_samples = config.data.prompts == "shared", config.sampling.num_samples
+    config, generation, num_samples = session.config, session.generation, session.config.sampling.num_samples
 
     @cache
-    def of_pair(pair: int) -> Batch:
-        turn = session.generation if shared else session.generation * (es.population_size // pair_size) + pair
+    def of_turn(turn: int) -> Batch:
         examples = batch(config.data, session.problems.train, config.run.seed, turn)
         return Batch(make_requests(session, examples), [example for example in examples for _ in range(num_samples)])
 
-    return lambda member: of_pair(0 if shared else member // pair_size)
+    if config.data.prompts == "shared":
+        same = of_turn(generation)
+        return lambda member: same
+    pair_size = 2 if config.es.antithetic else 1
+    first = generation * (config.es.population_size // pair_size)
+    return lambda member: of_turn(first + member // pair_size)
 
 
 def make_requests(session: "Session", examples: Sequence[Example]) -> list[Request]:

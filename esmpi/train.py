@@ -111,8 +111,7 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
         batch_of = batches(session)
-    with watch.phase("evaluate"):
-        control = begin_control(session, batch_of)
+    control = begin_control(session, batch_of, watch)
     mine = evaluate_members(session, members, batch_of, watch)
     with watch.phase("exchange"):
         messages = exchange(session, mine)
@@ -186,7 +185,7 @@ def shrink_theta(session: Session, alpha: float) -> float:
     return factor
 
 
-def begin_control(session: Session, batch_of: Callable[[int], Batch]) -> "Future[Scored] | None":
+def begin_control(session: Session, batch_of: Callable[[int], Batch], watch: Stopwatch) -> "Future[Scored] | None":
     """Complete the prompts of a generation with theta itself, on rank 0 and if it is due, and begin to score.
 
     What theta completes and how is the same as for a member. If members have prompts of their own, those of the first
@@ -195,10 +194,11 @@ def begin_control(session: Session, batch_of: Callable[[int], Batch]) -> "Future
     every = session.config.eval.control_every
     if not session.comm.is_root or every is None or session.generation % every:
         return None
-    session.engine.weights.restore()
     todo, completions = batch_of(0), list[Completion]()
-    for part in in_parts(todo.requests, session.config.data.mini_batch_size):
-        completions += session.engine.generate(part, session.sampling)
+    with watch.phase("evaluate"):
+        session.engine.weights.restore()
+        for part in in_parts(todo.requests, session.config.data.mini_batch_size):
+            completions += session.engine.generate(part, session.sampling)
     return session.scorer.submit([completion.text for completion in completions], todo.examples)
 
 
