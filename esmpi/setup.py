@@ -117,6 +117,16 @@ def open_setup(
     return setup
 
 
+def open_trial(config: Config, comm: Comm, stack: ExitStack) -> Session:
+    """Collective. Put everything in place to evaluate members of the base model, without a run."""
+    _agree_on_config(config, comm)
+    setup = _open_for_members(config, comm, stack)
+    recorder = Recorder(None, 0)
+    stack.callback(recorder.close)
+    dispatch = stack.enter_context(DISPATCHES[config.es.dispatch](comm))
+    return Session(**vars(setup), recorder=recorder, dispatch=dispatch, stop=StopFlag(), run=None, snapshots=None)
+
+
 def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -> Session:
     """Collective. Put everything in place, with theta of the run's last committed generation.
 
@@ -128,9 +138,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
             # processes of the job's earlier start may take a while to die, or to be known as dead on a file server
             stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))
             clean_up(config.directory)
-    how = Fitness.of(config)
-    voting = f"es.fitness: {how.kind}" if how.needs_answers else None
-    setup = open_setup(config, comm, stack, partial(_waves, config, comm), voting=voting)
+    setup = _open_for_members(config, comm, stack)
     digests = agreed_digests(setup)
     noise = NoiseSettings.of(asdict(config.es))
     run = None
@@ -162,6 +170,12 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     if comm.is_root and reserve_s is not None:
         session.time_limit = TimeLimit(job_end(), reserve_s)
     return session
+
+
+def _open_for_members(config: Config, comm: Comm, stack: ExitStack) -> Setup:
+    how = Fitness.of(config)
+    voting = f"es.fitness: {how.kind}" if how.needs_answers else None
+    return open_setup(config, comm, stack, partial(_waves, config, comm), voting=voting)
 
 
 def _waves(config: Config, comm: Comm, noise: Noise) -> Waves:

@@ -35,7 +35,8 @@ _BESIDE = ("score", "write")
 """What other processes or threads do meanwhile."""
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty picture of this size in inches; raise UserError if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def plot_profile(run: RunFile, path: Path) -> None:
     assert profile is not None
     ranks = np.unique(profile["rank"])
     shown = ranks[np.unique(np.linspace(0, len(ranks) - 1, min(len(ranks), _MOST_RANKS)).astype(int))]
-    figure = _figure(11, 1.9 + 0.42 * len(shown))
+    figure = new_figure(11, 1.9 + 0.42 * len(shown))
     axes = figure.subplots()
     end = max(float(profile["seconds_end"].max()), 1e-9)
     unit, scale = ("ms", 1e3) if end < 1 else ("s", 1.0)
@@ -114,7 +115,7 @@ def draw(run: RunFile) -> "Figure":
     UserError
         If matplotlib is not installed.
     """
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     from matplotlib.ticker import MaxNLocator
 
     table = np.array(run.generations)

@@ -13,6 +13,7 @@ FLOORS = (
     ("commands", "api"),
     ("run",),
     ("arguments",),
+    ("probe",),
     ("train",),
     ("setup",),
     ("resume", "ensemble"),
