@@ -40,7 +40,7 @@ def process(arguments: argparse.Namespace) -> int:
 
 def _probe(arguments: argparse.Namespace, config: "Config", comm: "Comm") -> int:
     """Collective."""
-    from esmpi.probe import probe, table
+    from esmpi.probe import plot_probe, probe, table
     from esmpi.setup import open_trial, start_logging
 
     start_logging("warning", comm)
@@ -51,8 +51,6 @@ def _probe(arguments: argparse.Namespace, config: "Config", comm: "Comm") -> int
         if comm.is_root:
             print(table(rungs))
             if arguments.plot is not None:
-                from esmpi.report.plot_probe import plot_probe
-
                 plot_probe(rungs, config.es.sigma, arguments.plot)
                 print(f"plot: {arguments.plot}")
     return 0
