@@ -1,7 +1,6 @@
 """Run ES on a function of a vector: esmpi's own loop, noise, update, run file and replay, with a small engine.
 
-run = run_function("sphere", dimensions=100, overrides=["es.shaping=raw", "es.generations=5"])
-run.thetas  # (6, 100)
+`run_function("sphere", dimensions=100, overrides=es(shaping="raw", generations=5)).thetas` is theta of each generation.
 """
 
 import json
@@ -27,6 +26,11 @@ NAME = "function"
 
 Shapes = int | tuple[int, ...] | Mapping[str, tuple[int, ...]]
 """What theta is: a vector of so many weights, a tensor of this shape, or several tensors by name."""
+
+
+def es(**keys: object) -> tuple[str, ...]:
+    """Return overrides of the section `es`."""
+    return tuple(f"es.{key}={value}" for key, value in keys.items())
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from function_engine import AMPLITUDE, FUNCTIONS, curvatures, direction
-from function_runs import NAME, FunctionRun, Shapes, read_function_run, run_function, write_config
+from function_runs import NAME, FunctionRun, Shapes, es, read_function_run, run_function, write_config
 from scipy import stats
 from support import Run
 
 from esmpi.__main__ import main
 
-SHAPINGS = ("zscore", "centered_rank", "log_rank", "raw")
+SHAPINGS = ("zscore", "centered_rank", "log_rank", "top_k", "raw")
 
 
 @lru_cache
 def shared(function: str, dimensions: int | tuple[int, ...], *overrides: str, start: float = 1.0) -> FunctionRun:
     """Return a run that several tests look at."""
     return run_function(function, dimensions, overrides, start=start)
-
-
-def es(**keys: object) -> tuple[str, ...]:
-    """Return overrides of the section `es`."""
-    return tuple(f"es.{key}={value}" for key, value in keys.items())
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -200,6 +195,7 @@ def selection(shaping: str, size: int) -> tuple[float, float, float]:
         "raw": centred,
         "centered_rank": np.tile((size - rank) / (size - 1) - 0.5, (4000, 1)),
         "log_rank": np.tile(size * utilities / utilities.sum() - 1, (4000, 1)),
+        "top_k": np.tile(np.where(rank <= size // 4, size / (size // 4), 0) - 1, (4000, 1)),
     }[shaping]
     along = (shaped * a).mean(1)
     return along.mean(), along.var(), (shaped**2).mean()
@@ -210,6 +206,9 @@ def test_selection_where_it_is_known() -> None:
     along, _, power = selection("centered_rank", size)  # half of half Gini's mean difference of normal numbers
     assert along == pytest.approx(1 / (2 * math.pi**0.5), rel=3e-3)
     assert power == pytest.approx((size + 1) / (12 * (size - 1)), rel=1e-12)
+    along, _, power = selection("top_k", size)  # the progress coefficient of truncation selection, for large numbers
+    assert along == pytest.approx(stats.norm.pdf(stats.norm.ppf(0.75)) / 0.25, rel=0.02)
+    assert power == pytest.approx(4 - 1, rel=1e-12)
     along, variance, power = selection("zscore", size)
     expected = stats.chi(size - 1, scale=size**-0.5)
     assert along == pytest.approx(expected.mean(), rel=3e-3)
@@ -217,7 +216,7 @@ def test_selection_where_it_is_known() -> None:
     assert power == pytest.approx(1, rel=1e-12)
 
 
-ALPHA = {"zscore": 1.0, "centered_rank": 3.5, "log_rank": 1.0, "raw": 1.0}
+ALPHA = {"zscore": 1.0, "centered_rank": 3.5, "log_rank": 1.0, "top_k": 0.8, "raw": 1.0}
 """With these, first steps along the gradient have about the same length; for raw fitness in units of its spread."""
 
 
@@ -260,7 +259,7 @@ def transformed(shaping: str, transform: str) -> FunctionRun:
     return shared("sphere", 100, *keys, f"engine.transform={transform}", start=0.1)
 
 
-@pytest.mark.parametrize("shaping", ["centered_rank", "log_rank"])
+@pytest.mark.parametrize("shaping", ["centered_rank", "log_rank", "top_k"])
 @pytest.mark.parametrize("transform", ["exp", "cubic"])
 def test_ranks_do_not_notice_a_monotone_transform(shaping: str, transform: str) -> None:
     plain, other = transformed(shaping, "none"), transformed(shaping, transform)
@@ -277,6 +276,11 @@ def test_zscores_hardly_notice_an_affine_transform_and_raw_fitness_does() -> Non
     assert plain.digests != other.digests
     plain, other = transformed("raw", "none"), transformed("raw", "affine")
     assert other.coefficients[0] == pytest.approx(3 * plain.coefficients[0], rel=1e-6, abs=1e-12)
+
+
+def test_z_scores_of_a_single_prompt_are_z_scores() -> None:
+    plain, other = transformed("zscore", "none"), transformed("per_prompt", "none")
+    assert plain.digests == other.digests
 
 
 @pytest.mark.parametrize("shaping", ["zscore", "raw"])
@@ -330,7 +334,8 @@ def test_a_larger_sigma_leaves_local_optima() -> None:
 STRATEGIES: dict[str, Sequence[str]] = {
     "zscore": es(antithetic="true"),
     "centered_rank": es(shaping="centered_rank", noise="low_rank", rank=2),
-    "log_rank": es(shaping="log_rank"),
+    "log_rank": es(shaping="log_rank", anchor=0.5, alpha_schedule="cosine", schedule_generations=4),
+    "top_k": es(shaping="top_k", sigma_per_tensor="std", exclude="[a_vector]", max_distance=0.2),
     "raw": es(shaping="raw", antithetic="true", noise="low_rank"),
 }
 """Ways to make members and updates. Each is resumed and replayed."""
@@ -343,7 +348,7 @@ SHAPES: Shapes = {"a_matrix": (4, 20), "a_vector": (20,)}
 
 def trained(strategy: str, generations: int, directory: Path) -> FunctionRun:
     keys = (*es(population_size=8, generations=generations, alpha=0.1), *STRATEGIES[strategy])
-    return run_function("rastrigin", SHAPES, keys, directory=directory)
+    return run_function("rastrigin", SHAPES, keys, start=np.linspace(-1, 1, 100), directory=directory)
 
 
 @strategies
@@ -358,7 +363,7 @@ def test_a_resumed_run_is_the_unbroken_one(strategy: str, tmp_path: Path, capsys
 
 def test_ranks_change_nothing(launch: Run, tmp_path: Path) -> None:
     alone = trained("centered_rank", 4, tmp_path / "alone")
-    config = write_config("rastrigin", SHAPES, 1.0, tmp_path / "ranks")
+    config = write_config("rastrigin", SHAPES, np.linspace(-1, 1, 100), tmp_path / "ranks")
     keys = (*es(population_size=8, generations=4, alpha=0.1, dispatch="dynamic"), *STRATEGIES["centered_rank"])
     done = launch(["-m", "esmpi.run", config, *keys], 3)
     assert done.returncode == 0, done.stderr
