@@ -37,15 +37,25 @@ def resumed_config(run: RunFile, config: Config) -> dict[str, Any]:
     return resumed
 
 
-def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Digests) -> None:
-    """Raise UserError unless a run can be resumed with this config, base model, problems and task."""
+def check_same_config(run: RunFile, config: Config) -> None:
+    """Raise UserError unless a run can be resumed with this config, as far as the config shows."""
     here = run.path.parent
-    advice = f"to continue from it with other settings, use run.name=NEW run.fork_from={here}@{run.num_generations}"
     if changed := _that_matter(run, resumed_config(run, config)):
         raise UserError(
             f"{here} holds a run with another config. Choose another run.name, or restore the former values; or, "
-            f"{advice}:\n  " + "\n  ".join(map(str, changed))
+            f"{_advice(run)}:\n  " + "\n  ".join(map(str, changed))
         )
+    if run.num_generations > config.es.generations:
+        raise UserError(
+            f"es.generations: {here} already has {counted(run.num_generations, 'generation')}, more than "
+            f"{config.es.generations}"
+        )
+
+
+def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Digests) -> None:
+    """Raise UserError unless a run can be resumed with this config, base model, problems and task."""
+    check_same_config(run, config)
+    here = run.path.parent
     if run.attributes["model_digest"] != model_digest:
         raise UserError(
             f"{here} holds a run of another base model: digest {run.attributes['model_digest']:016x}, "
@@ -54,7 +64,7 @@ def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Di
     if (run.num_generations > 0 or run.evaluations) and _is_other_task(run, digests):
         raise UserError(
             f"task.name: {config.task.name} is not the file that {here} was begun with, and may give other rewards: "
-            f"undo the change, or choose another run.name; or, {advice}"
+            f"undo the change, or choose another run.name; or, {_advice(run)}"
         )
     if run.attributes["data_digest"] != digests.data:
         hint = ""
@@ -62,7 +72,7 @@ def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Di
             hint = " (a suite that shares problems with the generated training problems changes these)"
         raise UserError(
             f"data.train, data.eval: {here} holds a run on other problems, or on the same in another order{hint}; "
-            f"{advice}"
+            f"{_advice(run)}"
         )
     for suite in sorted(run.evaluations.keys() & digests.suites.keys()):
         if run.attributes["suite_digests"].get(suite, digests.suites[suite]) != digests.suites[suite]:
@@ -70,11 +80,6 @@ def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Di
                 f"eval.suites: {suite}: {here} has evaluations of other problems under this name: give the suite "
                 f"a new one"
             )
-    if run.num_generations > config.es.generations:
-        raise UserError(
-            f"es.generations: {here} already has {counted(run.num_generations, 'generation')}, more than "
-            f"{config.es.generations}"
-        )
 
 
 def check_forkable(parent: RunFile, directory: Path, run: RunFile, generation: int, config: Config) -> None:
@@ -163,6 +168,11 @@ def digest_of_kind(config: Config, digests: Digests, ensemble: int | None = None
 def digest_of(value: Any) -> str:
     """Return a digest of a value that JSON has."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _advice(run: RunFile) -> str:
+    here = run.path.parent
+    return f"to continue from it with other settings, use run.name=NEW run.fork_from={here}@{run.num_generations}"
 
 
 def _that_matter(run: RunFile, config: dict[str, Any]) -> list[Difference]:

@@ -45,6 +45,11 @@ def load_config(path: str | Path, overrides: Overrides = (), notes: list[str] | 
     ConfigError
         With one line that says what is wrong, where, and the nearest valid choice.
     """
+    return parse_config(read_tree(path), overrides, notes)
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file of a config says, unchecked; raise ConfigError if it is no such file."""
     path = Path(path)
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
@@ -55,7 +60,7 @@ def load_config(path: str | Path, overrides: Overrides = (), notes: list[str] | 
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections: {', '.join(_sections())}")
-    return parse_config(tree, overrides, notes)
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any], overrides: Overrides = (), notes: list[str] | None = None) -> Config:
@@ -231,4 +236,4 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return ()
 
 
-__all__ = ["ConfigError", "common_keys", "fields_of", "load_config", "parse_config", "plug_in_key"]
+__all__ = ["ConfigError", "common_keys", "fields_of", "load_config", "parse_config", "plug_in_key", "read_tree"]

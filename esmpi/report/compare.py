@@ -37,15 +37,19 @@ def compare(paths: Sequence[str | Path]) -> str:
     for i, run in enumerate(runs):
         cells = [_cell(value[i]) for value in values.values()]
         lines.append([str(run.path.parent), *cells, *_results(run, suites)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = [
+    return "\n".join([*aligned(lines, 1), *unread])
+
+
+def aligned(lines: Sequence[Sequence[str]], num_left: int) -> list[str]:
+    """Return the lines of a table, its first columns flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i < num_left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
-    return "\n".join([*table, *unread])
 
 
 def _differing_values(runs: Sequence[RunFile]) -> dict[str, list[Any]]:

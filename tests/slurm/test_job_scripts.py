@@ -274,34 +274,46 @@ def test_a_generation_that_outlasts_the_time_left_is_given_up(submit: Submit) ->
     assert job.generations() == []
 
 
-def test_a_sweep_is_an_array_of_runs_and_one_table(
-    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SIGMAS", "2e-3 3e-3")
-    monkeypatch.setenv("ALPHAS", "3e-3 6e-3")
-    job = submit("sweep.sh", ["--nodes=1", "--array=0-3"], ["es.generations=1"])
+@pytest.mark.parametrize("script", ["es_sudoku.sh", "es_arc.sh", "es_multiplication.sh"])
+def test_other_scripts_of_experiments_train(submit: Submit, tmp_path: Path, digests: list[int], script: str) -> None:
+    job = submit(script, ["--nodes=1"], ["es.generations=1"])
+    assert job.wait() == 0, job.text()
+    assert read_digests(tmp_path / "tiny") == digests[:1]
+
+
+def wait_for_all(job: Job) -> None:
+    """Wait until no job is left."""
     deadline = time.monotonic() + PATIENCE_S
     while job.cluster.call("squeue", "--noheader"):
         assert time.monotonic() < deadline, job.text()
         time.sleep(0.5)
-    names = [f"sweep_sigma={sigma}_alpha={alpha}" for sigma in ("2e-3", "3e-3") for alpha in ("3e-3", "6e-3")]
-    assert sorted(path.name for path in tmp_path.glob("sweep_*")) == sorted(names)
-    command = [sys.executable, "-m", "esmpi", "report", *(tmp_path / name for name in names), tmp_path / "sweep_none"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_a_sweep_is_an_array_of_runs_and_one_table(submit: Submit, tmp_path: Path) -> None:
+    words = [str(TINY_RUN), "es.sigma=2e-3,3e-3", "es.alpha=3e-3,6e-3", "es.generations=1"]
+    job = submit("sweep.sh", ["--nodes=1", "--array=0-3"], words)
+    wait_for_all(job)
+    command = [sys.executable, "-m", "esmpi", "sweep", *words, f"run.output_dir={tmp_path}", "data.num_eval=2"]
+    done = subprocess.run([*command, "--show"], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].split()[:4] == ["run", "alpha", "sigma", "generations"]
-    table = {Path(line.split()[0]).name: line.split()[1:4] for line in lines[1:5]}
-    assert table == {
-        f"sweep_sigma={float(sigma) * 1e3:g}e-3_alpha={float(alpha) * 1e3:g}e-3": [alpha, sigma, "1/1"]
-        for sigma in ("0.002", "0.003")
-        for alpha in ("0.003", "0.006")
-    }
-    assert lines[5].startswith("no run file")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0][:3] == ["sigma", "alpha", "finished"]
+    assert sorted(line[:3] for line in lines[1:5]) == [
+        [sigma, alpha, "1/1"] for sigma in ("0.002", "0.003") for alpha in ("0.003", "0.006")
+    ]
+    assert (tmp_path / "tiny_sweep" / "sweep.png").exists()
+    # one that stands beside them is the same run
+    names = [f"tiny_alpha={alpha}_sigma={sigma}_seed=0" for alpha in ("0.003", "0.006") for sigma in ("0.002", "0.003")]
+    compared = [sys.executable, "-m", "esmpi", "report", *(tmp_path / "tiny_sweep" / name for name in names), tmp_path]
+    done = subprocess.run(compared, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split()[:4] == ["run", "alpha", "sigma", "generations"]
+    assert done.stdout.splitlines()[5].startswith("no run file")
 
 
-def test_an_array_that_is_not_the_sweep_is_refused(submit: Submit, tmp_path: Path) -> None:
-    job = submit("sweep.sh", ["--nodes=1", "--array=0-3"], [])
-    job.number = f"{job.number}_3"
+def test_a_task_that_the_sweep_does_not_have_is_refused(submit: Submit, tmp_path: Path) -> None:
+    job = submit("sweep.sh", ["--nodes=1", "--array=2"], [str(TINY_RUN), "es.sigma=2e-3,3e-3"])
+    job.number = f"{job.number}_2"
     assert job.wait() == 2
-    assert "3 sigmas and 3 alphas are 9 runs: sbatch --array=0-8" in job.text()
+    assert "--write-config: no run 2: 2 runs in" in job.text()
+    assert "sbatch --array=0-1" in job.text()
