@@ -72,7 +72,20 @@ def test_help_imports_nothing_heavy(module: str, arguments: list[str]) -> None:
 
 
 def test_help_lists_every_command_with_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["doctor", "eval", "export", "import", "init", "inspect", "replay", "report", "run", "submit", "sweep"]
+    names = [
+        "doctor",
+        "eval",
+        "export",
+        "import",
+        "init",
+        "inspect",
+        "probe",
+        "replay",
+        "report",
+        "run",
+        "submit",
+        "sweep",
+    ]
     assert list(COMMANDS) == names
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])

@@ -70,8 +70,8 @@ def test_the_wheel_has_what_is_needed_without_a_clone(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
-    for folder in ("configs", "slurm"):
-        inside = {name.rpartition("/")[2] for name in names if f"/share/esmpi/{folder}/" in name}
+    for folder in ("configs", "configs/paper", "slurm"):
+        inside = {Path(name).name for name in names if str(Path(name).parent).endswith(f"/share/esmpi/{folder}")}
         assert inside == set(shipped_files(folder))
     target = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", target, wheel]
