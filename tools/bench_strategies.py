@@ -58,6 +58,8 @@ SETTINGS = {
     # Steps undo the shaping's own scale at N 30, so that an update is about as long as with z-scores.
     "centered_rank": Setting(("es.shaping=centered_rank",), step=3.35),
     "log_rank": Setting(("es.shaping=log_rank",), step=0.65),
+    "top_k": Setting(("es.shaping=top_k",), step=0.55),
+    "per_prompt": Setting(("es.shaping=per_prompt",), step=2.5),
     "raw": Setting(("es.shaping=raw",), step=10.0),
 }
 """The strategies. The first of those that are run is what the others are compared with."""
