@@ -110,11 +110,10 @@ def _read_members(run: History, file: h5py.File, segments: Sequence[Segment]) ->
 
 def _read_generations(file: h5py.File, log_only: bool) -> np.ndarray:
     names: Sequence[str] = LOG_ONLY_GENERATIONS if log_only else GENERATION_DTYPE.names or ()
-    defaults = GENERATION_DEFAULTS if file.attrs["format_version"] < 3 else {}
     if file.attrs["format_version"] > 1:
-        return read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=defaults)
+        return read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=GENERATION_DEFAULTS)
     names = [name for name in names if not name.startswith("num_score_")]
-    rows = read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=defaults)
+    rows = read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=GENERATION_DEFAULTS)
     rows["num_score_raised"] = file["generations/num_score_failures"][()]  # version 1 told no kinds apart
     return rows
 
