@@ -61,6 +61,14 @@ SETTINGS = {
     "top_k": Setting(("es.shaping=top_k",), step=0.55),
     "per_prompt": Setting(("es.shaping=per_prompt",), step=2.5),
     "raw": Setting(("es.shaping=raw",), step=10.0),
+    # The deviations of the tensors are 0.03 on average, so that sigma and alpha are about as large as without.
+    "std": Setting(("es.sigma_per_tensor=std", "es.sigma=0.1"), step=33.0),
+    "no_embeddings": Setting(("es.exclude=['*embed_tokens*']",)),
+    "cosine_alpha": Setting(("es.alpha_schedule=cosine",)),
+    "cosine_both": Setting(("es.alpha_schedule=cosine", "es.sigma_schedule=cosine", "es.sigma_end=0.3")),
+    "warmup": Setting(("es.warmup=5",)),
+    "anchored": Setting(("es.anchor=1.0",)),
+    "restore": Setting(("guard.max_drop=0.05", "guard.action=restore")),
 }
 """The strategies. The first of those that are run is what the others are compared with."""
 
