@@ -1,8 +1,8 @@
 """Load an engine, put it through its paces, and print what its weights are: python state.py JSON.
 
 The JSON object has `kind`, `path`, `dtype`, `engine` (further keys of the engine section), `prompts`, `max_tokens`,
-`rank` and `scale` (of the noise of a wave; rank 0 for none) and `fault` (what to break, or null). One JSON object is
-the last line of the output. An engine needs a process of its own.
+`rank`, `scale` and `exclude` (of the noise of a wave; rank 0 for none) and `fault` (what to break, or null). One JSON
+object is the last line of the output. An engine needs a process of its own.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from esmpi.engines import Completion, Engine, Request, Sampling, Waves, engine_c
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
+from esmpi.model.noise_settings import NoiseSettings
 from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
-from esmpi.noise.format import Noise
 from esmpi.store.snapshot_writer import write_snapshot
 from esmpi.weights.model_weights import Perturbation
 
@@ -67,8 +67,18 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
 
         call = VllmEngine._rpc
         VllmEngine._rpc = lambda self, name, *rest: [] if name == "esmpi_prepare" else call(self, name, *rest)  # type: ignore[method-assign]
+    if asked["fault"] == "slot for all":
+        from esmpi.engines.vllm.engine import VllmEngine
+
+        generate = VllmEngine._generate
+
+        def in_a_slot(self, prompts, parameters, slots=()):  # type: ignore[no-untyped-def]
+            return generate(self, prompts, parameters, [slot or 0 for slot in slots])
+
+        VllmEngine._generate = in_a_slot  # type: ignore[method-assign]
     rank, prompts = asked["rank"], asked["prompts"]
-    waves = Waves(noise=Noise(rank), num_prompts=len(prompts), num_members=3) if rank else None
+    noise = NoiseSettings(rank, exclude=tuple(asked["exclude"])).noise(checkpoint)
+    waves = Waves(noise=noise, num_prompts=len(prompts), num_members=3) if rank else None
     engine = engine_config(config).open(config.model, checkpoint, Comm().place(), waves)
     if waves is not None:
         sampling = Sampling(max_tokens=asked["max_tokens"], temperature=1)

@@ -43,12 +43,13 @@ def run_state(
     max_tokens: int = 30,
     rank: int = 0,
     scale: float = 0.02,
+    exclude: tuple[str, ...] = (),
     **engine: Any,
 ) -> State:
     """Return what state.py says of an engine in a process of its own."""
     engine = ({} if kind == "hf" else VLLM_SMALL) | {"num_threads": 1} | engine
     asked = {"kind": kind, "path": path, "dtype": dtype, "engine": engine, "prompts": prompts, "fault": fault}
-    asked |= {"max_tokens": max_tokens, "rank": rank, "scale": scale}
+    asked |= {"max_tokens": max_tokens, "rank": rank, "scale": scale, "exclude": exclude}
     if launcher:
         command = [*launcher, sys.executable, str(STATE), json.dumps(asked)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -234,11 +235,21 @@ def test_one_member_at_a_time_where_there_are_no_slots(tmp_path: Path) -> None:
         found = run_state("vllm", rank=1, **engine)
         assert found["wave_size"] == 1
         same_wave(found)
+    # that is no matter if the embedding has no noise
+    found = run_state("vllm", rank=1, scale=0.05, exclude=("*embed_tokens*",), vllm_args=few)
+    assert found["wave_size"] == 3
+    same_wave(found)
+    assert found["written"] == found["together"]
 
 
 def test_slots_without_the_noise_fail_the_self_test() -> None:
     refused = run_state("vllm", rank=1, fault="empty slots")["refused"]
     assert "noise in vLLM's slots for adapters makes other outputs than noise in the weights" in refused
+
+
+def test_a_request_without_a_slot_that_gets_one_fails_the_self_test() -> None:
+    refused = run_state("vllm", rank=1, fault="slot for all")["refused"]
+    assert refused == "engine: requests without a slot get the noise of one: set engine.wave_size=1"
 
 
 def test_slots_only_where_there_is_more_than_one_member() -> None:
