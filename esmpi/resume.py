@@ -14,7 +14,7 @@ from esmpi.engines import Engine
 from esmpi.errors import UserError
 from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
 from esmpi.model.noise_settings import NoiseSettings
-from esmpi.store.replay import steps_after
+from esmpi.store.history import steps_after
 from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 from esmpi.store.snapshot_keeper import good_snapshots
 

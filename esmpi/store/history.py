@@ -1,6 +1,7 @@
 """The history of a run: everything that its run file holds, in memory."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -154,3 +155,8 @@ class History:
         """Raise UserError unless theta of a generation can be rebuilt from here."""
         if not 0 <= generation <= self.num_generations:
             raise UserError(f"generation {generation}: {self.path} has generations 0 to {self.num_generations}")
+
+
+def steps_after(steps: Sequence[int], generation: int) -> Sequence[int]:
+    """Return the steps of a path (`History.steps_to`) that are left from theta of a generation on the path."""
+    return steps[steps.index(generation - 1) + 1 :] if generation else steps

@@ -9,6 +9,7 @@ from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, matrix_shape
 from esmpi.model.find import fetch_model
 from esmpi.model.snapshot import Snapshot, SnapshotError, opened
+from esmpi.store.history import steps_after
 from esmpi.store.run_file import RunFile
 from esmpi.store.snapshot_keeper import good_snapshots
 from esmpi.weights.host import Weights
@@ -74,11 +75,6 @@ def replay(
         if check is not None:
             check(i + 1)
     return weights
-
-
-def steps_after(steps: Sequence[int], generation: int) -> Sequence[int]:
-    """Return the steps of a path (`History.steps_to`) that are left from theta of a generation on the path."""
-    return steps[steps.index(generation - 1) + 1 :] if generation else steps
 
 
 def _load_snapshot(run: RunFile, weights: Weights, base: BaseModel, steps: Sequence[int]) -> int:

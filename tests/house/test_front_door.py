@@ -39,6 +39,14 @@ def test_the_door_is_light_and_typed() -> None:
         esmpi.tunes  # noqa: B018
 
 
+@pytest.mark.parametrize("module", ["esmpi.train", "esmpi.setup", "esmpi.ensemble", "esmpi.probe"])
+def test_what_stands_around_an_engine_loads_no_numba(module: str) -> None:
+    """vLLM looks into all that is loaded when it starts, and fails at llvmlite, which forks of the tests load late."""
+    program = f"import sys, {module}; print('llvmlite' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_tune_is_the_main_program(run: esmpi.Run, launch: Run, tmp_path: Path) -> None:
     overrides = [f"{section}.{key}={value}" for section, keys in SMALL.items() for key, value in keys.items()]
     done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", *overrides], 0)
