@@ -118,11 +118,7 @@ def calls(config: "Config", num_problems: int) -> list[list[tuple[int, int]]]:
 
 def sampling_of(config: "Config") -> Sampling:
     """Return how completions are sampled in evaluations."""
-    return Sampling(
-        max_tokens=config.sampling.max_tokens,
-        temperature=config.eval.temperature,
-        top_p=config.sampling.top_p if config.eval.temperature > 0 else 1.0,
-    )
+    return Sampling.at(config.eval.temperature, config.sampling)
 
 
 def make_requests(setup: "Setup", suite: str, items: Sequence[tuple[int, int]], seed: int) -> list[Request]:

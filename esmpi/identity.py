@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.config.differences import Difference, differences
+from esmpi.config.keys import default_of
+from esmpi.config.reader import fields_of
 from esmpi.config.sections import GENERATED, HELD_OUT, Config
 from esmpi.errors import UserError
 from esmpi.store.run_file import RunFile
 from esmpi.wording import counted
+
+_ADDED = {
+    "task": {"chat_template_kwargs"},
+    "sampling": {
+        *("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "bad_words"),
+        *("stop", "include_stop", "stop_token_ids"),
+    },
+}
+"""Keys that are newer than the first run files, which have digests without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,13 +167,20 @@ def digest_of_kind(config: Config, digests: Digests, ensemble: int | None = None
     `ensemble` is the number of members, if they vote.
     """
     tree = config.to_dict()
-    settings = {"task": tree["task"], "run": {"seed": config.run.seed}}
-    settings["sampling"] = {name: tree["sampling"][name] for name in ("max_tokens", "temperature", "top_p")}
+    settings: dict[str, Any] = {name: _as_older(name, tree[name]) for name in ("task", "sampling")}
+    del settings["sampling"]["num_samples"]  # of training
+    settings["run"] = {"seed": config.run.seed}
     settings["eval"] = {name: tree["eval"][name] for name in ("num_samples", "temperature")}
     settings["scoring"] = {"failure_reward": config.scoring.failure_reward}
     if ensemble is not None:
         settings["ensemble"] = ensemble
     return digest_of([digests.suites[HELD_OUT], digests.task, tree["data"]["few_shot"], settings])
+
+
+def _as_older(section: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a section without those that were added later, where these have their defaults."""
+    fields = fields_of(section)
+    return {key: value for key, value in keys.items() if key not in _ADDED[section] or value != default_of(fields[key])}
 
 
 def digest_of(value: Any) -> str:

@@ -45,7 +45,8 @@ class Setup:
 
     def prompt(self, example: Example) -> str:
         """Return the text that the engine completes for a problem."""
-        return self.engine.render(with_shots(self.task.prompt(example), self.problems.shots))
+        variables = getattr(self.config.task, "chat_template_kwargs", {})
+        return self.engine.render(with_shots(self.task.prompt(example), self.problems.shots), **variables)
 
     def agreed_digest(self) -> int:
         """Collective. Return theta's digest; raise ExchangeError, naming the ranks, unless all have the same."""
@@ -86,8 +87,7 @@ class Session(Setup):
     @property
     def sampling(self) -> Sampling:
         """How the members' completions are sampled."""
-        sampling = self.config.sampling
-        return Sampling(max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
+        return Sampling.at(self.config.sampling.temperature, self.config.sampling)
 
     @property
     def finished(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from esmpi.config.differences import differences
 from esmpi.config.sections import HELD_OUT, Config
 from esmpi.data.problems import load_problems
-from esmpi.engines import Waves, engine_config, engine_packages
+from esmpi.engines import Sampling, Waves, engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
 from esmpi.es.fitness import Fitness
@@ -242,8 +242,13 @@ def agreed_digests(setup: Setup) -> Digests:
 
 
 def _check_prompts(setup: Setup) -> None:
-    """Raise UserError for a prompt that the model has no room for: now, not in the middle of a run."""
+    """Raise UserError for a prompt that the model has no room for, or a sampling that it cannot do.
+
+    Now, not in the middle of a run.
+    """
     config, engine = setup.config, setup.engine
+    for temperature in (config.sampling.temperature, config.eval.temperature):
+        engine.check(Sampling.at(temperature, config.sampling))
     suites = {
         "data.eval" if suite == HELD_OUT else f"eval.suites: {suite}": examples
         for suite, examples in setup.problems.suites.items()

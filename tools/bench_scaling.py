@@ -203,7 +203,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
             self.weights: Any = IdleWeights()
             self._answers = [[Completion(text=str(i), num_tokens=1, truncated=False)] for i in range(1024)]
 
-        def render(self, prompt: str | list[dict[str, str]]) -> str:
+        def render(self, prompt: str | list[dict[str, str]], /, **variables: Any) -> str:
             return str(prompt)
 
         def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:

@@ -316,20 +316,51 @@ class SamplingConfig(Section):
     """0 is greedy decoding."""
     top_p: float = key(1.0, above=0, maximum=1)
     """Sample from the smallest set of tokens with this total probability. Needs a temperature above 0."""
+    top_k: int | None = key(0, minimum=0)
+    """Sample from this many most probable tokens. 0 or null: all. Needs a temperature above 0."""
+    min_p: float = key(0.0, minimum=0, maximum=1)
+    """Sample from the tokens that are at least this times as probable as the most probable one, at the temperature.
+    Needs a temperature above 0."""
+    repetition_penalty: float = key(1.0, above=0, maximum=100)
+    """Divides positive scores of tokens that the prompt or the completion has, and multiplies negative ones."""
+    presence_penalty: float = key(0.0, minimum=-2, maximum=2)
+    """Is subtracted from the scores of tokens that the completion has."""
+    frequency_penalty: float = key(0.0, minimum=-2, maximum=2)
+    """Is subtracted from the score of a token as often as the completion has it."""
+    min_tokens: int = key(0, minimum=0)
+    """Least new tokens of a completion: before that, no end-of-text token is chosen, and no stop string counts."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that are not generated: the last token of one is never chosen after its other tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion. What follows the first one is cut off."""
+    include_stop: bool = False
+    """Whether a completion that `stop` has ended keeps that text at its end."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Further tokens that end a completion as the model's end-of-text tokens do. They are not part of its text."""
     num_samples: int = key(1, minimum=1, maximum=10_000)
     """Number of completions of each prompt of a member; `es.fitness` says what they are worth together. More than one
     needs a temperature above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.top_k is None:
+            object.__setattr__(self, "top_k", 0)
+        for name, has_effect in (("top_p", self.top_p < 1), ("top_k", self.top_k), ("min_p", self.min_p)):
+            require(
+                not has_effect or self.temperature > 0,
+                f"{name}: has no effect on greedy decoding: set sampling.temperature, too",
+            )
         require(
             self.num_samples == 1 or self.temperature > 0,
             "num_samples: several greedy completions are all the same: set sampling.temperature, too",
         )
         require(
-            self.top_p == 1 or self.temperature > 0,
-            "top_p: has no effect on greedy decoding: set sampling.temperature, too",
+            self.min_tokens <= self.max_tokens,
+            f"min_tokens: {self.min_tokens} is more than max_tokens: {self.max_tokens}; lower it, or raise max_tokens",
         )
+        require("" not in self.stop, "stop: an empty text would end every completion at once")
+        require(all(map(str.strip, self.bad_words)), "bad_words: a text without letters or signs cannot be forbidden")
+        require(not self.include_stop or bool(self.stop), "include_stop: has no effect without sampling.stop")
 
 
 @dataclass(frozen=True, kw_only=True)

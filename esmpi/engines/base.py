@@ -7,12 +7,13 @@ module must be cheap: what an engine computes with is imported when it is opened
 
 import importlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from esmpi.config.sections import Config, EngineSection, ModelConfig
+from esmpi.config.sections import Config, EngineSection, ModelConfig, SamplingConfig
 from esmpi.errors import UserError, said
 from esmpi.model.noise_settings import NoiseSettings
 from esmpi.noise.format import Noise
@@ -109,17 +110,49 @@ class Completion:
     truncated: bool
     """Whether `max_tokens` cut it off."""
     tokens: tuple[int, ...] = ()
-    """The new tokens."""
+    """The new tokens, also those whose text is cut off at a stop string."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen."""
+    """How tokens are chosen, and what ends a completion. All of it means what it means in vLLM.
+
+    Scores, which are float32, are changed in this order: bad words and `min_tokens`; the penalties for repetition, for
+    frequency and for presence; the temperature; `min_p`; `top_k`; `top_p`, of what is left. The first ones count in
+    greedy decoding, too.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     """0 is greedy decoding."""
     top_p: float = 1.0
+    top_k: int = 0
+    """0 is all tokens. Tokens as probable as the last of them are kept, too."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """For tokens of the prompt and of the completion."""
+    presence_penalty: float = 0.0
+    """For tokens of the completion."""
+    frequency_penalty: float = 0.0
+    """For tokens of the completion."""
+    min_tokens: int = 0
+    """The end-of-text token may be the one after these at the earliest, and a stop string may end in it."""
+    bad_words: tuple[str, ...] = ()
+    """Each is forbidden in two forms: as it is, and after a blank if it then has other, but as many tokens."""
+    stop: tuple[str, ...] = ()
+    """The one that ends first counts, wherever in a token it ends."""
+    include_stop: bool = False
+    """Whether the text includes the stop string that ended it. All tokens count in any case."""
+    stop_token_ids: tuple[int, ...] = ()
+    """These are end-of-text tokens, besides the model's own."""
+
+    @classmethod
+    def at(cls, temperature: float, config: SamplingConfig) -> "Sampling":
+        """Return the sampling of a config, at a temperature that need not be the config's."""
+        keys = {field.name: getattr(config, field.name) for field in fields(cls)} | {"temperature": temperature}
+        if temperature == 0:
+            keys |= {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        return cls(**keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +214,15 @@ class Engine(ABC):
         not fit into the model's length are left out at the end.
         """
 
-    def render(self, prompt: str | list[dict[str, str]]) -> str:
-        """Return the text of a prompt; messages go through the model's chat template."""
-        return prompt if isinstance(prompt, str) else render_chat(self.tokenizer, prompt)
+    def check(self, sampling: Sampling) -> None:
+        """Raise UserError for a sampling that this engine cannot do, or that means nothing for its model's tokens."""
+        tokenizer = getattr(self, "tokenizer", None)
+        if tokenizer is not None:
+            check_tokens(tokenizer, sampling)
+
+    def render(self, prompt: str | list[dict[str, str]], /, **variables: Any) -> str:
+        """Return the text of a prompt; messages go through the model's chat template, which may read `variables`."""
+        return prompt if isinstance(prompt, str) else render_chat(self.tokenizer, prompt, variables)
 
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt has."""
@@ -216,20 +255,43 @@ def factor_line(config: Config, base: "BaseModel", on_cpu: int, on_gpu: int) -> 
     return f"waves           at most {members}; the noise of each takes {memory}"
 
 
-def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def check_tokens(tokenizer: Any, sampling: Sampling) -> None:
+    """Raise UserError for a key of the sampling that has no effect with a tokenizer of transformers, naming it."""
+    for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        for text in sampling.stop:
+            if token.special and token.content in text:
+                raise UserError(
+                    f"sampling.stop: {text!r} contains a special token, which is not part of a completion's text: to "
+                    f"stop at {token.content}, set sampling.stop_token_ids=[{token_id}]"
+                )
+    for token_id in sampling.stop_token_ids:
+        if not 0 <= token_id < len(tokenizer):
+            raise UserError(f"sampling.stop_token_ids: this model has tokens 0 to {len(tokenizer) - 1}, not {token_id}")
+    for word in sampling.bad_words:
+        if not tokenizer.encode(word.lstrip(), add_special_tokens=False):
+            raise UserError(f"sampling.bad_words: this model has no tokens for {word!r}")
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]], variables: Mapping[str, Any] | None = None) -> str:
     """Return messages as text by a tokenizer's chat template, without what the tokenizer itself puts in front.
+
+    `variables` are further ones for the template.
 
     Raises
     ------
     UserError
-        If the model has no chat template, or one that refuses these messages.
+        If the model has no chat template, or one that refuses these messages or does not read a variable.
     """
     if not tokenizer.chat_template:
         raise UserError(
             "task.chat_format: this model has no chat template: set task.chat_format=none, or to another form"
         )
+    variables = variables or {}
+    for name in variables:
+        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            raise UserError(f"task.chat_template_kwargs: the model's chat template does not read {name}: remove it")
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables))
     except Exception as error:  # a template is the model's own program: it may refuse a system turn, an order, ...
         raise UserError(f"task.chat_format: the model's chat template refuses a prompt: {said(error)}") from error
     first = tokenizer.bos_token

@@ -80,7 +80,8 @@ def _results(run: RunFile, generation: int) -> list[str]:
 def generation_config(run: RunFile, base: BaseModel) -> dict[str, Any]:
     """Return how the run sampled when it evaluated, as transformers reads it, with the base model's special tokens.
 
-    Other defaults of the base (a repetition penalty, ...) played no part in the run, and are left out.
+    Other defaults of the base played no part in the run, and are left out; so is what transformers has no key for, and
+    stop strings, with which it does not generate unless it is given the tokenizer, too.
     """
     path = base.folder / "generation_config.json"
     own = json.loads(path.read_text()) if path.exists() else base.config
@@ -88,5 +89,11 @@ def generation_config(run: RunFile, base: BaseModel) -> dict[str, Any]:
     sampling, temperature = run.attributes["config"]["sampling"], run.attributes["config"]["eval"]["temperature"]
     chosen = {"do_sample": temperature > 0, "max_new_tokens": sampling["max_tokens"]}
     if temperature > 0:
-        chosen |= {"temperature": temperature, "top_p": sampling["top_p"], "top_k": 0}
+        chosen |= {"temperature": temperature, "top_p": sampling["top_p"], "top_k": sampling.get("top_k", 0)}
+        if min_p := sampling.get("min_p"):
+            chosen["min_p"] = min_p
+    if (penalty := sampling.get("repetition_penalty", 1.0)) != 1:
+        chosen["repetition_penalty"] = penalty
+    if min_tokens := sampling.get("min_tokens"):
+        chosen["min_new_tokens"] = min_tokens
     return tokens | chosen

@@ -4,8 +4,9 @@ The beginning-of-text token is not part of the text: tokenizers add it.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from esmpi.config.keys import key, require
 from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Prompt
 
@@ -19,6 +20,18 @@ class ChatTaskConfig(TaskConfig):
     chat_format: ChatFormat = "none"
     """Form of the prompt. none: raw text. model: the model's own chat template. chatml (Qwen), llama3, gemma: fixed
     forms."""
+    chat_template_kwargs: dict[str, Any] = key(factory=dict)
+    """Variables for the model's own chat template, such as `enable_thinking: false`. Needs `chat_format: model`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.chat_template_kwargs.keys()
+        require(
+            not given or self.chat_format == "model",
+            "chat_template_kwargs: are for the model's own chat template: set task.chat_format=model, too",
+        )
+        own = sorted(given & {"messages", "conversation", "tokenize", "add_generation_prompt"})
+        require(not own, f"chat_template_kwargs: {', '.join(own)}: esmpi sets this itself")
 
 
 def chat(form: ChatFormat, user: str, system: str = "") -> Prompt:

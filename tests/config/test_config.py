@@ -147,6 +147,18 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("sampling.temperature=-1", r"sampling\.temperature: must be between 0 and 100, got -1"),
         ("sampling.top_p=0", r"sampling\.top_p: must be above 0 and at most 1, got 0"),
         ("sampling.top_p=0.9", r"sampling\.top_p: has no effect on greedy decoding"),
+        ("sampling.top_k=5", r"sampling\.top_k: has no effect on greedy decoding: set sampling\.temperature, too"),
+        ("sampling.top_k=-1", r"sampling\.top_k: must be at least 0, got -1"),
+        ("sampling.min_p=0.1", r"sampling\.min_p: has no effect on greedy decoding"),
+        ("sampling.min_p=1.5", r"sampling\.min_p: must be between 0 and 1, got 1\.5"),
+        ("sampling.repetition_penalty=0", r"sampling\.repetition_penalty: must be above 0 and at most 100, got 0"),
+        ("sampling.presence_penalty=3", r"sampling\.presence_penalty: must be between -2 and 2, got 3"),
+        ("sampling.frequency_penalty=-3", r"sampling\.frequency_penalty: must be between -2 and 2, got -3"),
+        ("sampling.min_tokens=1025", r"sampling\.min_tokens: 1025 is more than max_tokens: 1024; lower it, or raise"),
+        ("sampling.stop=['']", r"sampling\.stop: an empty text would end every completion at once"),
+        ("sampling.stop=</answer>", r"sampling\.stop: .*array.*'</answer>'"),
+        ("sampling.bad_words=[' ']", r"sampling\.bad_words: a text without letters or signs cannot be forbidden"),
+        ("sampling.include_stop=true", r"sampling\.include_stop: has no effect without sampling\.stop"),
         ("eval.every=0", r"eval\.every: must be at least 1"),
         ("snapshot.every=0", r"snapshot\.every: must be at least 1, got 0"),
         ("snapshot.keep=0", r"snapshot\.keep: must be at least 1, got 0"),
@@ -298,6 +310,28 @@ def test_a_key_says_whether_it_changes_the_result(config_file: Path, name: str) 
     [found] = differences(before, after)
     assert (found.name, found.changes_result) == (name, CHANGED[name])
     assert found.matters == (CHANGED[name] == "yes")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "task.chat_template_kwargs={enable_thinking: false}",
+            r"task\.chat_template_kwargs: are for the model's own chat template: set task\.chat_format=model, too",
+        ),
+        ("task.chat_template_kwargs={messages: []}", r"task\.chat_template_kwargs: messages: esmpi sets this itself"),
+        ("task.chat_template_kwargs=[a]", r"task\.chat_template_kwargs: .*object.*\['a'\]"),
+    ],
+)
+def test_variables_for_a_chat_template(config_file: Path, override: str, expected: str) -> None:
+    form = "chatml" if "thinking" in override else "model"
+    assert re.search(expected, complaint(config_file, "task.name=gsm8k", f"task.chat_format={form}", override))
+    config = load_config(
+        config_file,
+        ["task.name=gsm8k", "task.chat_format=model", "task.chat_template_kwargs={enable_thinking: false, a: [1]}"],
+    )
+    assert config.task.chat_template_kwargs == {"enable_thinking": False, "a": [1]}  # type: ignore[attr-defined]
+    assert "is only for task.name: " in complaint(config_file, "task.chat_template_kwargs={enable_thinking: false}")
 
 
 def test_a_key_that_nobody_knows_changes_the_result(config_file: Path) -> None:

@@ -6,14 +6,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from esmpi.config.sections import ModelConfig
 from esmpi.engines.base import Completion, Engine, Request, Sampling, require_unquantized
 from esmpi.engines.hf import ROWS_ON_CPU, ROWS_ON_GPU, HfConfig
 from esmpi.engines.hf.adapters import Adapters
-from esmpi.engines.hf.sampler import Sampler
+from esmpi.engines.hf.processors import processors
+from esmpi.engines.hf.stop import StopStrings
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Place
@@ -127,6 +134,13 @@ class HfEngine(Engine):
     def gpus(self) -> list[str]:
         return [] if self._device.type == "cpu" else [str(torch.cuda.get_device_properties(self._device).uuid)]
 
+    def check(self, sampling: Sampling) -> None:
+        super().check(sampling)
+        if sampling.stop and not self.tokenizer.is_fast:
+            raise UserError(
+                "sampling.stop: engine hf needs a fast tokenizer, which this model lacks: set engine.kind=vllm"
+            )
+
     def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: Noise) -> int:
         unreached = self._adapters.unreached(noise)
         if noise.rank and self._wave_size != 1 and unreached and not self._told:
@@ -142,8 +156,10 @@ class HfEngine(Engine):
             return self._wave_size
         rows = ROWS_ON_GPU if self._device.type == "cuda" else ROWS_ON_CPU
         num_tokens = max(self.prompt_lengths([request.prompt for request in requests])) + sampling.max_tokens
-        # logits, and what sampling sorts and sums in float64
-        row = num_tokens * self._bytes_per_token() + len(self.tokenizer) * (48 if sampling.temperature > 0 else 8)
+        # logits, the counts of tokens that penalties need, and what sampling sorts and sums in float64
+        penalties = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+        each = 8 + (16 if penalties else 0) + (40 if sampling.temperature > 0 else 0)
+        row = num_tokens * self._bytes_per_token() + len(self.tokenizer) * each
         member = len(requests) * row + self._adapters.bytes_per_member(noise)
         return max(1, min(rows // len(requests), int(_WAVE_SHARE * self._free_memory()) // member))
 
@@ -193,21 +209,34 @@ class HfEngine(Engine):
         # Some tokenizers also return token_type_ids, which decoder models refuse.
         inputs = {key: inputs[key].to(self._device) for key in ("input_ids", "attention_mask")}
         prompt_length = inputs["input_ids"].shape[1]
+        ends = [*self._ends, *sampling.stop_token_ids]
         generation = GenerationConfig(
-            eos_token_id=self._ends,
+            eos_token_id=ends,
             pad_token_id=self.tokenizer.pad_token_id,
             max_new_tokens=sampling.max_tokens,
             do_sample=False,
         )
-        # it leaves one token of each row, which the greedy choice takes
-        samplers = [Sampler(requests, sampling, prompt_length)] if sampling.temperature > 0 else []
+        stops = StopStrings(self.tokenizer, sampling, ends, len(requests), prompt_length) if sampling.stop else None
         output = self._model.generate(
-            **inputs, generation_config=generation, logits_processor=LogitsProcessorList(samplers)
+            **inputs,
+            generation_config=generation,
+            logits_processor=LogitsProcessorList(
+                processors(requests, sampling, inputs["attention_mask"], ends, self.tokenizer)
+            ),
+            stopping_criteria=StoppingCriteriaList([] if stops is None else [stops]),
         )
-        return [self._completion(tokens) for tokens in output[:, prompt_length:].tolist()]
+        stopped = {} if stops is None else stops.stopped
+        return [
+            self._completion(tokens, ends, stopped.get(row))
+            for row, tokens in enumerate(output[:, prompt_length:].tolist())
+        ]
 
-    def _completion(self, tokens: list[int]) -> Completion:
-        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+    def _completion(self, tokens: list[int], ends: Sequence[int], stopped: tuple[int, str] | None) -> Completion:
+        """Return the completion of a row; `stopped` says how many tokens and which text a stop string has left."""
+        if stopped is not None:
+            num_tokens, text = stopped
+            return Completion(text=text, num_tokens=num_tokens, truncated=False, tokens=tuple(tokens[:num_tokens]))
+        end = next((i for i, token in enumerate(tokens) if token in ends), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         num_tokens = len(tokens) if end is None else end + 1
         return Completion(text=text, num_tokens=num_tokens, truncated=end is None, tokens=tuple(tokens[:num_tokens]))

@@ -39,8 +39,15 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]  # transformers has no typ
         scores = torch.nan_to_num(scores.double() / self._sampling.temperature, nan=0.0)
         chances, tokens = torch.softmax(scores, -1).sort(dim=-1, descending=True)
         sums = chances.cumsum(-1)
-        # the smallest set of tokens with a total of top_p: those before which it is not reached yet
-        kept = (sums - chances < self._sampling.top_p).sum(-1, keepdim=True)
+        sampling, num_kept = self._sampling, torch.full_like(tokens[:, :1], tokens.shape[1])
+        if sampling.min_p:
+            num_kept = (chances >= sampling.min_p * chances[:, :1]).sum(-1, keepdim=True)
+        if sampling.top_k:
+            least = chances[:, min(sampling.top_k, tokens.shape[1]) - 1, None]
+            num_kept = torch.minimum(num_kept, (chances >= least).sum(-1, keepdim=True))
+        total = sums.gather(1, num_kept - 1) if sampling.min_p or sampling.top_k else 1.0
+        # the smallest set of tokens with a share of top_p: those before which it is not reached yet
+        kept = torch.minimum(num_kept, (sums - chances < sampling.top_p * total).sum(-1, keepdim=True))
         draws = self._draws[:, input_ids.shape[1] - self._prompt_length, None].to(scores.device)
         below = draws * sums.gather(1, kept - 1)
         place = torch.minimum((sums <= below).sum(-1, keepdim=True), kept - 1)

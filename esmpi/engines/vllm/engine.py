@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -148,23 +149,31 @@ class VllmEngine(Engine):
         else:
             self.weights.perturb(wave)
 
+    def check(self, sampling: Sampling) -> None:
+        super().check(sampling)
+        try:
+            self._parameters(sampling)
+        except Exception as error:  # some versions have an error of their own, others raise a ValueError
+            raise UserError(f"sampling: vLLM refuses this: {' '.join(str(error).split())}") from error
+
+    def _parameters(self, sampling: Sampling, **more: Any) -> Any:
+        """Return vLLM's own form of a sampling: it has the same names, but takes lists."""
+        keys = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(sampling).items()}
+        # its own way to include a stop string would also include end-of-text tokens that are not special
+        del keys["include_stop"]
+        return self._vllm.SamplingParams(**keys, **more)
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        # each request has a stream of its own, whatever is batched with it
         parameters = [
-            self._vllm.SamplingParams(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                # each request has a stream of its own, whatever is batched with it
-                seed=request.seed if sampling.temperature > 0 else None,
-            )
-            for request in requests
+            self._parameters(sampling, seed=request.seed if sampling.temperature > 0 else None) for request in requests
         ]
         slots = [request.member if self._wave else None for request in requests]
         prompts = [request.prompt for request in requests]
         completions = [output.outputs[0] for output in self._generate(prompts, parameters, slots)]
         return [
             Completion(
-                text=completion.text,
+                text=completion.text + _stop_string(completion) * sampling.include_stop,
                 num_tokens=len(completion.token_ids),
                 truncated=completion.finish_reason == "length",
                 tokens=tuple(completion.token_ids),
@@ -279,6 +288,11 @@ class VllmEngine(Engine):
             [0.0, *(output.prompt_logprobs[i][tokens[i]].logprob for i in range(1, len(tokens)))]
             for output, tokens in zip(outputs, prompts, strict=True)
         ]
+
+
+def _stop_string(completion: Any) -> str:
+    """Return the stop string that ended a completion, which its text is without; empty if none did."""
+    return completion.stop_reason if isinstance(completion.stop_reason, str) else ""
 
 
 def _difference(before: Sequence[float], after: Sequence[float]) -> float:
