@@ -5,6 +5,7 @@ import pytest
 from support import ROOT
 from test_tasks import make
 
+from esmpi.config.differences import differences
 from esmpi.config.reader import load_config
 from esmpi.data.batch import batch
 from esmpi.data.problems import load_problems
@@ -178,3 +179,9 @@ def test_configs_have_the_published_settings(
     assert (config.es.sigma, config.es.step_size) == (1e-3, alpha)
     assert (config.data.batch_size, config.sampling.max_tokens) == (batch_size, max_tokens)
     assert config.sampling.temperature == 0
+
+
+def test_countdown_with_a_stop_string_is_countdown_otherwise() -> None:
+    plain, stop = (load_config(ROOT / "configs" / f"{name}.yaml").to_dict() for name in ("countdown", "countdown_stop"))
+    changed = {one.name: one.after for one in differences(plain, stop)}
+    assert changed == {"run.name": "countdown_stop", "sampling.stop": ["</answer>"], "sampling.include_stop": True}
