@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_READ_AT_ONCE = 1 << 22
+_READ_AT_ONCE = 1 << 26
 """Elements."""
 
 
@@ -79,13 +79,14 @@ class BaseModel:
         It has the same bits on every machine, so that a replay elsewhere finds the same one.
         """
         if name not in self._deviations:
-            from esmpi.noise.cpu import standard_deviation
+            from esmpi.noise.deviation import standard_deviation
 
             rows, columns = matrix_shape(self.tensors[name].shape)
             each = max(1, _READ_AT_ONCE // max(1, columns))
             self._deviations[name] = standard_deviation(
                 lambda: (
-                    self.read(name, (row, min(row + each, rows)), (0, columns)).numpy() for row in range(0, rows, each)
+                    self.read(name, (row, min(row + each, rows)), (0, columns)).view(-1).numpy()
+                    for row in range(0, rows, each)
                 )
             )
         return self._deviations[name]

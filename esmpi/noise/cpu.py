@@ -8,16 +8,12 @@ run blocks side by side. No fast-math: each multiply and add rounds on its own, 
 The 32 lanes of a tile are a loop that LLVM turns into SIMD code; that is why the rounds are written out.
 """
 
-import math
-from collections.abc import Callable, Iterable
-
 import numba as nb
 import numpy as np
 
 from esmpi.noise.format import TILE, normal_table_bits
 
 _TILE = TILE
-_LANES = 32
 _LOW16 = np.uint32(0xFFFF)
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -211,44 +207,6 @@ def _digest(theta_bits, first, stride, key):
             x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
             total += x ^ (x >> np.uint64(33))
     return total
-
-
-def standard_deviation(parts: Callable[[], Iterable[np.ndarray]]) -> float:
-    """Return the standard deviation (ddof 0) of a tensor, rounded to float32; 0 for an empty one.
-
-    `parts()` yields its elements in order, float32, and is called twice. Sums are made in float64, in an order that
-    does not depend on the parts: element e counts in sum e % 32, and the 32 sums are added one after another.
-    """
-
-    def total(mean: float, power: int) -> tuple[float, int]:
-        sums, count = np.zeros(_LANES), 0
-        for part in parts():
-            _add_powers(sums, count, part.reshape(-1), mean, power)
-            count += part.size
-        return sum(sums.tolist()), count
-
-    values, count = total(0.0, 1)
-    if count == 0:
-        return 0.0
-    squares, _ = total(values / count, 2)
-    return float(np.float32(math.sqrt(squares / count)))
-
-
-@kernel
-def _add_powers(sums, first, values, mean, power):
-    head = min((-first) % _LANES, values.size)
-    for i in range(head):
-        x = nb.float64(values[i]) - mean
-        sums[(first + i) % _LANES] += x if power == 1 else x * x
-    whole = (values.size - head) // _LANES
-    for row in range(whole):
-        part = values[head + row * _LANES : head + (row + 1) * _LANES]
-        for lane in range(_LANES):
-            x = nb.float64(part[lane]) - mean
-            sums[lane] += x if power == 1 else x * x
-    for i in range(head + whole * _LANES, values.size):
-        x = nb.float64(values[i]) - mean
-        sums[(first + i) % _LANES] += x if power == 1 else x * x
 
 
 def perturb(live: np.ndarray, theta: np.ndarray, first: int, stride: int, key: int, seed: int, scale: float) -> None:

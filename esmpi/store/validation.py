@@ -9,8 +9,10 @@ _KINDS = {
     **{"config": dict, "provenance": list, "tensors": list, "aliases": dict, "model_digest": int, "forks": list},
     **{"log_only": bool, "run_uuid": str, "creator": str, "data_digest": str, "task_digest": str},
     "suite_digests": dict,
+    "events": list,
 }
 _FORK_KINDS = {"run_uuid": str, "generation": int, "path": str, "config": dict}
+_EVENT_KINDS = {"generation": int, "action": str, "reason": str}
 _MOST_RANKS = 10**6
 _NAMED = (("run", "name"), ("es", "generations"), ("model", "path"), ("task", "name"))
 """The keys of the config that every run has; a command that needs others checks the config by itself."""
@@ -21,6 +23,9 @@ def check_contents(run: History) -> None:
     _check_attributes(run.attributes)
     if len(run.members) != run.num_generations:
         raise ValueError(f"{len(run.members)} rows of members for {run.num_generations} generations")
+    for generation, made in enumerate(run.generations):
+        if not 0 <= made["shrink"] <= 1:
+            raise ValueError(f"generation {generation} has shrink {made['shrink']}")
     if run.profile is not None:
         generations = run.profile["generation"]
         if not generations.size or not (0 <= generations.min() == generations.max() < run.num_generations):
@@ -56,3 +61,11 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
     for fork in attributes["forks"]:
         if not isinstance(fork, dict) or not all(isinstance(fork.get(n), kind) for n, kind in _FORK_KINDS.items()):
             raise ValueError("attribute forks is no list of forks")
+    for event in attributes["events"]:
+        if not isinstance(event, dict) or not all(isinstance(event.get(n), kind) for n, kind in _EVENT_KINDS.items()):
+            raise ValueError("attribute events is no list of events")
+        # theta is only ever taken back: otherwise its path from the base model would have no end
+        if event["action"] == "restore" and not (
+            isinstance(event.get("to"), int) and 0 <= event["to"] <= event["generation"]
+        ):
+            raise ValueError(f"an event takes theta from generation {event['generation']} to {event.get('to')!r}")

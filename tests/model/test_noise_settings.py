@@ -1,5 +1,6 @@
 """Which weights of a model have noise, and by what scale."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.model.noise_settings import NoiseSettings
-from esmpi.noise.cpu import standard_deviation
+from esmpi.noise.deviation import standard_deviation
 from esmpi.noise.format import FULL
 
 
@@ -88,7 +89,16 @@ def test_a_deviation_has_the_same_bits_however_the_tensor_is_read() -> None:
     def in_parts(size: int) -> Callable[[], Iterator[np.ndarray]]:
         return lambda: (values[i : i + size] for i in range(0, len(values), size))
 
+    def total(of: np.ndarray) -> float:
+        lanes = [0.0] * 32
+        for place, value in enumerate(of.tolist()):
+            lanes[place % 32] += value
+        return sum(lanes)
+
+    mean = total(values.astype(np.float64)) / len(values)
+    expected = np.float32(math.sqrt(total((values.astype(np.float64) - mean) ** 2) / len(values)))
     whole = standard_deviation(in_parts(len(values)))
+    assert whole == expected
     assert whole == pytest.approx(values.astype(np.float64).std(), rel=1e-7)
     assert {standard_deviation(in_parts(size)) for size in (1, 31, 32, 500, 4097)} == {whole}
     assert standard_deviation(lambda: iter(())) == 0.0

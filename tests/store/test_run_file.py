@@ -44,6 +44,7 @@ def row_of(generation: int) -> np.void:
     for i, name in enumerate(GENERATION_DTYPE.names or ()):
         row[name] = generation + i
     row["generation"], row["theta_digest"] = generation, 2**64 - 1 - generation
+    row["shrink"] = 0.5
     return row
 
 
@@ -440,6 +441,9 @@ def test_parts_that_do_not_belong_together_are_refused(path: Path) -> None:
         ("config", "{}"),
         ("config", '{"run": 5}'),
         ("forks", "[{}]"),
+        ("events", "[1]"),
+        ("events", '[{"generation": 2, "action": "restore", "reason": "r"}]'),
+        ("events", '[{"generation": 2, "action": "restore", "reason": "r", "to": 3}]'),
         ("forks", '[{"run_uuid": "u", "generation": "1", "path": "p", "config": {}}]'),
         ("provenance", "[1]"),
         ("provenance", '[{"packages": []}]'),
@@ -455,6 +459,14 @@ def test_crafted_attributes_are_refused(
     make(path)
     with editing(path) as file:
         file.attrs[name] = value
+    _assert_refused_in_a_line(path, capsys)
+
+
+@pytest.mark.parametrize("shrink", [-0.5, 1.5, np.nan, np.inf])
+def test_a_crafted_shrink_is_refused(path: Path, shrink: float, capsys: pytest.CaptureFixture[str]) -> None:
+    make(path)
+    with editing(path) as file:
+        file["generations/shrink"][1] = shrink
     _assert_refused_in_a_line(path, capsys)
 
 
