@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.config.sections import Config, EngineSection, ModelConfig, SamplingConfig
 from esmpi.errors import UserError, said
-from esmpi.model.noise_settings import NoiseSettings
-from esmpi.noise.format import Noise
 from esmpi.weights.placement import size
 from esmpi.wording import counted
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
     from esmpi.mpi.comm import Place
+    from esmpi.noise.format import Noise
     from esmpi.weights.model_weights import ModelWeights, Perturbation
 
 
@@ -93,7 +92,7 @@ class EngineConfig(EngineSection):
 class Waves:
     """What an engine will be asked to evaluate at once."""
 
-    noise: Noise
+    noise: "Noise"
     num_prompts: int
     """Prompts that each member completes at once; each sample of a prompt counts."""
     num_members: int
@@ -183,7 +182,7 @@ class Engine(ABC):
         """Return the UUIDs of the GPUs that this rank's engine uses; empty on a CPU."""
         return []
 
-    def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: Noise) -> int:
+    def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: "Noise") -> int:
         """Return how many members this engine best evaluates at once.
 
         Parameters
@@ -245,6 +244,8 @@ def memory_line(config: Config, base: "BaseModel") -> str:
 
 def factor_line(config: Config, base: "BaseModel", on_cpu: int, on_gpu: int) -> str:
     """Return a line on how many members are evaluated at once, and on the memory that the noise of each takes."""
+    from esmpi.model.noise_settings import NoiseSettings  # loads NumPy, which reading a config need not
+
     on_cpu, on_gpu = (min(members, config.es.population_size) for members in (on_cpu, on_gpu))
     members = counted(on_cpu, "member") + (
         "" if on_gpu == on_cpu else f" on a CPU, {on_gpu} on a GPU with room for them"

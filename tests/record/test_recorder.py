@@ -1,9 +1,11 @@
 """The recorder: generations are made durable beside the loop, in order, and what goes wrong is not lost."""
 
 import logging
+import math
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,10 +130,32 @@ def test_generations_without_a_signal_say_so(tmp_path: Path, caplog: pytest.LogC
     for generation in range(22):
         messages = np.zeros(1, message_dtype(2))
         messages["fitness"] = [0.5, 0.25] if generation == 10 else [0.5, 0.5]
-        recorder.commit(generation, Results(messages, np.arange(2)), np.zeros(2, np.float32), 0, Stopwatch())
+        step = Step(coefficients=np.zeros(2, np.float32), sigma=0.1, alpha=0.05, digest=0)
+        recorder.commit(generation, Results(messages, np.arange(2)), step, Stopwatch())
     recorder.close()
     said = [record.getMessage() for record in caplog.records]
     lines = [line for line in said if line.startswith("generation")]
     assert [i for i, line in enumerate(lines) if "no signal" not in line] == [10]
     assert lines[0].endswith("no signal: all members have the same fitness")
     assert [line.split()[0] for line in said if "nothing is learned" in line] == ["10", "10"]
+
+
+def test_theta_stands_beside_its_members_when_it_was_evaluated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    written: list[Any] = []
+    monkeypatch.setattr(Recorder, "_write_to_sinks", lambda self, group, generation, figures: written.append(figures))
+    recorder = Recorder(make(RunFile, tmp_path), 30)
+    for generation, fitness in enumerate((math.nan, 0.4125)):
+        messages = np.zeros(1, message_dtype(2))
+        messages["fitness"] = 0.25, 0.5
+        step = Step(coefficients=np.zeros(2, np.float32), sigma=0.1, alpha=0.05, digest=7, theta_fitness=fitness)
+        recorder.commit(generation, Results(messages, np.arange(2)), step, Stopwatch())
+    recorder.close()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "fitness mean 0.375 best 0.500  " in first
+    assert "fitness mean 0.375 best 0.500 theta 0.412  " in second
+    assert ["fitness_theta" in figures for figures in written] == [False, True]
+    assert written[1]["fitness_theta"] == 0.4125
+    assert [row["fitness_theta"] for row in RunFile.open(tmp_path / "run.h5").generations][1] == 0.4125
