@@ -12,6 +12,7 @@ import numpy as np
 from esmpi.config.sections import Config
 from esmpi.engines import Engine
 from esmpi.errors import UserError
+from esmpi.es.guard import Event
 from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
 from esmpi.model.noise_settings import NoiseSettings
 from esmpi.store.history import steps_after
@@ -79,8 +80,10 @@ def catch_up(session: "Session") -> None:
     said: list[Any] = []
     if run is not None:
         forked_at = run.attributes["forks"][-1]["generation"] if run.attributes["forks"] else 0
-        said = [run.evaluations, forked_at, run.num_generations]
-    evaluations, session.first_generation, session.generation = comm.allgather_object(said)[0]
+        said = [run.evaluations, run.attributes["events"], forked_at, run.num_generations]
+    evaluations, events, session.first_generation, session.generation = comm.allgather_object(said)[0]
+    # those before are another run's, from which this one was forked
+    session.events = [Event(**event) for event in events if event["generation"] >= session.first_generation]
     for suite, rows in evaluations.items():
         session.results[suite].update({row["generation"]: row for row in rows})
     snapshots = session.snapshots.good() if session.snapshots is not None else iter(())

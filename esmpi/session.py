@@ -12,6 +12,7 @@ from esmpi.data.problems import Problems
 from esmpi.data.shots import with_shots
 from esmpi.engines import Engine, Sampling
 from esmpi.es.dispatch import Dispatch
+from esmpi.es.guard import Event
 from esmpi.es.population import ExchangeError, describe_digests
 from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Comm
@@ -77,6 +78,8 @@ class Session(Setup):
     """Digest of theta."""
     results: dict[str, dict[int, Mapping[str, float]]] = field(default_factory=lambda: defaultdict(dict))
     """The evaluations so far, by suite and generation: the numbers of `esmpi.record.evaluation.Evaluation`."""
+    events: list[Event] = field(default_factory=list)
+    """What the guard did in this run."""
     alpha_factor: float = 1.0
     """What the guard has multiplied alpha with."""
     exported: int = 0

@@ -15,7 +15,7 @@ from esmpi.config.sections import HELD_OUT
 from esmpi.data.batch import in_parts
 from esmpi.engines import Completion
 from esmpi.es.fitness import Fitness
-from esmpi.es.guard import alpha_factor, events
+from esmpi.es.guard import Event, alpha_factor, decide
 from esmpi.es.member_columns import SENT
 from esmpi.es.population import Members, Results, check, message_of, plan
 from esmpi.es.schedules import alpha_at, sigma_at
@@ -52,10 +52,16 @@ def train(session: Session) -> None:
             stop = run_generation(session, Stopwatch()) or evaluate_if_due(session, session.generation)
             snapshot_if_due(session, stop)
     session.recorder.wait()
+    if session.finished and session.config.guard.acts and not guard(session):
+        event = next((event for event in session.events if event.generation == last), None) or decide_here(session)
+        if event is not None:
+            log.warning("guard at generation %d: %s: the best generation is exported", last, event.reason)
+            session.guarded = True
     if session.finished and session.config.run.export_dtype != "none":
         session.exported = session.generation
         if session.guarded or session.config.run.export == "best":
             session.exported = session.best
+            log.info("generation %d is the best one on the held-out problems", session.exported)
         if session.exported != session.generation:
             go_to(session, session.exported)
     if not session.finished:
@@ -67,24 +73,46 @@ def train(session: Session) -> None:
 
 
 def guard(session: Session) -> bool:
-    """Collective. Do what the guard says of the evaluations so far; return whether it ends the run."""
-    config = session.config
+    """Collective. Do what the guard says of theta's evaluation, if it was due; return whether it ends the run.
+
+    What was done before is in the run file, and stays as it is: a generation depends on it.
+    """
+    config, generation = session.config, session.generation
     if not config.guard.acts:
         return False
-    retention = {suite: session.results[suite] for suite in config.eval.retention}
-    found = events(config.guard, session.results[HELD_OUT], retention)
-    session.alpha_factor = alpha_factor(config.guard, found)
-    session.recorder.set_events(found, session.first_generation)
-    for event in found:
-        if event.generation != session.generation:
-            continue
-        log.warning("guard at generation %d: %s: %s", event.generation, event.reason, _DONE[event.action])
-        if event.to is not None:
+    if is_due(session, generation) and not any(event.generation == generation for event in session.events):
+        event = decide_here(session)
+        if event is not None:
+            log.warning("guard at generation %d: %s: %s", generation, event.reason, _DONE[event.action])
+            session.events.append(event)
+            session.recorder.add_event(event)
+    session.alpha_factor = alpha_factor(config.guard, session.events)
+    for event in session.events:
+        if event.generation == generation and event.to is not None and generation < config.es.generations:
             session.recorder.wait()
             go_to(session, event.to)
             log.info("theta is that of generation %d again, %016x", event.to, session.digest)
-    session.guarded = any(event.action == "stop" for event in found)
+    session.guarded = any(event.action == "stop" for event in session.events)
     return session.guarded
+
+
+def decide_here(session: Session) -> Event | None:
+    """Return what the guard does after the evaluation of theta as it is, None if it does nothing."""
+    guard, generation = session.config.guard, session.generation
+    due = {
+        suite: {one: results for one, results in session.results[suite].items() if is_due(session, one)}
+        for suite in (HELD_OUT, *session.config.eval.retention)
+    }
+    for suite, results in due.items():  # of the last generation there is an evaluation in any case
+        if generation in session.results[suite]:
+            results[generation] = session.results[suite][generation]
+    return decide(guard, due.pop(HELD_OUT), due, session.events, generation)
+
+
+def is_due(session: Session, generation: int) -> bool:
+    """Return whether evaluations of a generation are made by `eval.every`, or the first ones of the run."""
+    every = session.config.eval.every
+    return generation == session.first_generation or (every is not None and generation % every == 0)
 
 
 _DONE = {"stop": "the run ends here", "shrink": "alpha is reduced", "restore": "theta is taken back, alpha is reduced"}
@@ -175,7 +203,7 @@ def shrink_theta(session: Session, alpha: float) -> float:
     """
     es, weights = session.config.es, session.engine.weights
     factor = 1 - alpha * es.anchor
-    if es.max_distance is not None and (distance := weights.distance()) * factor > es.max_distance:
+    if es.max_distance is not None and (distance := weights.distance(session.noise)) * factor > es.max_distance:
         factor = es.max_distance / distance
     if es.max_distance is not None:
         factor = session.comm.allgather_object(factor)[0]
@@ -302,8 +330,7 @@ def evaluate_if_due(session: Session, generation: int) -> bool:
 
     Returns whether any rank was asked to stop meanwhile; what is then not evaluated yet is at the next start.
     """
-    every, last = session.config.eval.every, session.config.es.generations
-    if generation not in (session.first_generation, last) and (every is None or generation % every):
+    if not is_due(session, generation) and generation != session.config.es.generations:
         return False
     for suite in session.problems.suites:
         if generation in session.results[suite]:

@@ -60,7 +60,11 @@ def rebuild(arguments: argparse.Namespace, verify: bool = False) -> "tuple[RunFi
         check=tell if verify else None,
     )
     if verify:
-        print(f"all {generation} generations are what the run had")
+        count = len(file.steps_to(generation))
+        if count == generation:
+            print(f"all {generation} generations are what the run had")
+        else:
+            print(f"{count} of {generation} generations are what the run had; the guard took back the others")
     else:
         tell(generation)
     return file, base, weights, generation

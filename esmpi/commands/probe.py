@@ -44,7 +44,7 @@ def _probe(arguments: argparse.Namespace, config: "Config", comm: "Comm") -> int
     from esmpi.setup import open_trial, start_logging
 
     start_logging("warning", comm)
-    sigmas = arguments.sigmas or [config.es.sigma * factor for factor in _LADDER]
+    sigmas = arguments.sigmas or [config.es.sigma * factor for factor in _LADDER if config.es.sigma * factor < 1e3]
     with ExitStack() as stack:
         rungs = probe(open_trial(config, comm, stack), sigmas, max(2, arguments.members))
     with comm.together():

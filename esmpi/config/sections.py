@@ -17,6 +17,9 @@ from esmpi.config.keys import Section, key, require
 
 _LONGEST_NAME = 200
 Schedule = Literal["constant", "linear", "cosine"]
+_FACTOR = 0.5
+_END = 0.1
+"""Where schedules end by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +130,11 @@ class EsConfig(Section):
     sigma_schedule: Schedule = "constant"
     """How sigma changes over the generations: not at all, or from its value to `sigma_end` of it, linearly or as half a
     cosine wave."""
-    sigma_end: float = key(0.1, above=0, maximum=10)
+    sigma_end: float = key(_END, above=0, maximum=10)
     """The last generation's sigma, as a share of the first one's."""
     alpha_schedule: Schedule = "constant"
     """How alpha changes over the generations."""
-    alpha_end: float = key(0.1, minimum=0, maximum=10)
+    alpha_end: float = key(_END, minimum=0, maximum=10)
     """The last generation's alpha, as a share of the first one's."""
     warmup: int = key(0, minimum=0, maximum=10**9)
     """In so many first generations, alpha rises to its value in equal steps."""
@@ -153,8 +156,8 @@ class EsConfig(Section):
     anchor: float = key(0.0, minimum=0, below=1e3)
     """Weight decay towards the base model: after each update, theta moves back by alpha * anchor of its distance."""
     max_distance: float | None = key(None, above=0)
-    """Largest Euclidean distance of theta from the base model. After an update that leads farther away, theta is moved
-    back to this distance."""
+    """Largest Euclidean distance of theta from the base model, over the tensors that have noise. After an update that
+    leads farther away, theta is moved back to this distance."""
     shaping: str = key("zscore", plugins="esmpi.es.shapings")
     """How fitness becomes shaped fitness. zscore: minus mean, divided by standard deviation. centered_rank: ranks from
     -0.5 to 0.5. log_rank: the utilities of natural evolution strategies, which tell only the better half apart. top_k:
@@ -186,9 +189,15 @@ class EsConfig(Section):
             scheduled or self.schedule_generations is None,
             "schedule_generations: has no effect without es.sigma_schedule or es.alpha_schedule",
         )
+        for name, schedule in (("sigma_end", self.sigma_schedule), ("alpha_end", self.alpha_schedule)):
+            require(
+                getattr(self, name) == _END or schedule != "constant",
+                f"{name}: has no effect without es.{name.removesuffix('end')}schedule",
+            )
+        largest = self.step_size * (1 if self.alpha_schedule == "constant" else max(1, self.alpha_end))
         require(
-            self.step_size * self.anchor < 1,
-            f"anchor: times alpha, {self.step_size:g}, it must be below 1, got {self.anchor:g}",
+            largest * self.anchor < 1,
+            f"anchor: times alpha, {largest:g}, it must be below 1, got {self.anchor:g}",
         )
         require(
             not self.antithetic or self.population_size % 2 == 0,
@@ -386,8 +395,8 @@ class EvalConfig(Section):
     suites: dict[str, str] = key(factory=dict, changes_result="by_digest")
     """Further held-out problems by name: sources as for `data.eval`. They are only reported, and do not decide which
     generation is the best."""
-    retention: tuple[str, ...] = key((), changes_result="no")
-    """Names of those suites that show what the model forgets; the guard may watch them."""
+    retention: tuple[str, ...] = ()
+    """Names of those suites that show what the model forgets, for `guard.max_retention_drop`."""
     num_samples: int = key(1, minimum=1, maximum=10_000)
     """Number of completions of each problem. More than one gives pass@k, and needs a temperature above 0."""
     temperature: float = key(0.0, minimum=0, maximum=100)
@@ -430,8 +439,17 @@ class GuardConfig(Section):
     action: Literal["stop", "shrink", "restore"] = "stop"
     """stop: end the run. shrink: multiply alpha by `factor`. restore: take theta back to the best generation with which
     nothing was wrong, and multiply alpha by `factor`."""
-    factor: float = key(0.5, above=0, maximum=1)
+    factor: float = key(_FACTOR, above=0, maximum=1)
     """What alpha is multiplied with by shrink and restore."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits = (self.max_drop, self.max_kl, self.max_retention_drop)
+        require(
+            self.action == "stop" or any(limit is not None for limit in limits),
+            f"action: {self.action} needs a limit: set guard.max_drop, guard.max_kl or guard.max_retention_drop",
+        )
+        require(self.factor == _FACTOR or self.action != "stop", "factor: has no effect on guard.action: stop")
 
     @property
     def acts(self) -> bool:

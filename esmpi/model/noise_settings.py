@@ -52,6 +52,8 @@ class NoiseSettings:
         for key, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
+                    if base.config.get("tie_word_embeddings") and fnmatchcase("lm_head.weight", pattern):
+                        raise UserError(f"es.{key}: {pattern!r}: lm_head.weight is tied to the embedding: name that")
                     raise UserError(
                         f"es.{key}: {pattern!r} matches no tensor of {base.folder}; names are such as {known[0]}"
                     )

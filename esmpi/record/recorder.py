@@ -102,12 +102,16 @@ class Recorder:
                 members[name] = made_here[name] if name in made_here else results[name]
             idle = float(idle_seconds(members["rank"], members["seconds"], self._num_ranks).mean())
             write = self._run.begin_commit(row, members)
-        self._pending = self._thread.submit(self._finish_commit, write, row, idle, watch)
+            # without a step size, members are a random search, which moves nothing
+            alike = not step.coefficients.any() and step.alpha > 0
+        self._pending = self._thread.submit(self._finish_commit, write, row, idle, alike, watch)
 
-    def _finish_commit(self, write: Callable[[], None], row: np.void, idle: float, watch: Stopwatch) -> None:
+    def _finish_commit(
+        self, write: Callable[[], None], row: np.void, idle: float, alike: bool, watch: Stopwatch
+    ) -> None:
         with watch.phase("write"):
             write()
-        self._log_generation(row, idle)
+        self._log_generation(row, idle, alike)
         left_out = {"generation", "theta_digest"} | ({"fitness_theta"} if np.isnan(row["fitness_theta"]) else set())
         figures = {name: float(row[name]) for name in row.dtype.names or () if name not in left_out}
         self._write_to_sinks("generation", int(row["generation"]), figures | {"seconds_idle": idle})
@@ -133,18 +137,11 @@ class Recorder:
         self._write_to_sinks(suite, generation, result.to_row())
         log_evaluation(suite, generation, result, self._run.evaluations[suite][0])
 
-    def set_events(self, events: Sequence[Event], first_generation: int) -> None:
-        """Write what the guard did.
-
-        Events before `first_generation` are another run's, from which this one was forked.
-        """
-        if self._run is None:
-            return
-        before = self._run.attributes["events"]
-        now = [event for event in before if event["generation"] < first_generation] + [asdict(one) for one in events]
-        if now != before:
+    def add_event(self, event: Event) -> None:
+        """Write what the guard did."""
+        if self._run is not None:
             self.wait()
-            self._run.attributes["events"] = now
+            self._run.attributes["events"] = [*self._run.attributes["events"], asdict(event)]
             self._run.write()
 
     def add_profile(self, intervals: np.ndarray) -> None:
@@ -171,7 +168,7 @@ class Recorder:
         if self._sinks is not None:
             self._sinks.write(group, generation, figures)
 
-    def _log_generation(self, row: np.void, idle: float) -> None:
+    def _log_generation(self, row: np.void, idle: float, alike: bool) -> None:
         seconds = float(row["seconds_total"])
         self._generation_seconds.append(seconds)
         recent = self._generation_seconds[-10:]
@@ -181,7 +178,6 @@ class Recorder:
         num_rewards = sum(int(row[f"num_score_{kind}"]) for kind in FAILURES)
         failed = f"  {counted(num_rewards, 'reward')} failed" if num_rewards else ""
         failed += f"  {counted(int(row['num_failed']), 'member')} failed" if row["num_failed"] else ""
-        alike = bool(row["fitness_min"] == row["fitness_max"])
         failed += "  no signal: all members have the same fitness" if alike else ""
         self._num_alike = self._num_alike + 1 if alike else 0
         theta = "" if np.isnan(row["fitness_theta"]) else f" theta {row['fitness_theta']:.3f}"

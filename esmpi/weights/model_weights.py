@@ -132,9 +132,9 @@ class ModelWeights:
         self._shows_theta = False
         self._call("show_base")
 
-    def distance(self) -> float:
-        """Return the Euclidean norm of theta minus the base model."""
-        return math.sqrt(math.fsum(self._call("squared_distance", self._counted)))
+    def distance(self, noise: Noise = FULL) -> float:
+        """Return the Euclidean norm of theta minus the base model, of the tensors that have noise."""
+        return math.sqrt(math.fsum(self._call("squared_distance", self._counted, noise.rank, noise.scales)))
 
     def digest(self) -> int:
         """Return the 64-bit digest of theta."""

@@ -101,9 +101,17 @@ class WeightShard:
         """Write live = cast(base model)."""
         self._weights.show(self._read_base)
 
-    def squared_distance(self, counted: Sequence[Sequence[int]]) -> float:
-        """Return this shard's part of the squared norm of theta minus the base model; `counted` as in `digest`."""
-        return self._weights.squared_distance(self._read_base, set(counted[self._rank]))
+    def squared_distance(
+        self, counted: Sequence[Sequence[int]], rank: int, scales: Mapping[str, float] | None
+    ) -> float:
+        """Return this shard's part of the squared norm of theta minus the base model, of the tensors that have noise.
+
+        `counted` is as in `digest`.
+        """
+        noise = Noise(rank, scales)
+        views = self._weights.views
+        chosen = {i for i in counted[self._rank] if noise.scale(views[i].name, views[i].shape)}
+        return self._weights.squared_distance(self._read_base, chosen)
 
     def digest(self, counted: Sequence[Sequence[int]]) -> int:
         """Return this shard's part of the digest; `counted` has, by rank, the numbers of the views that count."""

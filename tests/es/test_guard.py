@@ -7,7 +7,7 @@ import pytest
 
 from esmpi.config.reader import ConfigError, parse_config
 from esmpi.config.sections import GuardConfig
-from esmpi.es.guard import Event, alpha_factor, events
+from esmpi.es.guard import Event, Results, alpha_factor, decide
 
 LEAST = {"run": {"name": "x"}, "model": {"path": "m"}, "es": {"generations": 3}, "task": {"name": "countdown"}}
 
@@ -15,6 +15,18 @@ LEAST = {"run": {"name": "x"}, "model": {"path": "m"}, "es": {"generations": 3},
 def results(accuracies: list[float], every: int = 10, **figures: list[float]) -> dict[int, dict[str, float]]:
     columns: Mapping[str, list[float]] = {"accuracy": accuracies, "reward_mean": accuracies, **figures}
     return {every * i: {name: column[i] for name, column in columns.items()} for i in range(len(accuracies))}
+
+
+def events(guard: GuardConfig, held_out: Results, retention: Mapping[str, Results]) -> list[Event]:
+    """Return what the guard does in a run that has these evaluations, one after another, until it stops."""
+    made: list[Event] = []
+    for generation in held_out:
+        event = decide(guard, held_out, retention, made, generation)
+        if event is not None:
+            made.append(event)
+            if event.action == "stop":
+                break
+    return made
 
 
 def found(guard: GuardConfig, accuracies: list[float], **figures: list[float]) -> list[Event]:
@@ -51,6 +63,31 @@ def test_theta_is_taken_back_to_the_best_that_nothing_was_wrong_with() -> None:
     assert made[1].reason == "accuracy fell from 0.5 to 0.3"
 
 
+def test_without_a_sound_generation_theta_stays() -> None:
+    guard = GuardConfig(max_kl=0.5, action="restore")
+    made = found(guard, [0.2, 0.3], kl_per_token=[0.6, 0.7])
+    assert [(event.action, event.to) for event in made] == [("shrink", None), ("shrink", None)]
+    assert made[0].reason == "KL divergence of 0.6 per token; nothing was right before, so theta stays"
+
+
+def test_after_a_smaller_alpha_only_what_becomes_worse_counts() -> None:
+    guard = GuardConfig(max_kl=0.5, action="shrink")
+    made = found(guard, [0.2] * 5, kl_per_token=[0, 0.6, 0.6, 0.55, 0.7])
+    assert [event.generation for event in made] == [10, 40]
+    guard = GuardConfig(max_retention_drop=0.05, action="shrink")
+    lost = results([0.8, 0.7, 0.7, 0.72, 0.6])
+    assert [event.generation for event in events(guard, results([0.1] * 5), {"lost": lost})] == [10, 40]
+
+
+def test_what_was_done_before_stays_whatever_is_evaluated_later() -> None:
+    guard = GuardConfig(max_drop=0.1, action="restore")
+    rows = results([0.2, 0.5, 0.3])
+    past = [decide(guard, rows, {}, [], 20)]
+    assert past == [Event(generation=20, action="restore", reason="accuracy fell from 0.5 to 0.3", to=10)]
+    later = rows | {15: {"accuracy": 0.9, "reward_mean": 0.9}, 30: {"accuracy": 0.45, "reward_mean": 0.45}}
+    assert decide(guard, later, {}, [event for event in past if event], 30) is None
+
+
 def test_patience_counts_evaluations_since_the_best() -> None:
     guard = GuardConfig(patience=2)
     assert found(guard, [0.2, 0.5, 0.4]) == []
@@ -79,6 +116,8 @@ def test_a_retention_suite_is_compared_with_the_base_model() -> None:
     [
         ({"guard": {"max_kl": 1.0}, "eval": {"every": 1}}, "guard.max_kl: the KL divergence is only estimated with"),
         ({"guard": {"max_retention_drop": 0.1}, "eval": {"every": 1}}, "guard.max_retention_drop: name the suites in"),
+        ({"guard": {"action": "shrink"}, "eval": {"every": 1}}, "guard.action: shrink needs a limit"),
+        ({"guard": {"factor": 0.1, "patience": 1}, "eval": {"every": 1}}, "guard.factor: has no effect on"),
         ({"guard": {"patience": 3}}, "guard: it looks at evaluations, so eval.every must be set"),
         ({"eval": {"retention": ["mmlu"]}}, "eval.retention: mmlu is none of eval.suites"),
     ],

@@ -200,7 +200,7 @@ def test_top_k_by_hand() -> None:
     assert find_shaping("top_k").shape(fitness).tolist() == [-1, 3, -1, 3, -1, -1, -1, -1]  # a quarter of eight
     # two members share the third place: each has half of its utility
     assert chosen(np.array([8.0, 7.0, 6.0, 6.0, 1.0])).tolist() == pytest.approx([2 / 3, 2 / 3, -1 / 6, -1 / 6, -1])
-    assert chosen(np.array([2.0, 1.0])).tolist() == [0, 0]  # of the eight, only two did not fail
+    assert chosen(np.array([2.0, 1.0])).tolist() == [1, -1]  # of the eight, only two did not fail
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ def shape(fitness: np.ndarray, *, top_k: int | None = None) -> np.ndarray:
 
     It is N times the utility 1 / k - 1 / N: truncation selection, as evolution strategies with mu parents out of lambda
     children have it (Wierstra et al. 2014, Natural Evolution Strategies, section 3.1). Members of equal fitness share
-    the mean of their utilities. k is a quarter of the members if `top_k` is None, and at least 1.
+    the mean of their utilities. k is a quarter of the members if `top_k` is None, at least 1, and
+    at most all members but one, where others failed.
     """
     size = len(fitness)
     if fitness.min() == fitness.max():
         return np.zeros_like(fitness)
-    count = min(max(1, size // 4) if top_k is None else top_k, size)
+    count = min(max(1, size // 4) if top_k is None else top_k, size - 1)
     utilities = np.full(size, -1.0)
     utilities[:count] = size / count - 1
     return by_rank(fitness, utilities)
