@@ -63,7 +63,7 @@ def make(kind: type[RunFile], folder: Path) -> RunFile:
 def commit(recorder: Recorder, generation: int) -> None:
     messages = np.zeros(1, message_dtype(2))
     messages["fitness"] = generation, generation + 1
-    step = Step(coefficients=np.zeros(2, np.float32), sigma=0.1, alpha=0.05, digest=generation + 7)
+    step = Step(coefficients=np.array([-1, 1], np.float32), sigma=0.1, alpha=0.05, digest=generation + 7)
     recorder.commit(generation, Results(messages, np.arange(2)), step, Stopwatch())
 
 
@@ -130,7 +130,8 @@ def test_generations_without_a_signal_say_so(tmp_path: Path, caplog: pytest.LogC
     for generation in range(22):
         messages = np.zeros(1, message_dtype(2))
         messages["fitness"] = [0.5, 0.25] if generation == 10 else [0.5, 0.5]
-        step = Step(coefficients=np.zeros(2, np.float32), sigma=0.1, alpha=0.05, digest=0)
+        coefficients = np.array([1, -1] if generation == 10 else [0, 0], np.float32)
+        step = Step(coefficients=coefficients, sigma=0.1, alpha=0.05, digest=0)
         recorder.commit(generation, Results(messages, np.arange(2)), step, Stopwatch())
     recorder.close()
     said = [record.getMessage() for record in caplog.records]
@@ -150,7 +151,8 @@ def test_theta_stands_beside_its_members_when_it_was_evaluated(
     for generation, fitness in enumerate((math.nan, 0.4125)):
         messages = np.zeros(1, message_dtype(2))
         messages["fitness"] = 0.25, 0.5
-        step = Step(coefficients=np.zeros(2, np.float32), sigma=0.1, alpha=0.05, digest=7, theta_fitness=fitness)
+        factors = np.array([-1, 1], np.float32)
+        step = Step(coefficients=factors, sigma=0.1, alpha=0.05, digest=7, theta_fitness=fitness)
         recorder.commit(generation, Results(messages, np.arange(2)), step, Stopwatch())
     recorder.close()
     first, second = (record.getMessage() for record in caplog.records)
