@@ -94,6 +94,24 @@ def test_waves_lead_to_the_same_theta_on_both_engines(launch: Run, tmp_path: Pat
     assert samples(tmp_path / "vllm" / "tiny") == samples(tmp_path / "hf" / "tiny")
 
 
+def test_members_with_prompts_of_their_own_and_their_votes_on_both_engines(launch: Run, tmp_path: Path) -> None:
+    keys = ("es.noise=low_rank", "es.generations=1", "data.batch_size=8", "data.prompts=per_member")
+    keys = (*keys, "eval.control_every=1", "eval.divergence=false", "run.export_dtype=none")
+    hf = train(launch, tmp_path / "hf", 0, *ENGINES["hf"], *keys)
+    vllm = train(launch, tmp_path / "vllm", 0, *ENGINES["vllm"], *keys)
+    for column in ("members/fitness", "generations/theta_digest", "generations/fitness_theta"):
+        np.testing.assert_array_equal(vllm[column], hf[column], err_msg=column)
+    assert np.isfinite(hf["generations/fitness_theta"]).all()
+    for engine, overrides in ENGINES.items():
+        run = tmp_path / engine / "tiny"
+        options = [word for word in overrides if word.startswith("engine.")]
+        done = launch(["-m", "esmpi", "eval", run, "--ensemble", "3", *options], 0)
+        assert done.returncode == 0, done.stderr
+    [ours, theirs] = [samples(tmp_path / engine / "tiny")["g000000.ensemble_3.jsonl"] for engine in ENGINES]
+    assert ours == theirs
+    assert any(len(json.loads(line)["votes"]) > 1 for line in ours.splitlines())
+
+
 @pytest.mark.parametrize(("first", "second"), [("vllm", "hf"), ("hf", "vllm")])
 def test_one_engine_goes_on_where_the_other_stopped(
     launch: Run, vllm_run: Path, tmp_path: Path, first: str, second: str
