@@ -61,9 +61,11 @@ def test_a_generation_without_an_evaluation_is_refused() -> None:
 @pytest.mark.parametrize("config", ["quickstart", "bench_strategies"])
 def test_settings_are_valid_and_differ(config: str) -> None:
     path = ROOT / "configs" / f"{config}.yaml"
-    made = [(load_config(path, setting.keys).es, setting.step) for setting in SETTINGS.values()]
+    chosen = [(load_config(path, setting.keys), setting.step) for setting in SETTINGS.values()]
+    made = [(each.es, each.guard, step) for each, step in chosen]
     assert all(made.count(one) == 1 for one in made)
-    assert made[0] == (load_config(path).es, 1.0)
+    plain = load_config(path)
+    assert made[0] == (plain.es, plain.guard, 1.0)
 
 
 def test_finished_runs_are_kept(tmp_path: Path) -> None:

@@ -207,8 +207,8 @@ def break_perturb() -> None:
 
     def forgetful(self: Any, method: str, *arguments: Any) -> Any:
         if method == "perturb":
-            seed, scale, only, rank = arguments
-            arguments = (seed, scale, [name for name in only or [] if "down_proj" not in name], rank)
+            seed, scale, only, *noise = arguments
+            arguments = (seed, scale, [name for name in only or [] if "down_proj" not in name], *noise)
         return call(self, method, *arguments)
 
     WorkerExtension.esmpi_call = forgetful  # type: ignore[method-assign]
