@@ -52,9 +52,12 @@ def check_same_config(run: RunFile, config: Config) -> None:
     """Raise UserError unless a run can be resumed with this config, as far as the config shows."""
     here = run.path.parent
     if changed := _that_matter(run, resumed_config(run, config)):
+        hint = ""
+        if [difference.name for difference in changed] == ["es.schedule_generations"]:
+            hint = f"\n  To prolong the run, add es.schedule_generations={changed[0].before}."
         raise UserError(
             f"{here} holds a run with another config. Choose another run.name, or restore the former values; or, "
-            f"{_advice(run)}:\n  " + "\n  ".join(map(str, changed))
+            f"{_advice(run)}:\n  " + "\n  ".join(map(str, changed)) + hint
         )
     if run.num_generations > config.es.generations:
         raise UserError(

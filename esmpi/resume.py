@@ -93,6 +93,8 @@ def catch_up(session: "Session") -> None:
     if session.generation:
         left = session.config.es.generations - session.generation
         advice = f"{left} to go" if left else "none to go; a larger es.generations prolongs the run"
+        if ended := next((event for event in session.events if event.action == "stop"), None):
+            advice = f"where its guard has ended the run: {ended.reason}"
         log.info("resuming from generation %d, theta %016x, %s", session.generation, session.digest, advice)
 
 

@@ -146,8 +146,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
         if comm.is_root:
             run = open_run_file(config, setup.engine, digests)
             start = provenance(comm.size, engine_packages(config))
-            if not noise.is_default:
-                start["noise"] = noise.describe(setup.base)
+            start["noise"] = noise.describe(setup.base)
             run.attributes["provenance"].append(start)
             run.write()
         recorder = Recorder(run, config.es.generations, config.log.sinks, comm.size)
@@ -160,8 +159,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     session = Session(**vars(setup), recorder=recorder, dispatch=dispatch, stop=stop, run=run, snapshots=snapshots)
     session.digest = session.agreed_digest()
     log.info("base model: theta %016x", session.digest)
-    if not noise.is_default:
-        log.info("noise: %s", noise.describe(session.base))
+    log.info("noise: %s", noise.describe(session.base))
     started = time.perf_counter()
     catch_up(session)
     if session.generation:

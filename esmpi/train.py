@@ -61,7 +61,11 @@ def train(session: Session) -> None:
         session.exported = session.generation
         if session.guarded or session.config.run.export == "best":
             session.exported = session.best
-            log.info("generation %d is the best one on the held-out problems", session.exported)
+            log.info(
+                "generation %d%s is the best one on the held-out problems",
+                session.exported,
+                "" if session.exported else ", the base model,",
+            )
         if session.exported != session.generation:
             go_to(session, session.exported)
     if not session.finished:

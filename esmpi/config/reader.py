@@ -5,6 +5,7 @@ Importing this module is cheap: no torch, no MPI.
 
 import dataclasses
 import importlib
+import json
 import re
 import reprlib
 import types
@@ -221,6 +222,9 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
         key = re.split(r"[.\[`]", place.removeprefix("."))[0]
         if not key:
             raise ConfigError(f"{section}.{message}") from None
+        if message == "Expected `array`, got `str`":
+            example = json.dumps(keys[key].strip("[]"))
+            raise ConfigError(f"{section}.{key}: must be a list: '{section}.{key}=[{example}]'") from None
         raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {reprlib.repr(keys.get(key))}") from None
 
 

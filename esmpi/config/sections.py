@@ -138,6 +138,8 @@ class EsConfig(Section):
     """The last generation's alpha, as a share of the first one's."""
     warmup: int = key(0, minimum=0, maximum=10**9)
     """In so many first generations, alpha rises to its value in equal steps."""
+    sigma_warmup: int = key(0, minimum=0, maximum=10**9)
+    """The same for sigma."""
     schedule_generations: int | None = key(None, minimum=1, maximum=10**9)
     """Length of the schedules in generations; after that, sigma and alpha stay as they are. null: `generations`. A run
     that is prolonged later must name the former number here."""

@@ -8,14 +8,26 @@ if TYPE_CHECKING:
 
 
 def sigma_at(es: "EsConfig", generation: int) -> float:
-    """Return the scale of a generation's perturbations."""
-    return es.sigma * _decay(es.sigma_schedule, es.sigma_end, _progress(es, generation))
+    """Return the scale of a generation's perturbations, which the first `sigma_warmup` generations approach."""
+    return (
+        es.sigma
+        * _risen(es.sigma_warmup, generation)
+        * _decay(es.sigma_schedule, es.sigma_end, _progress(es, generation))
+    )
 
 
 def alpha_at(es: "EsConfig", generation: int) -> float:
-    """Return the step size of a generation, which the first `warmup` generations approach in equal steps."""
-    risen = min(1.0, (generation + 1) / es.warmup) if es.warmup else 1.0
-    return es.step_size * risen * _decay(es.alpha_schedule, es.alpha_end, _progress(es, generation))
+    """Return the step size of a generation, which the first `warmup` generations approach."""
+    return (
+        es.step_size
+        * _risen(es.warmup, generation)
+        * _decay(es.alpha_schedule, es.alpha_end, _progress(es, generation))
+    )
+
+
+def _risen(warmup: int, generation: int) -> float:
+    """Return the share that `warmup` equal steps have reached in a generation."""
+    return min(1.0, (generation + 1) / warmup) if warmup else 1.0
 
 
 def _progress(es: "EsConfig", generation: int) -> float:

@@ -67,9 +67,7 @@ def plan_lines(config: Config, num_ranks: int) -> list[str]:
     if model is None:
         return [*lines, "memory          not known before the model is downloaded"]
     noise = NoiseSettings.of(asdict(es))
-    noise.names(model)  # patterns that match nothing are an error
-    if not noise.is_default:
-        lines.append(f"noise           {noise.describe(model)}")
+    lines.append(f"noise           {noise.describe(model)}")
     return lines + engine_config(config).plan(config, model) + _snapshots(config, model)
 
 

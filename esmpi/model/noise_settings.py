@@ -78,12 +78,14 @@ class NoiseSettings:
         return Noise(self.rank, dict.fromkeys(names, 1.0))
 
     def describe(self, base: BaseModel) -> str:
-        """Return which weights have noise, and which, for people."""
+        """Return which weights have noise, how many these are, and which noise it is, for people."""
         names = self.names(base)
-        share = sum(base.tensors[name].num_elements for name in names) / base.num_weights
+        num_weights = sum(base.tensors[name].num_elements for name in names)
+        share = num_weights / base.num_weights
         rank = f"rank {self.rank}" if self.rank else "full rank"
         scale = ", times each tensor's standard deviation" if self.sigma_per_tensor == "std" else ""
-        return f"{rank}, on {len(names)} of {len(base.tensors)} tensors, {share:.1%} of the weights{scale}"
+        tensors = f"{len(names)} of {len(base.tensors)} tensors"
+        return f"{rank}, on {tensors} with {num_weights:,} weights, {share:.1%} of all{scale}"
 
 
 def _any(name: str, patterns: Iterable[str]) -> bool:

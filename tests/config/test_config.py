@@ -123,6 +123,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("task.num_numbers=3", r"task\.num_numbers: .*array.*3"),
         ("task.number_range=[1]", r"task\.number_range: .*length 2.*\[1\]"),
         ("task.number_range=[1, a]", r"task\.number_range: .*int.*'a'"),
+        ("es.exclude=*norm*", r"es\.exclude: must be a list: 'es\.exclude=\[\"\*norm\*\"\]'"),
         # values
         ("es.sigma=0", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
         ("es.sigma=.nan", r"es\.sigma: must be at least 1e-12 and below 1,?000"),
@@ -156,7 +157,7 @@ def test_an_empty_section_has_its_defaults(config_file: Path) -> None:
         ("sampling.frequency_penalty=-3", r"sampling\.frequency_penalty: must be between -2 and 2, got -3"),
         ("sampling.min_tokens=1025", r"sampling\.min_tokens: 1025 is more than max_tokens: 1024; lower it, or raise"),
         ("sampling.stop=['']", r"sampling\.stop: an empty text would end every completion at once"),
-        ("sampling.stop=</answer>", r"sampling\.stop: .*array.*'</answer>'"),
+        ("sampling.stop=</answer>", r"sampling\.stop: must be a list: '.*=\[\"</answer>\"\]'"),
         ("sampling.bad_words=[' ']", r"sampling\.bad_words: a text without letters or signs cannot be forbidden"),
         ("sampling.include_stop=true", r"sampling\.include_stop: has no effect without sampling\.stop"),
         ("eval.every=0", r"eval\.every: must be at least 1"),

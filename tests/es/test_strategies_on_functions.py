@@ -38,8 +38,8 @@ def test_alpha_has_a_schedule(plain: FunctionRun) -> None:
 
 
 def test_sigma_has_a_schedule(plain: FunctionRun) -> None:
-    scheduled = run(sigma_schedule="linear", sigma_end=0.2)
-    assert scheduled.fitness.std(1) == same(plain.fitness.std(1) * [1, 0.8, 0.6, 0.4, 0.2])
+    scheduled = run(sigma_schedule="linear", sigma_end=0.2, sigma_warmup=2)
+    assert scheduled.fitness.std(1) == same(plain.fitness.std(1) * [0.5, 0.8, 0.6, 0.4, 0.2])
     assert scheduled.updates == same(plain.updates)
 
 

@@ -58,8 +58,9 @@ def test_patterns_choose_tensors(folder: Path, rank: int) -> None:
     assert all((".mlp." in name or ".self_attn." in name) and ".3." not in name for name in names)
     noise = settings.noise(base)
     assert {name for name, tensor in base.tensors.items() if noise.scale(name, tensor.shape)} == set(names)
-    share = sum(base.tensors[name].num_elements for name in names) / base.num_weights
-    assert f"on {len(names)} of {len(base.tensors)} tensors, {share:.1%} of the weights" in settings.describe(base)
+    count = sum(base.tensors[name].num_elements for name in names)
+    words = f"{len(names)} of {len(base.tensors)} tensors with {count:,} weights, {count / base.num_weights:.1%} of all"
+    assert f"on {words}" in settings.describe(base)
 
 
 def test_bad_patterns_are_refused(folder: Path) -> None:

@@ -31,7 +31,9 @@ def test_the_layout_changes_nothing_and_a_replay_is_exact(launch: Run, tmp_path:
     with h5py.File(tmp_path / "resumed" / "tiny" / "run.h5") as file:
         assert file.attrs["noise_version"] == 2
         starts = json.loads(file.attrs["provenance"])
-    assert [start["noise"] for start in starts] == ["rank 2, on 29 of 50 tensors, 99.7% of the weights"] * 3
+    assert [start["noise"] for start in starts] == [
+        "rank 2, on 29 of 50 tensors with 820,480 weights, 99.7% of all"
+    ] * 3
 
 
 def test_what_a_generation_records_of_members_that_share_a_wave(launch: Run, tmp_path: Path) -> None:

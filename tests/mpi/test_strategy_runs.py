@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import Run, assert_same_run, read, train
+from support import TINY_RUN, Run, assert_same_run, read, train
 
 from esmpi.__main__ import main
+from esmpi.config.reader import load_config
+from esmpi.errors import UserError
+from esmpi.identity import check_same_config
 from esmpi.store.run_file import RunFile, run_file_path
 
 STRATEGIES = {
@@ -45,6 +48,11 @@ def test_the_layout_changes_nothing_and_a_replay_is_exact(launch: Run, tmp_path:
     train(launch, tmp_path / "unbroken", 0, *keys)
     train(launch, tmp_path / "resumed", 0, *keys, "es.generations=1")
     train(launch, tmp_path / "resumed", 3, *keys, "es.dispatch=dynamic", "data.mini_batch_size=3")
+    if "cosine" in name:
+        run = RunFile.open(run_file_path(tmp_path / "resumed" / "tiny"))
+        longer = [key.replace("schedule_generations=3", "schedule_generations=4") for key in keys]
+        with pytest.raises(UserError, match=r"To prolong the run, add es\.schedule_generations=3\."):
+            check_same_config(run, load_config(TINY_RUN, [f"run.output_dir={tmp_path / 'resumed'}", *longer]))
     assert_same_run(tmp_path / "resumed" / "tiny", tmp_path / "unbroken" / "tiny")
     columns = read(tmp_path / "resumed" / "tiny")
     assert len(set(columns["generations/theta_digest"].tolist())) == 3
@@ -108,6 +116,7 @@ def test_a_run_that_its_guard_stops_is_done_and_exports_the_best(launch: Run, tm
     exported = json.loads((tmp_path / "tiny" / "model" / "esmpi.json").read_text())
     assert exported["generation"] == best["generation"] == len(accuracy) - 2
     assert exported["theta_digest"] == f"{run.digest_after(best['generation']):016x}"
-    assert np.array_equal(
-        train(launch, tmp_path, 0, *keys)["generations/theta_digest"], columns["generations/theta_digest"]
-    )
+    again = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", *keys], 0)
+    assert again.returncode == 0
+    assert "where its guard has ended the run: no better accuracy than at generation" in again.stderr + again.stdout
+    assert np.array_equal(read(tmp_path / "tiny")["generations/theta_digest"], columns["generations/theta_digest"])
