@@ -10,7 +10,8 @@ updating take what reading the compiled kernels leads us to expect (docs/gpu.md)
 a log-normal distribution with the given mean, cut off at `max_tokens`; each member has a mean of its own, a little
 around it. The cache has what theta and the live weights leave of 90 % of a GPU's memory, and so many completions are
 decoded at once. A rank is one GPU. Ways to share out the members: `static` and `dynamic` (es.dispatch), one member
-after another, and `batched`: all members of a rank in one batch, which low-rank noise would allow.
+after another; and with low-rank noise `waves`, of so many members that they have --wave completions, each wave after
+the other, and `batched`: all members of a rank in one batch, as vLLM has them if there are slots for all.
 
 The check fits the two constants of a step (per step, per completion in it) to half of the members of a real run, then
 forecasts the other half and the generation. The last line is one JSON object.
@@ -92,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", choices=GPUS, default="H100", help="default: %(default)s")
     parser.add_argument("--ranks", default="1,8,64,1000", help="numbers of GPUs (default: %(default)s)")
+    parser.add_argument("--wave", type=int, default=256, help="completions of a wave (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the lengths (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="compare with a real run on the CPU")
     arguments = parser.parse_args()
@@ -99,21 +101,20 @@ def main() -> None:
         check()
         return
     found = []
-    print(f"{'run':36s} {'GPUs':>5s} {'static':>9s} {'dynamic':>9s} {'batched':>9s}   GPU-hours: dynamic   batched")
+    ways = "".join(f"{way:>10s}" for way in ("static", "dynamic", "waves", "batched"))
+    print(f"{'run':36s} {'GPUs':>5s}{ways}   GPU-hours: dynamic   batched")
     for run in RUNS:
         for ranks in map(int, arguments.ranks.split(",")):
-            seconds = generation(run, GPUS[arguments.gpu], ranks, arguments.seed)
+            seconds = generation(run, GPUS[arguments.gpu], ranks, arguments.seed, arguments.wave)
             hours = {way: value * run.generations * ranks / 3600 for way, value in seconds.items()}
-            print(
-                f"{run.name:36s} {ranks:5d} {seconds['static']:7.1f} s {seconds['dynamic']:7.1f} s "
-                f"{seconds['batched']:7.1f} s {hours['dynamic']:20,.1f} {hours['batched']:9,.1f}"
-            )
+            columns = "".join(f"{value:8.1f} s" for value in seconds.values())
+            print(f"{run.name:36s} {ranks:5d}{columns} {hours['dynamic']:20,.1f} {hours['batched']:9,.1f}")
             found.append({"run": run.name, "ranks": ranks} | {way: round(value, 3) for way, value in seconds.items()})
     print(json.dumps({"gpu": arguments.gpu, "seconds": found}))
 
 
-def generation(run: Run, gpu: Gpu, ranks: int, seed: int) -> dict[str, float]:
-    """Return the seconds of a generation for each way to share out the members."""
+def generation(run: Run, gpu: Gpu, ranks: int, seed: int, wave: int = 256) -> dict[str, float]:
+    """Return the seconds of a generation for each way to share out the members; `wave` is in completions."""
     lengths = draw(run, np.random.default_rng(seed))
     token_bytes = 4 * run.layers * run.kv_width
     # theta and the live weights are on the GPU, and the rest of 90 % of its memory is the cache
@@ -132,10 +133,17 @@ def generation(run: Run, gpu: Gpu, ranks: int, seed: int) -> dict[str, float]:
 
     members = [batch([one]) for one in lengths]
     shares = [range(run.members * rank // ranks, run.members * (rank + 1) // ranks) for rank in range(ranks)]
+    size = max(1, wave // run.prompts)
+
+    def in_waves(share: range) -> float:
+        waves = [share[start : start + size] for start in range(0, len(share), size)]
+        return sum(batch([lengths[i] for i in one]) for one in waves)
+
     rest = run.weights * (UPDATE_S * run.members + DIGEST_S) + FIXED_S
     return {
         "static": max(sum(members[i] for i in share) for share in shares) + rest,
         "dynamic": listed(members, ranks) + rest,
+        "waves": max(map(in_waves, shares)) + rest,
         "batched": max(batch([lengths[i] for i in share]) if share else 0.0 for share in shares) + rest,
     }
 

@@ -10,7 +10,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.config.sections import Config, EngineSection, ModelConfig, SamplingConfig
@@ -242,17 +242,25 @@ def memory_line(config: Config, base: "BaseModel") -> str:
     return f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
 
 
-def factor_line(config: Config, base: "BaseModel", on_cpu: int, on_gpu: int) -> str:
-    """Return a line on how many members are evaluated at once, and on the memory that the noise of each takes."""
+def factor_elements(base: "BaseModel", noise: "Noise") -> int:
+    """Return how many elements the two factors of low-rank noise have, over all matrices of a member."""
+    return noise.rank * sum(sum(t.shape) for name, t in base.tensors.items() if noise.scale(name, t.shape))
+
+
+def planned_noise(config: Config, base: "BaseModel") -> "Noise":
+    """Return which matrices of a model have noise, and its rank; no values of the model are read."""
     from esmpi.model.noise_settings import NoiseSettings  # loads NumPy, which reading a config need not
 
+    return replace(NoiseSettings.of(asdict(config.es)), sigma_per_tensor="none").noise(base)
+
+
+def factor_line(config: Config, base: "BaseModel", noise: "Noise", on_cpu: int, on_gpu: int) -> str:
+    """Return a line on how many members are evaluated at once, and on the memory that the noise of each takes."""
     on_cpu, on_gpu = (min(members, config.es.population_size) for members in (on_cpu, on_gpu))
     members = counted(on_cpu, "member") + (
         "" if on_gpu == on_cpu else f" on a CPU, {on_gpu} on a GPU with room for them"
     )
-    settings = NoiseSettings.of(asdict(config.es))
-    elements = settings.rank * sum(sum(base.tensors[name].shape) for name in settings.names(base))
-    memory = size(elements * config.model.bytes_per_weight)
+    memory = size(factor_elements(base, noise) * config.model.bytes_per_weight)
     return f"waves           at most {members}; the noise of each takes {memory}"
 
 

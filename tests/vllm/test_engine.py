@@ -14,6 +14,8 @@ from support import VLLM_SMALL
 
 from esmpi.engines import Waves
 from esmpi.engines.vllm import VllmConfig
+from esmpi.model.base_model import BaseModel
+from esmpi.model.find import find_model
 from esmpi.noise.format import Noise
 from esmpi.tasks.countdown import PROMPT
 
@@ -254,9 +256,30 @@ def test_a_request_without_a_slot_that_gets_one_fails_the_self_test() -> None:
 
 def test_slots_only_where_there_is_more_than_one_member() -> None:
     """A wave of one gains nothing over writing the weights, and vLLM has no adapters for all models."""
-    config = VllmConfig(max_num_seqs=16)
-    assert config.slots(Waves(noise=Noise(1), num_prompts=16, num_members=30)) == 0
-    assert config.slots(Waves(noise=Noise(1), num_prompts=4, num_members=30)) == 4
-    assert config.slots(Waves(noise=Noise(1), num_prompts=4, num_members=3)) == 3
-    assert config.slots(Waves(noise=Noise(0), num_prompts=4, num_members=30)) == config.slots(None) == 0
-    assert VllmConfig(wave_size=7).slots(Waves(noise=Noise(1), num_prompts=400, num_members=30)) == 7
+    config, base = VllmConfig(max_num_seqs=16), tiny()
+    assert config.slots(Waves(noise=Noise(1), num_prompts=16, num_members=30), base) == 0
+    assert config.slots(Waves(noise=Noise(1), num_prompts=4, num_members=30), base) == 4
+    assert config.slots(Waves(noise=Noise(1), num_prompts=4, num_members=3), base) == 3
+    assert config.slots(Waves(noise=Noise(0), num_prompts=4, num_members=30), base) == config.slots(None, base) == 0
+    assert VllmConfig(wave_size=7).slots(Waves(noise=Noise(1), num_prompts=400, num_members=30), base) == 7
+
+
+def test_a_gpu_has_as_many_slots_as_take_a_tenth_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, config = tiny(), VllmConfig()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    each = sum(sum(tensor.shape) for tensor in base.tensors.values() if len(tensor.shape) == 2)
+    for rank in (1, 2):
+        slots = config.slots(Waves(noise=Noise(rank), num_prompts=200, num_members=1000), base)
+        assert slots == base.num_weights // (10 * rank * each) > 1
+    # a wave has 256 completions in any case, and no more members than there are
+    assert config.slots(Waves(noise=Noise(1), num_prompts=4, num_members=1000), base) == 64
+    assert config.slots(Waves(noise=Noise(1), num_prompts=200, num_members=3), base) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert config.slots(Waves(noise=Noise(1), num_prompts=200, num_members=1000), base) == 0
+
+
+def tiny() -> BaseModel:
+    """Return the tiny model's tensors."""
+    folder = find_model("esmpi:tiny_countdown")
+    assert folder is not None
+    return BaseModel(folder)

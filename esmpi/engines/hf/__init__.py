@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from esmpi.config.keys import key
 from esmpi.config.sections import Config
-from esmpi.engines.base import EngineConfig, factor_line, memory_line
+from esmpi.engines.base import EngineConfig, factor_line, memory_line, planned_noise
 from esmpi.weights.placement import size
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class HfConfig(EngineConfig):
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         shape = base.config
         line = memory_line(config, base)
-        prompts = min(config.data.mini_batch_size or config.data.batch_size, config.data.batch_size)
+        prompts = min(config.data.mini_batch_size or config.completions_per_member, config.completions_per_member)
         waves = []
         if config.es.noise_rank and self.wave_size != 1:
             sizes = [self.wave_size or max(1, rows // prompts) for rows in (ROWS_ON_CPU, ROWS_ON_GPU)]
-            waves = [factor_line(config, base, *sizes)]
+            waves = [factor_line(config, base, planned_noise(config, base), *sizes)]
         if not {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():
             return [line, *waves]
         heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.config.keys import key, require
 from esmpi.config.sections import Config, ModelConfig
-from esmpi.engines.base import EngineConfig, Waves, factor_line, memory_line
+from esmpi.engines.base import EngineConfig, Waves, factor_elements, factor_line, memory_line, planned_noise
 from esmpi.weights.placement import device_memory_wanted, memory_wanted, size
 from esmpi.wording import counted
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from esmpi.engines.base import Engine
     from esmpi.model.base_model import BaseModel
     from esmpi.mpi.comm import Place
+    from esmpi.noise.format import Noise
 
 _SET_BY_ESMPI = {
     *("model", "dtype", "trust_remote_code", "tensor_parallel_size", "pipeline_parallel_size", "seed"),
@@ -30,6 +31,10 @@ _WHERE = {
 
 _ROWS_ON_CPU, _ROWS_ON_GPU = 128, 256
 """Completions of a wave: on a CPU, more are no faster (tools/RESULTS.md); on a GPU it is vLLM's own least default."""
+_SHARE_OF_SLOTS = 0.1
+"""On a GPU a wave has more completions than that if its slots take no more than this share of the live weights' memory:
+slots are read in each step, as live weights are. vLLM begins with completions of further members when others are done,
+so one large wave is idle only at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +93,21 @@ class VllmConfig(EngineConfig):
         engine: Engine = self._engine_type()(model, self, base, place, waves)
         return engine
 
-    def slots(self, waves: Waves | None) -> int:
+    def slots(self, waves: Waves | None, base: "BaseModel") -> int:
         """Return how many members are evaluated at once; 0 if their noise is written into the weights."""
         from esmpi.engines.vllm.gpus import visible_gpus
 
         if waves is None or waves.noise.rank == 0 or self.wave_size == 1:
             return 0
-        size = self.wave_size or self._rows(bool(visible_gpus())) // waves.num_prompts
+        size = self.wave_size or self._best_wave(bool(visible_gpus()), waves.num_prompts, base, waves.noise)
         size = min(size, waves.num_members)
         return size if size > 1 else 0
 
-    def _rows(self, on_gpu: bool) -> int:
+    def _best_wave(self, on_gpu: bool, num_prompts: int, base: "BaseModel", noise: "Noise") -> int:
         rows = _ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU
-        return min(self.max_num_seqs or rows, rows)
+        by_rows = min(self.max_num_seqs or rows, rows) // num_prompts
+        by_slots = int(_SHARE_OF_SLOTS * base.num_weights / factor_elements(base, noise)) if on_gpu else 0
+        return max(1, by_rows, by_slots)
 
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         workers = self.num_workers
@@ -118,9 +125,10 @@ class VllmConfig(EngineConfig):
         )
         waves = []
         if config.es.noise_rank and self.wave_size != 1:
-            prompts = min(config.data.mini_batch_size or config.data.batch_size, config.data.batch_size)
-            sizes = [self.wave_size or max(1, self._rows(on_gpu) // prompts) for on_gpu in (False, True)]
-            waves = [factor_line(config, base, *sizes)]
+            noise = planned_noise(config, base)
+            prompts = min(config.data.mini_batch_size or config.completions_per_member, config.completions_per_member)
+            sizes = [self.wave_size or self._best_wave(on_gpu, prompts, base, noise) for on_gpu in (False, True)]
+            waves = [factor_line(config, base, noise, *sizes)]
         return [
             f"{memory_line(config, base)}, over {counted(workers, 'GPU')}; vLLM's cache takes what is left of "
             f"{self.gpu_memory_utilization:.0%} of a GPU, or {self.cpu_kv_cache_gib} GiB on a CPU",

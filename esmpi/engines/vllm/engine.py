@@ -59,7 +59,7 @@ class VllmEngine(Engine):
         cores = _share(place.cores[: engine.num_threads or len(place.cores)], num_workers)
         require_unquantized(base, engine.vllm_args.get("quantization"))
         check_gpus(num_workers, place)
-        self._slots = engine.slots(waves)
+        self._slots = engine.slots(waves, base)
         _set_environment(engine, place, cores)
         log.info("vLLM: starting; it loads and compiles the model, which takes a minute or two on a CPU")
         try:
