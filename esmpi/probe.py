@@ -10,7 +10,7 @@ from esmpi.batches import batches
 from esmpi.es.fitness import Fitness
 from esmpi.es.population import check, plan
 from esmpi.files import replacing
-from esmpi.report.plot import new_figure
+from esmpi.report.draw import new_figure
 from esmpi.session import Session
 from esmpi.stopwatch import Stopwatch
 from esmpi.train import begin_control, evaluate_members, exchange

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up what the tests need, check lint, format, types and scripts, and run the tests.
 #   bash tools/test.sh [pytest arguments]      such as tests/noise
-# ESMPI_REQUIRE=mpi,openmpi,vllm,slurm,namespaces,tmpfs makes a missing part a failure instead of a skip.
+# ESMPI_REQUIRE=mpi,openmpi,vllm,slurm,namespaces,tmpfs,chromium makes a missing part a failure instead of a skip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
@@ -14,6 +14,12 @@ if ! { command -v slurmctld && ls /usr/lib/*/libmpi.so.40 /usr/lib/*/pmix2/lib/l
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     munge slurmctld slurmd slurm-client iproute2 '^libopenmpi[0-9]+(t64)?$' libpmix-dev >/dev/null
+fi
+
+# The browser in which tests/report looks at the pages of reports; playwright's own cannot be had from a package index.
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
 fi
 
 ruff check .

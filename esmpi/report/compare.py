@@ -14,6 +14,18 @@ def compare(paths: Sequence[str | Path]) -> str:
 
     A directory without a readable run file has a line that says so: the runs of a sweep do not all start at once.
     """
+    runs, unread = read_runs(paths)
+    return "\n".join([*aligned(table(runs), 1), *unread])
+
+
+def read_runs(paths: Sequence[str | Path]) -> tuple[list[RunFile], list[str]]:
+    """Return those runs that can be read, the best held-out accuracy first, and why the others cannot.
+
+    Raises
+    ------
+    UserError
+        If none can be read.
+    """
     runs: list[RunFile] = []
     unread: list[str] = []
     for path in paths:
@@ -23,13 +35,16 @@ def compare(paths: Sequence[str | Path]) -> str:
             unread.append(str(error))
     if not runs:
         raise UserError("\n".join(unread))
-    suites = sorted({suite for run in runs for suite in run.evaluations})
     runs.sort(
-        key=lambda run: (
-            -max((best["accuracy"] for suite in suites if (best := run.best(suite)) is not None), default=-1)
-        )
+        key=lambda run: -max((best["accuracy"] for suite in run.evaluations if (best := run.best(suite))), default=-1)
     )
-    values = _differing_values(runs)
+    return runs, unread
+
+
+def table(runs: Sequence[RunFile]) -> list[list[str]]:
+    """Return the cells of a table: the head, then a line for each run."""
+    suites = sorted({suite for run in runs for suite in run.evaluations})
+    values = differing_values(runs)
     head = ["run", *(name.removeprefix("es.") for name in values), "generations", "fitness"]
     for suite in suites:
         head += [f"{suite.replace('_', '-')} before", "after", "best", "at"]
@@ -37,7 +52,7 @@ def compare(paths: Sequence[str | Path]) -> str:
     for i, run in enumerate(runs):
         cells = [_cell(value[i]) for value in values.values()]
         lines.append([str(run.path.parent), *cells, *_results(run, suites)])
-    return "\n".join([*aligned(lines, 1), *unread])
+    return lines
 
 
 def aligned(lines: Sequence[Sequence[str]], num_left: int) -> list[str]:
@@ -52,7 +67,7 @@ def aligned(lines: Sequence[Sequence[str]], num_left: int) -> list[str]:
     ]
 
 
-def _differing_values(runs: Sequence[RunFile]) -> dict[str, list[Any]]:
+def differing_values(runs: Sequence[RunFile]) -> dict[str, list[Any]]:
     """Return the keys that make these runs different ones, each with its value in every run."""
     found: dict[str, list[Any]] = {}
     for i, run in enumerate(runs):

@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esmpi.errors import UserError
 from esmpi.files import replacing
+from esmpi.report.draw import draw as draw_figures
+from esmpi.report.draw import new_figure
+from esmpi.report.of_run import figures_of
+from esmpi.store.history import History
 from esmpi.store.run_file import RunFile
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from esmpi.report.picture import Picture
+
+_OVERVIEW = ("fitness", "accuracy")
+"""Figures that are drawn where there is room for two."""
 
 _MOST_RANKS = 32
 """Ranks of a profile that have room in the picture."""
@@ -35,18 +41,6 @@ _BESIDE = ("score", "write")
 """What other processes or threads do meanwhile."""
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty picture of this size in inches; raise UserError if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("the plot needs matplotlib: pip install 'esmpi[report]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def plot_profile(run: RunFile, path: Path) -> None:
     """Draw when each rank did what, in the generation that was profiled, into a PNG file.
 
@@ -55,7 +49,7 @@ def plot_profile(run: RunFile, path: Path) -> None:
     Raises
     ------
     UserError
-        If matplotlib is not installed.
+        If Matplotlib is not installed.
     """
     profile = run.profile
     assert profile is not None
@@ -94,68 +88,31 @@ def plot_profile(run: RunFile, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def plot(run: RunFile, path: Path) -> None:
+def plot(run: History, path: Path) -> None:
     """Draw the run into a PNG file.
 
     Raises
     ------
     UserError
-        If matplotlib is not installed.
+        If Matplotlib is not installed.
     """
     figure = draw(run)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def draw(run: RunFile) -> "Figure":
+def draw(run: History) -> "Picture":
     """Return the picture of a run: fitness and held-out accuracy over generations.
 
     Raises
     ------
     UserError
-        If matplotlib is not installed.
+        If Matplotlib is not installed.
     """
-    figure = new_figure(9, 3.6)
-    from matplotlib.ticker import MaxNLocator
-
-    table = np.array(run.generations)
-    left, right = figure.subplots(1, 2)
-    if len(table):
-        # the members of generation g were scored around theta of generation g
-        generation = table["generation"]
-        mean, std = table["fitness_mean"], table["fitness_std"]
-        left.fill_between(generation, mean - std, mean + std, alpha=0.25, linewidth=0, label="mean ± std")
-        left.plot(generation, mean, marker="o", markersize=3, label="mean")
-        left.plot(generation, table["fitness_max"], linestyle="--", linewidth=1, label="best member")
-        known = ~np.isnan(table["fitness_theta"])
-        if known.any():
-            left.plot(generation[known], table["fitness_theta"][known], "k.", label="theta itself")
-        left.legend(frameon=False, fontsize=8)
-    left.set(title="fitness of the members", xlabel="generation", ylabel="mean reward")
-    for suite, rows in run.evaluations.items():
-        ordered = sorted(rows, key=lambda row: row["generation"])
-        accuracy = [100 * row["accuracy"] for row in ordered]
-        name = suite.replace("_", "-")
-        right.plot([row["generation"] for row in ordered], accuracy, marker="o", label=f"{name} accuracy")
-        for i, offset in ((0, -16), (-1, 9)):
-            right.annotate(
-                f"{accuracy[i]:.1f} %",
-                (ordered[i]["generation"], accuracy[i]),
-                xytext=(0, offset),
-                textcoords="offset points",
-                ha="center",
-            )
-    right.set(title="theta on held-out problems", xlabel="generation", ylabel="accuracy (%)")
-    right.set_ylim(0, 100)
-    right.margins(x=0.12)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    config = run.attributes["config"]
-    figure.suptitle(
+    shown = [figure for figure in figures_of(run) if figure.name in _OVERVIEW]
+    es, config = run.attributes["config"]["es"], run.attributes["config"]
+    title = (
         f"{config['run']['name']}: {config['model']['path']} on {config['task']['name']}, "
-        f"N {config['es']['population_size']}, sigma {config['es']['sigma']:g}",
-        fontsize=10,
+        f"N {es.get('population_size', '-')}, sigma {es.get('sigma', '-')}"
     )
-    return figure
+    return draw_figures(shown, title)

@@ -1,12 +1,13 @@
 """A run as text: results before and after, and sample completions."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from esmpi.errors import UserError
-from esmpi.es.population import idle_seconds
-from esmpi.store.run_file import RunFile, samples_path
+import numpy as np
+
+from esmpi.report.of_run import idle_times
+from esmpi.report.samples import KINDS, kind_of, pairs, read_samples
+from esmpi.store.run_file import RunFile
 from esmpi.wording import counted
 
 NUM_SAMPLES = 3
@@ -47,27 +48,14 @@ def summarize(run: RunFile) -> str:
 
 def _idle(run: RunFile) -> list[str]:
     """Return lines on how long ranks waited for the busiest one; none for a run with a single rank."""
-    idle: dict[int, float] = {}
-    there: dict[int, float] = {}
-    for row, members in zip(run.generations, run.members, strict=True):
-        waited = idle_seconds(members["rank"], members["seconds"], _num_ranks(run, float(row["unix_time"])))
-        for rank, seconds in enumerate(waited.tolist()):
-            idle[rank] = idle.get(rank, 0.0) + seconds
-            there[rank] = there.get(rank, 0.0) + float(row["seconds_total"])
+    idle, there = idle_times(run)
     if len(idle) < 2:
         return []
-    share = {rank: 100 * idle[rank] / max(there[rank], 1e-9) for rank in idle}
-    shown = sorted(share, key=lambda rank: -share[rank])[:_MAX_RANKS]
-    each = ", ".join(f"rank {rank} {share[rank]:.1f} %" for rank in sorted(shown))
+    share = 100 * idle / there
+    shown = np.sort(np.argsort(-share, kind="stable")[:_MAX_RANKS]).tolist()
+    each = ", ".join(f"rank {rank} {share[rank]:.1f} %" for rank in shown)
     more = f"; of {len(share)} ranks the most idle" if len(share) > len(shown) else ""
-    mean = 100 * sum(idle.values()) / max(sum(there.values()), 1e-9)
-    return [f"{mean:.1f} % of the ranks' time idle, waiting for the busiest{more}: {each}"]
-
-
-def _num_ranks(run: RunFile, unix_time: float) -> int:
-    """Return how many ranks made a generation: those of the last start before it was committed."""
-    starts = [start for start in run.attributes["provenance"] if start["unix_time"] <= unix_time]
-    return int(starts[-1]["ranks"]) if starts else 1
+    return [f"{100 * idle.sum() / there.sum():.1f} % of the ranks' time idle, waiting for the busiest{more}: {each}"]
 
 
 def _table(suite: str, first: dict[str, Any], last: dict[str, Any]) -> list[str]:
@@ -82,29 +70,19 @@ def _table(suite: str, first: dict[str, Any], last: dict[str, Any]) -> list[str]
 
 def _samples(run: RunFile, suite: str, first: dict[str, Any], last: dict[str, Any]) -> list[str]:
     """Show some problems before and after, first those that became right: the others look as they did."""
-    before, after = (_read(samples_path(run.path, suite, row["generation"])) for row in (first, last))
-    if not before or len(before) != len(after):
+    found = pairs(*(read_samples(run, suite, int(row["generation"])) for row in (first, last)))
+    if not found:
         return []
-    order = sorted(range(len(after)), key=lambda i: (not (after[i]["correct"] and not before[i]["correct"]), i))
-    became_right = sum(new["correct"] and not old["correct"] for old, new in zip(before, after, strict=True))
-    became_wrong = sum(old["correct"] and not new["correct"] for old, new in zip(before, after, strict=True))
-    what = "completions" if any(sample.get("sample") for sample in after) else "problems"
+    order = sorted(found, key=lambda pair: kind_of(pair) != KINDS[0])
+    became_right, became_wrong = (sum(kind_of(pair) == kind for pair in found) for kind in KINDS[:2])
+    what = "completions" if any(sample.get("sample") for _, sample in found) else "problems"
     lines = ["", f"{became_right} {what} became right, {became_wrong} became wrong; for example:"]
-    for i in order[:NUM_SAMPLES]:
-        example = {key: value for key, value in after[i]["example"].items() if key != "solution"}
+    for pair in order[:NUM_SAMPLES]:
+        example = {key: value for key, value in pair[1]["example"].items() if key != "solution"}
         lines.append(f"  {json.dumps(example)}")
-        for head, sample in (("before", before[i]), ("after", after[i])):
+        for head, sample in zip(("before", "after"), pair, strict=True):
             verdict = "right" if sample["correct"] else "wrong"
             text = sample["completion"]
             text = text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + " ..."
             lines.append(f"    {head:6s} {verdict}, reward {sample['reward']:.2f}: {json.dumps(text)}")
     return lines
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except OSError:
-        return []
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error

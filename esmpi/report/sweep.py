@@ -10,7 +10,7 @@ import numpy as np
 from esmpi.config.sections import HELD_OUT
 from esmpi.files import replacing
 from esmpi.report.compare import aligned
-from esmpi.report.plot import new_figure
+from esmpi.report.draw import new_figure
 from esmpi.store.history import History
 from esmpi.wording import counted
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from esmpi.wording import counted
 if TYPE_CHECKING:
     import pandas as pd
     import torch
-    from matplotlib.figure import Figure
+
+    from esmpi.report.figure import Figure
+    from esmpi.report.picture import Picture
 
 
 def open_run(path: str | Path) -> "Run":
@@ -172,11 +175,51 @@ class Run:
         weights = replay(self._file, base, chosen, len(os.sched_getaffinity(0)), from_base=False)
         return {view.name: tensor.view(view.shape) for view, tensor in weights.theta()}
 
-    def plot(self) -> "Figure":
-        """Return the picture of `esmpi report`, fitness and held-out accuracy over generations; a notebook shows it."""
-        from esmpi.report.plot import draw
+    def plot(self, name: str | None = None) -> "Picture":
+        """Return a figure of `esmpi report`; a notebook shows it.
 
-        return draw(self._file)
+        Parameters
+        ----------
+        name : str, optional
+            Which figure: see `figures`. Default: fitness and held-out accuracy side by side.
+
+        Raises
+        ------
+        UserError
+            If there is no such figure, or Matplotlib is not installed.
+        """
+        from esmpi.report import plot
+        from esmpi.report.draw import draw
+
+        if name is None:
+            return plot.draw(self._file)
+        if name not in self.figures:
+            raise UserError(f"no figure {name!r} of {self._file.path}{nearest(name, self.figures)}")
+        return draw([self._figures[name]])
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures that the run has data for."""
+        return list(self._figures)
+
+    @cached_property
+    def _figures(self) -> "dict[str, Figure]":
+        from esmpi.report.of_run import figures_of
+
+        return {figure.name: figure for figure in figures_of(self._file)}
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the outcome of the run as a small table."""
+        from esmpi.report.outcome import outcome_of
+        from esmpi.report.tiles import tiles_of
+
+        left = " style='text-align:left'"
+        rows = "".join(
+            f"<tr><th{left}>{escape(tile.label)}</th><td{left}>{escape(tile.value)}</td>"
+            f"<td{left}>{escape(tile.more)}</td></tr>"
+            for tile in tiles_of(self._file, outcome_of(self._file))
+        )
+        return f"<table><caption>{escape(str(self.directory))}</caption>{rows}</table>"
 
 
 def _frame(table: np.ndarray, columns: Sequence[str] | None) -> "pd.DataFrame":
