@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Write the reference pages: docs/config.md from the fields of the config, docs/commands.md from the commands, and
-docs/memory.md from the rule that places theta.
+"""Write the reference pages: docs/config.md from the fields of the config, docs/commands.md from the commands,
+docs/memory.md from the rule that places theta, and docs/notebook.ipynb from docs/notebook.md.
 
 python tools/reference.py            # writes the pages
 python tools/reference.py --check    # fails if a page is not up to date
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memory_page import memory_page
+from notebook_page import notebook
 
 from esmpi.commands import commands
 from esmpi.config.keys import default_of, key_of
@@ -175,6 +176,7 @@ def main() -> int:
     check = parser.parse_args().check
     code = 0
     pages = {"config.md": config_page(), "commands.md": commands_page(), "memory.md": memory_page()}
+    pages["notebook.ipynb"] = notebook()
     for path, text in ((DOCS / name, page) for name, page in pages.items()):
         if not check:
             path.write_text(text, encoding="utf-8")
