@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from esmpi.config.sections import HELD_OUT, Config
 from esmpi.data.problems import Problems
 from esmpi.data.shots import with_shots
 from esmpi.engines import Engine, Sampling
+from esmpi.errors import UserError
 from esmpi.es.dispatch import Dispatch
 from esmpi.es.guard import Event
 from esmpi.es.population import ExchangeError, describe_digests
@@ -18,6 +20,7 @@ from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Comm
 from esmpi.noise.format import Noise
 from esmpi.record.recorder import Recorder
+from esmpi.report.outcome import exit_summary
 from esmpi.scoring import Scorer
 from esmpi.stop.signals import StopFlag
 from esmpi.stop.time_limit import TimeLimit
@@ -124,7 +127,7 @@ class Session(Setup):
             return
         if self.snapshots is not None:
             self.snapshots.wait()  # its copy of theta and the export's need not be in memory together
-        dtype = self.config.run.export_dtype
+        dtype, out = self.config.run.export_dtype, None
         if dtype != "none":
             out = self.config.directory / "model"
             export(
@@ -137,4 +140,16 @@ class Session(Setup):
                 card_files(self.run, self.exported, self.base),
             )
             log.info("theta of generation %d exported to %s (%s)", self.exported, out, dtype)
+        self._log_outcome(out)
         log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)
+
+    def _log_outcome(self, model: Path | None) -> None:
+        """Log what the run learned and how sure that is, where its files are, and the next command."""
+        assert self.run is not None
+        chosen = model is not None and (self.guarded or self.config.run.export == "best")
+        generation = self.generation if model is None else self.exported
+        try:
+            for line in exit_summary(self.run, generation, chosen, model):
+                log.info("%s", line)
+        except UserError as error:  # the run itself is complete
+            log.warning("no summary of the run: %s", error)

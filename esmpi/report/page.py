@@ -6,7 +6,6 @@ page's own policy lets no style or script act but the two that it ships with, wh
 
 import base64
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 from importlib.resources import files
@@ -25,6 +24,7 @@ from esmpi.report.of_runs import Group, figures_of_groups, groups_of
 from esmpi.report.outcome import Result, outcome_of, percent
 from esmpi.report.palette import css
 from esmpi.report.samples import KINDS, choose, ends, kind_of, pairs, read_samples
+from esmpi.report.text import visible
 from esmpi.report.tiles import Tile, tiles_of
 from esmpi.store.run_file import RunFile
 from esmpi.version import __version__
@@ -33,11 +33,8 @@ from esmpi.wording import counted
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_MOST_CHARACTERS = 1_200_000
+_MOST_BYTES = 1_300_000
 """Of the completions of a page, with what marks them."""
-_HIDDEN = re.compile(
-    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff]"
-)
 
 
 def write_page(page: str, path: Path) -> None:
@@ -169,15 +166,6 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def visible(text: str) -> str:
-    """Return a text in which what a browser would not show has a code in its place.
-
-    These are control characters, among them those that reverse the direction of what follows, and halves of characters,
-    which no file can hold.
-    """
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
 def _done(event: dict[str, Any]) -> str:
     return f"restore generation {event['to']}" if event["action"] == "restore" else str(event["action"])
 
@@ -229,7 +217,7 @@ def _samples(run: RunFile) -> dict[str, Any] | None:
     if not found:
         return None
     kinds = [kind_of(pair) for pair in found]
-    shown = choose(found, _MOST_CHARACTERS)
+    shown = choose(found, _MOST_BYTES)
     some = (
         ""
         if len(shown) == len(found)

@@ -9,6 +9,7 @@ from typing import Any
 
 from esmpi.errors import UserError
 from esmpi.report.certainty import Change, change
+from esmpi.report.text import num_bytes
 from esmpi.store.history import History
 from esmpi.store.run_file import samples_path
 
@@ -40,7 +41,7 @@ class Shown:
     reward_before: float
     reward_after: float
     size: int
-    """Characters of all texts."""
+    """Bytes that it takes in a page, about."""
 
 
 def read_samples(run: History, suite: str, generation: int) -> list[Sample]:
@@ -109,11 +110,11 @@ def kind_of(pair: Pair) -> str:
     return KINDS[(0 if is_now else 2) if not was else (3 if is_now else 1)]
 
 
-def choose(found: Sequence[Pair], most_characters: int) -> list[Shown]:
+def choose(found: Sequence[Pair], most_bytes: int) -> list[Shown]:
     """Return pairs to show, sorted by kind: as many of each kind in turn as have room."""
     queues = [[pair for pair in found if kind_of(pair) == kind] for kind in KINDS]
     chosen: list[Shown] = []
-    room = most_characters
+    room = most_bytes
     for turn in range(max(map(len, queues), default=0)):
         for queue in queues:
             if turn < len(queue):
@@ -143,7 +144,7 @@ def show(pair: Pair) -> Shown:
         after=after,
         reward_before=old["reward"],
         reward_after=new["reward"],
-        size=len(problem) + len(prompt) + sum(len(text) for _, text in before + after) + 40 * len(before + after) + 900,
+        size=num_bytes(problem + prompt + "".join(text for _, text in before + after)) + 20 * len(before + after) + 900,
     )
 
 

@@ -406,6 +406,20 @@ def test_the_exported_model_is_theta_and_the_log_leads_to_it(launch: Run, tmp_pa
     assert json.loads(done.stdout.splitlines()[-1]) == [True, 50, "torch.float32"]
 
 
+def test_the_end_of_a_run_says_what_it_learned(launch: Run, serial_output: Path) -> None:
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={serial_output.parent}"], 0)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    run = read(serial_output)
+    before, after = (100 * run["evaluations/held_out/accuracy"][place] for place in (0, -1))
+    [learned] = [line for line in lines if f"held-out accuracy {before:.1f} % -> {after:.1f} %, 95 % intervals" in line]
+    assert f"{run['evaluations/held_out/num_problems'][0]} problems" in learned
+    assert any("; paired sign test p" in line for line in lines)
+    [files] = [line for line in lines if "files: run file" in line]
+    assert all(Path(place).exists() for place in re.findall(r"/\S+[^,\s]", files.partition("files:")[2]))
+    assert lines[-2].endswith(f"next: esmpi report {serial_output}")
+
+
 def test_the_report_tells_before_and_after(launch: Run, serial_output: Path) -> None:
     done = launch(["-m", "esmpi", "report", serial_output], 0)
     assert done.returncode == 0, done.stderr

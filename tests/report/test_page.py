@@ -11,8 +11,9 @@ from made_runs import make_run
 from esmpi.__main__ import main
 from esmpi.errors import UserError
 from esmpi.report.facts import settings
-from esmpi.report.page import page_of_run, page_of_runs, visible
+from esmpi.report.page import page_of_run, page_of_runs
 from esmpi.report.samples import KINDS, choose, kind_of, marked, pairs, read_samples
+from esmpi.report.text import visible
 from esmpi.store.run_file import RunFile, samples_path
 
 VOID = {"meta", "link", "input", "rect", "path", "use"}
@@ -168,11 +169,13 @@ def test_a_run_without_evaluations_or_generations_or_as_a_log_has_a_page(tmp_pat
 
 def test_pages_stay_small(tmp_path: Path) -> None:
     """A long run of many members; and twenty runs."""
-    run = make_run(tmp_path / "long", generations=1000, members=50, every=20, num_problems=400, texts=["words " * 300])
+    run = make_run(
+        tmp_path / "long", generations=1000, members=50, every=100, num_problems=700, texts=["漢字 <\x1b " * 200]
+    )
     page = page_of_run(run)
     assert len(page.encode()) < 3e6
     runs = [
-        make_run(tmp_path / f"r{i}", f"es.sigma={1 + i // 2}", seed=i % 2, generations=300, members=4)
+        make_run(tmp_path / f"r{i}", f"es.sigma={1 + i // 2}", seed=i % 2, generations=300, members=4, every=50)
         for i in range(20)
     ]
     page = page_of_runs(runs, ["no run file x"])
