@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_runs import make_run
+from made_runs import make_run, sample_of
 
 from esmpi.errors import UserError
+from esmpi.record.recorder import write_samples
 from esmpi.report.draw import draw, save
 from esmpi.report.figure import Curve, Figure, thinned
 from esmpi.report.inline import inline
@@ -55,6 +56,20 @@ def test_the_quartiles_are_those_of_the_samples(tmp_path: Path) -> None:
     [band, _] = next(figure for figure in figures_of(run) if figure.name == "reward").curves
     assert band.x.tolist() == [0, 4, 8, 12]
     assert (band.low[0], band.high[0], band.low[-1], band.high[-1]) == (0, 0, 0.75, 1)
+
+
+def test_several_samples_of_a_problem_have_a_band_from_the_lowest_accuracy_to_the_highest(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for generation, right in ((0, (1, 3)), (12, (8, 6))):  # of ten problems, by the first and by the second samples
+        lines = [
+            sample_of(i, generation, False, np.random.default_rng(0), ()) | {"sample": k, "correct": i < right[k]}
+            for k in range(2)
+            for i in range(10)
+        ]
+        write_samples(run.path, "held_out", generation, lines)
+    [band, curve] = next(figure for figure in figures_of(run) if figure.name == "accuracy").curves
+    assert curve.y is not None
+    assert [*zip(band.x.tolist(), band.low.tolist(), band.high.tolist(), strict=True)] == [(0, 10, 30), (12, 60, 80)]
 
 
 def test_thinning_keeps_every_peak() -> None:
