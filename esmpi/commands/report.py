@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esmpi.errors import UserError
+
 if TYPE_CHECKING:
     from esmpi.report.figure import Figure
 
@@ -29,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def process(arguments: argparse.Namespace) -> int:
     """Print the report, and write its page and pictures; return the exit code."""
+    if arguments.no_plot and (arguments.out is not None or arguments.figures is not None):
+        raise UserError("--no-plot writes no page and no figures: leave it out, or leave out --out and --figures")
     return _one(arguments) if len(arguments.runs) == 1 else _several(arguments)
 
 

@@ -1,5 +1,6 @@
 """Figures for the page: Matplotlib's SVG, made small, in the page's colours, with nothing in it that can act."""
 
+import html
 import io
 import json
 import math
@@ -45,8 +46,8 @@ def inline(figure: Figure, number: int) -> str:
     bottom = round(72 * (SIZE[1] - box.y0), 1)
     span = json.dumps([float(f"{limit:.6g}") for limit in limits])
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" data-box="{place}" data-bottom="{bottom}" '
-        f'data-span="{span}">{inside}</svg>'
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(figure.title)}" '
+        f'data-box="{place}" data-bottom="{bottom}" data-span="{span}">{inside}</svg>'
     )
 
 

@@ -73,6 +73,7 @@ def test_the_wheel_has_what_is_needed_without_a_clone(tmp_path: Path) -> None:
     for folder in ("configs", "configs/paper", "slurm"):
         inside = {Path(name).name for name in names if str(Path(name).parent).endswith(f"/share/esmpi/{folder}")}
         assert inside == set(shipped_files(folder))
+    assert {f"esmpi/assets/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     target = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", target, wheel]
     done = subprocess.run(install, capture_output=True, text=True)

@@ -200,6 +200,8 @@ def test_the_command_writes_the_page_and_the_figures(tmp_path: Path, capsys: pyt
     assert "comparison.html" in capsys.readouterr().out
     page = (tmp_path / "runs" / "comparison.html").read_text()
     assert sum(tag == "figure" for tag, _ in Elements(page).found) == 3
+    assert main(["report", str(tmp_path / "runs" / "a"), "--no-plot", "--figures", "x"]) == 2
+    assert "leave it out" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["report", str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "file" / "x.html")]) == 2
     assert "choose another place with --out" in capsys.readouterr().err
