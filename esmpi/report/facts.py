@@ -33,7 +33,7 @@ def settings(config: Tree) -> list[Setting]:
     defaults = _defaults(config)
     found = []
     for section, keys in config.items():
-        for key, value in keys.items():
+        for key, value in keys.items() if isinstance(keys, Mapping) else ():
             known = key in defaults.get(section, {})
             default = defaults[section][key] if known else None
             found.append(

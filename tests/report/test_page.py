@@ -14,6 +14,7 @@ from esmpi.report.facts import settings
 from esmpi.report.page import page_of_run, page_of_runs
 from esmpi.report.samples import KINDS, choose, kind_of, marked, pairs, read_samples
 from esmpi.report.text import visible
+from esmpi.report.view import open_run
 from esmpi.store.run_file import RunFile, samples_path
 
 VOID = {"meta", "link", "input", "rect", "path", "use"}
@@ -60,7 +61,17 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a run in which everything is hostile that a stranger can write."""
-    return page_of_run(make_run(tmp_path_factory.mktemp("hostile") / "run", texts=HOSTILE))
+    run = make_run(tmp_path_factory.mktemp("hostile") / "run", texts=HOSTILE)
+    attack = " ".join(HOSTILE)
+    config = run.attributes["config"]
+    config["run"]["name"] = config["model"]["path"] = config["task"]["name"] = attack
+    config["task"][attack] = {attack: [attack]}
+    run.attributes |= {"creator": attack, "run_uuid": attack, "data_digest": attack}
+    run.attributes["forks"] = [{"generation": 2, "path": attack, "run_uuid": attack, "config": {}}]
+    run.attributes["provenance"][0] |= {"host": attack, "packages": {attack: attack}, "slurm": {attack: attack}}
+    for row in run.evaluations["held_out"]:
+        row[f"{attack}_mean"] = 0.5
+    return page_of_run(run)
 
 
 def test_a_page_has_everything_that_a_reader_may_ask_for(tmp_path: Path) -> None:
@@ -93,6 +104,18 @@ def test_nothing_of_a_stranger_becomes_an_element(hostile: str) -> None:
     shown = "".join(elements.text)
     assert all(text in shown for text in HOSTILE if text.isprintable())
     hostile.encode()  # no half of a character
+
+
+def test_nor_in_a_page_of_several_runs_or_in_a_notebook(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"<img src=x onerror=a()>{i}", "data.batch_size=6", seed=i) for i in range(2)]
+    for run, text in zip(runs, HOSTILE, strict=False):
+        run.attributes["config"]["run"]["name"] = run.attributes["data_digest"] = text
+        run.attributes["config"]["task"]["operators"] = text
+    elements = Elements(page_of_runs(runs, HOSTILE))
+    assert not {tag for tag, _ in elements.found} & {"img", "iframe", "form", "a", "base"}
+    assert HOSTILE[0] in "".join(elements.text)
+    shown = Elements(open_run(runs[0].path.parent)._repr_html_())
+    assert {tag for tag, _ in shown.found} <= {"table", "caption", "tr", "th", "td"}
 
 
 def test_the_policy_names_the_page_s_own_script_and_style_only(hostile: str) -> None:
