@@ -139,7 +139,7 @@ def _line(axes: "Axes", curve: Curve) -> None:
             label=label,
         )
     if curve.y is not None:
-        marker = "o" if curve.markers and len(curve.x) <= 60 else None
+        marker = "o" if curve.markers and len(curve.x) <= 30 else None
         line = DASHES[curve.dash % len(DASHES)]
         [drawn] = axes.plot(curve.x, curve.y, color=color, linestyle=line, marker=marker, label=curve.name)
         drawn.set(clip_on=False, in_layout=False)  # a marker on the lowest value is drawn as a whole

@@ -38,14 +38,22 @@ def groups_of(runs: Sequence[RunFile]) -> list[Group]:
     found: dict[str, list[int]] = {}
     for i in range(len(runs)):
         found.setdefault(repr([column[i] for column in values.values()]), []).append(i)
-    groups = []
-    for members in found.values():
-        setting = {key: column[members[0]] for key, column in values.items()}
-        name = ", ".join(f"{key.removeprefix('es.')}={_short(value)}" for key, value in setting.items())
-        if len(found) == len(runs) or not name:
-            name = str(runs[members[0]].attributes["config"]["run"]["name"])
-        groups.append(Group(name=name, setting=setting, runs=[runs[i] for i in members]))
-    return groups
+    settings = [{key: column[members[0]] for key, column in values.items()} for members in found.values()]
+    names = [_name_of(runs[members[0]]) for members in found.values()]
+    if len(found) < len(runs) or len(set(names)) < len(names):  # several seeds of a setting, or runs of the same name
+        names = [
+            ", ".join(f"{key.removeprefix('es.')}={_short(value)}" for key, value in setting.items()) or name
+            for setting, name in zip(settings, names, strict=True)
+        ]
+    return [
+        Group(name=name, setting=setting, runs=[runs[i] for i in members])
+        for name, setting, members in zip(names, settings, found.values(), strict=True)
+    ]
+
+
+def _name_of(run: RunFile) -> str:
+    """Return the name of a run's directory, which may have been renamed, or of a log-only file."""
+    return run.path.stem if run.attributes["log_only"] else run.path.absolute().parent.name
 
 
 def _short(value: Any) -> str:

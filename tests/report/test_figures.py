@@ -105,6 +105,13 @@ def test_runs_that_differ_in_their_seed_alone_are_a_mean_and_a_band(tmp_path: Pa
     assert fitness.on("seconds").x_label == "seconds of training"
 
 
+def test_runs_of_different_settings_are_named_after_their_directories_or_settings(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(i) / name, f"es.sigma={i + 1}") for i, name in enumerate(("x", "y", "x"))]
+    assert [group.name for group in groups_of(runs[:2])] == ["x", "y"]
+    assert [group.name for group in groups_of(runs)] == [f"alpha={i / 2:g}, sigma={i}" for i in (1, 2, 3)]
+    assert [group.name for group in groups_of(runs[:1])] == ["x"]
+
+
 def test_pictures_are_png_and_svg_with_the_texts_as_they_are(tmp_path: Path) -> None:
     name = "a $x$ <b>&"
     figure = Figure(
