@@ -108,7 +108,7 @@ def outcome_of(run: History, generation: int | None = None, chosen: bool = False
     if between is None:
         return None
     rows = {int(row["generation"]): row for row in run.evaluations[HELD_OUT]}
-    found = pairs(*(read_samples(run, HELD_OUT, one) for one in between))
+    found = pairs(*(read_samples(run, HELD_OUT, one, texts=False) for one in between))
     before, after = (Result.of(rows[one]) for one in between)
     return Outcome(before=before, after=after, change=change_of(found), num_evaluations=len(rows) if chosen else 0)
 

@@ -44,8 +44,10 @@ class Shown:
     """Bytes that it takes in a page, about."""
 
 
-def read_samples(run: History, suite: str, generation: int) -> list[Sample]:
+def read_samples(run: History, suite: str, generation: int, texts: bool = True) -> list[Sample]:
     """Return the samples of an evaluation; none if their file is missing, as in a run that was copied without it.
+
+    Without `texts`, prompts and completions are left out: they are most of what a file holds, which may be much.
 
     Raises
     ------
@@ -54,19 +56,21 @@ def read_samples(run: History, suite: str, generation: int) -> list[Sample]:
     """
     path = samples_path(run.path, suite, generation)
     try:
-        return [_checked(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        with path.open(encoding="utf-8") as file:
+            return [_checked(json.loads(line), texts) for line in file if not line.isspace()]
     except OSError:
         return []
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def _checked(sample: Any) -> Sample:
+def _checked(sample: Any, texts: bool) -> Sample:
     if not isinstance(sample, dict) or not isinstance(sample.get("completion"), str) or "example" not in sample:
         raise ValueError("a line is no sample")
-    return {
-        **sample,
-        "prompt": str(sample.get("prompt", "")),
+    found = {key: sample[key] for key in ("index", "sample", "example") if key in sample}
+    if texts:
+        found |= {"prompt": str(sample.get("prompt", "")), "completion": sample["completion"]}
+    return found | {
         "reward": float(sample["reward"]) if sample.get("reward") is not None else float("nan"),
         "correct": bool(sample.get("correct")),
     }
@@ -178,5 +182,5 @@ def samples_of_all(
         most_bytes -= path.stat().st_size if path.exists() else 0
         if most_bytes < 0:
             return
-        if samples := read_samples(run, suite, generation):
+        if samples := read_samples(run, suite, generation, texts=False):
             yield generation, samples
