@@ -21,11 +21,14 @@ from esmpi.es.population import share
 from esmpi.es.random_streams import stream_seed
 from esmpi.evaluate import (
     Completed,
+    Marking,
     calls,
     evaluate,
     evaluation_of,
     make_requests,
+    mean_of_known,
     most_at_once,
+    recorded,
     sampling_of,
 )
 from esmpi.model.noise_settings import NoiseSettings
@@ -146,8 +149,8 @@ def evaluate_ensemble(
         {
             "member": voter.member,
             "fitness": voter.fitness,
-            "accuracy": sum(correct for correct, _ in its) / len(its),
-            "reward_mean": math.fsum(reward for _, reward in its) / len(its),
+            "accuracy": mean_of_known(None if reward is None else float(correct) for correct, reward in its),
+            "reward_mean": mean_of_known(reward for _, reward in its),
         }
         for voter, its in zip(voters, marks, strict=True)
     ]
@@ -232,28 +235,36 @@ def _complete(setup: "Setup", voters: Sequence[Voter], generation: int) -> tuple
     sampling = sampling_of(config)
     # prompts are made once; each member then has seeds of its own
     todo = [(items, make_requests(setup, HELD_OUT, items, 0)) for items in calls(config, len(examples))]
-    made: list[list[Completed]] = []
+    made: list[tuple[list[Completed], Marking]] = []
     for wave in in_parts(voters, engine.wave_size(todo[0][1], sampling, setup.noise)):
         engine.perturb([Perturbation(voter.seed, voter.scale, setup.noise) for voter in wave])
         seeds = [stream_seed(config.run.seed, f"ensemble on {HELD_OUT}", generation, voter.member) for voter in wave]
-        its: list[list[Completed]] = [[] for _ in wave]
+        its: list[tuple[list[Completed], Marking]] = [([], Marking(setup, HELD_OUT, generation)) for _ in wave]
         for items, requests in todo:
             asked = [
                 replace(request, seed=(request.seed + seed) % 2**63, member=place)
                 for place, seed in enumerate(seeds)
                 for request in requests
             ]
-            problems, prompts = [examples[index] for index, _ in items], [request.prompt for request in requests]
+            prompts = [request.prompt for request in requests]
             for place, completions in enumerate(in_parts(engine.generate(asked, sampling), len(items))):
-                scored = setup.scorer.submit([completion.text for completion in completions], problems)
-                its[place].append(Completed(items, prompts, completions, scored))
+                done, marking = its[place]
+                done.append(Completed(items, prompts, completions))
+                if marking.at_once:
+                    marking.begin(items, completions)
+        for done, marking in its:
+            if not marking.at_once:
+                marking.begin_units({item: one for call in done for item, one in call.made()})
         made += its
-    samples = [
-        [
-            sample | {"member": voter.member, "answer": answer}
-            for call in its
-            for sample, answer in zip(call.samples(examples), call.scored.result().answers, strict=True)
-        ]
-        for voter, its in zip(voters, made, strict=True)
-    ]
-    return samples, sum(call.scored.result().num_failed for its in made for call in its)
+    samples = []
+    for voter, (done, marking) in zip(voters, made, strict=True):
+        marks = marking.marks()
+        rows = [row for call in done for row in call.samples(examples)]
+        further = [marks[row["index"], row["sample"]] for row in rows]
+        samples.append(
+            [
+                row | recorded(score) | {"member": voter.member, "answer": answer}
+                for row, (score, answer) in zip(rows, further, strict=True)
+            ]
+        )
+    return samples, sum(marking.num_failed for _, marking in made)

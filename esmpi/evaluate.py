@@ -6,16 +6,17 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from esmpi.data.batch import in_parts
 from esmpi.engines import Completion, Engine, Request, Sampling
+from esmpi.errors import SharedError
 from esmpi.es.fitness import pass_at_k
 from esmpi.es.random_streams import stream_seed
 from esmpi.record.evaluation import Evaluation
 from esmpi.scoring import Scored
-from esmpi.tasks import Example
+from esmpi.tasks import Example, Score
 
 if TYPE_CHECKING:
     from esmpi.config.sections import Config
@@ -28,28 +29,86 @@ _LEAST_BATCH = 32
 """Least number of prompts in a call, even where a generation has fewer: engines are slow with small batches."""
 
 
-_COLUMNS = {field.name for field in fields(Evaluation)}
+_COLUMNS = {column.name for column in fields(Evaluation)}
+
+
+Item = tuple[int, int]
+"""A completion of a suite: the problem's number, and which of its completions this is."""
 
 
 @dataclass(frozen=True)
 class Completed:
     """Completions that were made in one call."""
 
-    items: Sequence[tuple[int, int]]
-    """For each the problem's number, and which of its completions this is."""
+    items: Sequence[Item]
     prompts: Sequence[str]
     completions: Sequence[Completion]
-    scored: "Future[Scored]"
+
+    def made(self) -> Iterable[tuple[Item, Completion]]:
+        """Return each completion by what it is of."""
+        return zip(self.items, self.completions, strict=True)
 
     def samples(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Return what is recorded of each completion, once all are scored; `examples` are all problems."""
-        rows = zip(self.items, self.prompts, self.completions, self.scored.result().scores, strict=True)
+        """Return what is recorded of each completion, without its score; `examples` are all problems."""
         samples = []
-        for (index, k), prompt, completion, score in rows:
+        for (index, k), prompt, completion in zip(self.items, self.prompts, self.completions, strict=True):
             said: dict[str, Any] = {"index": index, "sample": k, "example": examples[index], "prompt": prompt}
             said |= {"completion": completion.text, "tokens": completion.num_tokens, "truncated": completion.truncated}
-            samples.append(said | asdict(score))
+            samples.append(said)
         return samples
+
+
+@dataclass
+class Marking:
+    """The scoring of a suite's completions, or of this rank's part of them."""
+
+    setup: "Setup"
+    suite: str
+    generation: int
+    """Of theta."""
+    parts: "list[tuple[Sequence[Item], Future[Scored]]]" = field(default_factory=list)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether each completion is scored by itself, so that scoring can begin when the first ones are there."""
+        return self.setup.task.scope == "completion"
+
+    def begin(self, items: Sequence[Item], completions: Sequence[Completion]) -> None:
+        """Begin to score completions."""
+        examples = self.setup.problems.suites[self.suite]
+        its = [examples[index] for index, _ in items]
+        num_samples = self.setup.config.eval.num_samples
+        self.parts.append((items, self.setup.submit(completions, its, num_samples, self.generation)))
+
+    def begin_units(self, made: Mapping[Item, Completion], rank: int = 0, size: int = 1) -> None:
+        """Begin to score this rank's share of all completions, for rewards that compare them.
+
+        They see those of `data.batch_size` problems, as in a generation. Neither ranks nor calls change that.
+        """
+        config = self.setup.config
+        problems = range(len(self.setup.problems.suites[self.suite]))
+        for number, part in enumerate(in_parts(problems, config.data.batch_size)):
+            if number % size == rank:
+                items = [(index, k) for index in part for k in range(config.eval.num_samples)]
+                self.begin(items, [made[item] for item in items])
+
+    def marks(self) -> dict[Item, tuple[Score, str | None]]:
+        """Return the score and the answer of each completion, once all are scored."""
+        return {
+            item: mark
+            for items, scored in self.parts
+            for item, mark in zip(items, zip(scored.result().scores, scored.result().answers, strict=True), strict=True)
+        }
+
+    @property
+    def num_failed(self) -> int:
+        """Completions whose reward could not be computed."""
+        return sum(scored.result().num_failed for _, scored in self.parts)
+
+    @property
+    def errors(self) -> list[str | None]:
+        """What went wrong, in each part."""
+        return [scored.result().error for _, scored in self.parts]
 
 
 def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, list[dict[str, Any]]]:
@@ -61,37 +120,90 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
     config, comm = setup.config, setup.comm
     examples = setup.problems.suites[suite]
     setup.engine.weights.restore()
-    mine = [
-        _complete(setup, suite, generation, items)
-        for number, items in enumerate(calls(setup.config, len(examples)))
-        if number % comm.size == comm.rank
-    ]
+    mine, marking = list[Completed](), Marking(setup, suite, generation)
+    for number, items in enumerate(calls(setup.config, len(examples))):
+        if number % comm.size == comm.rank:
+            mine.append(_complete(setup, suite, generation, items))
+            if marking.at_once:
+                marking.begin(items, mine[-1].completions)
+    if not marking.at_once:
+        marking.begin_units(_of_all_ranks(setup, mine), comm.rank, comm.size)
     divergence = _divergence(setup.engine, mine) if config.eval.divergence else []
-    samples = [sample for batch in mine for sample in batch.samples(examples)]
-    num_failed = sum(batch.scored.result().num_failed for batch in mine)
-    gathered = comm.allgather_object([samples, num_failed, divergence])
-    samples = sorted(
-        (sample for part in gathered for sample in part[0]), key=lambda sample: (sample["index"], sample["sample"])
-    )
+    rows = [sample for call in mine for sample in call.samples(examples)]
+    marks = [[*item, recorded(score)] for item, (score, _) in marking.marks().items()]
+    gathered = comm.allgather_object([rows, marks, marking.num_failed, divergence])
+    scores = {(index, k): score for part in gathered for index, k, score in part[1]}
+    samples = [
+        row | scores[row["index"], row["sample"]]
+        for row in sorted((row for part in gathered for row in part[0]), key=lambda row: (row["index"], row["sample"]))
+    ]
     figures: dict[str, float] = {}
     if config.eval.num_samples > 1:
-        figures |= _pass_at([sample["correct"] for sample in samples], config.eval.num_samples)
+        figures |= _pass_at(samples, config.eval.num_samples)
     if config.eval.divergence:
-        terms = [term for part in gathered for term in part[2]]
+        terms = [term for part in gathered for term in part[3]]
         figures["kl_per_token"] = math.fsum(terms) / max(1, len(terms))
         figures["theta_distance"] = setup.engine.weights.distance()
-    num_failed = sum(part[1] for part in gathered)
+    num_failed = sum(part[2] for part in gathered)
+    if sum(sample["reward"] is not None for sample in samples) == num_failed:
+        require_rewards(setup, marking.errors, f"the evaluation of {suite} at generation {generation}")
     return evaluation_of(samples, len(examples), num_failed, started, figures), samples
+
+
+def _of_all_ranks(setup: "Setup", mine: Sequence[Completed]) -> dict[Item, Completion]:
+    """Collective. Return the completions of all ranks."""
+    made = [[*item, one.text, one.num_tokens, one.truncated, one.tokens] for call in mine for item, one in call.made()]
+    return {
+        (index, k): Completion(text=text, num_tokens=count, truncated=truncated, tokens=tuple(tokens))
+        for part in setup.comm.allgather_object(made)
+        for index, k, text, count, truncated, tokens in part
+    }
+
+
+def recorded(score: Score) -> dict[str, Any]:
+    """Return what is recorded of a score."""
+    said = asdict(score)
+    if not said["notes"]:
+        del said["notes"]
+    return said
+
+
+def require_rewards(setup: "Setup", errors: Sequence[str | None], what: str) -> None:
+    """Collective. Raise SharedError because no completion has a reward, unless the run is to continue without one.
+
+    Parameters
+    ----------
+    setup : Setup
+    errors : sequence of str or None
+        What went wrong on this rank, if anything did.
+    what : str
+        What has no rewards.
+    """
+    if setup.config.scoring.on_failure == "continue":
+        return
+    mine = next((error for error in errors if error is not None), None)
+    error = next((error for error in setup.comm.allgather_object(mine) if error is not None), None)
+    raise SharedError(
+        f"no completion in {what} got a reward: {error or 'every reward is None'}. Correct the reward, or set "
+        f"scoring.on_failure=continue"
+    )
 
 
 def evaluation_of(
     samples: Sequence[Mapping[str, Any]], num_problems: int, num_failed: int, started: float, figures: dict[str, float]
 ) -> Evaluation:
-    """Return the result that samples make, in a fixed order; `started` is when that began, by `time.perf_counter`."""
+    """Return the result that samples make, in a fixed order; `started` is when that began, by `time.perf_counter`.
+
+    Samples whose reward is None count neither for the mean reward nor for the accuracy.
+    """
     count = len(samples)
+    rewards = [sample["reward"] for sample in samples]
+    correct = [None if sample["reward"] is None else float(sample["correct"]) for sample in samples]
+    if None in rewards:
+        figures = figures | {"num_without_reward": rewards.count(None)}
     return Evaluation(
-        accuracy=sum(sample["correct"] for sample in samples) / count,
-        reward_mean=math.fsum(sample["reward"] for sample in samples) / count,
+        accuracy=mean_of_known(correct),
+        reward_mean=mean_of_known(rewards),
         num_samples=count,
         num_problems=num_problems,
         num_truncated=sum(sample["truncated"] for sample in samples),
@@ -103,6 +215,12 @@ def evaluation_of(
         seconds=time.perf_counter() - started,
         figures=_means(sample["figures"] for sample in samples) | figures,
     )
+
+
+def mean_of_known(values: Iterable[float | None]) -> float:
+    """Return the mean of the values that are not None, exactly rounded; NaN if all are."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def most_at_once(config: "Config") -> int:
@@ -134,14 +252,11 @@ def make_requests(setup: "Setup", suite: str, items: Sequence[tuple[int, int]], 
 
 
 def _complete(setup: "Setup", suite: str, generation: int, items: list[tuple[int, int]]) -> Completed:
-    config, examples = setup.config, setup.problems.suites[suite]
+    config = setup.config
     seed = stream_seed(config.run.seed, f"evaluation of {suite}", generation)
     requests = make_requests(setup, suite, items, seed)
     completions = setup.engine.generate(requests, sampling_of(config))
-    scored = setup.scorer.submit(
-        [completion.text for completion in completions], [examples[index] for index, _ in items]
-    )
-    return Completed(items, [request.prompt for request in requests], completions, scored)
+    return Completed(items, [request.prompt for request in requests], completions)
 
 
 def _divergence(engine: Engine, batches: Sequence[Completed]) -> list[float]:
@@ -175,8 +290,16 @@ def _means(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(column) / len(column) for name, column in columns.items()}
 
 
-def _pass_at(correct: Sequence[bool], n: int) -> dict[str, float]:
-    """Return pass@k for k = 1, 2, 4, ... and n; `correct` has n neighbours for each problem."""
-    right = [sum(correct[start : start + n]) for start in range(0, len(correct), n)]
+def _pass_at(samples: Sequence[Mapping[str, Any]], n: int) -> dict[str, float]:
+    """Return pass@k for k = 1, 2, 4, ... and n; `samples` has n neighbours for each problem.
+
+    Problems with a sample whose reward is None are left out.
+    """
+    problems = [samples[start : start + n] for start in range(0, len(samples), n)]
+    known = [its for its in problems if all(sample["reward"] is not None for sample in its)]
+    right = [sum(sample["correct"] for sample in its) for its in known]
     powers = [2**i for i in range(n.bit_length()) if 2**i < n]
-    return {f"pass_at_{k}": math.fsum(pass_at_k(n, c, k) for c in right) / len(right) for k in [*powers, n]}
+    return {
+        f"pass_at_{k}": math.fsum(pass_at_k(n, c, k) for c in right) / len(right) if right else math.nan
+        for k in [*powers, n]
+    }

@@ -2,7 +2,8 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from esmpi.config.sections import HELD_OUT, Config
 from esmpi.data.problems import Problems
 from esmpi.data.shots import with_shots
-from esmpi.engines import Engine, Sampling
+from esmpi.engines import Completion, Engine, Sampling
 from esmpi.errors import UserError
 from esmpi.es.dispatch import Dispatch
 from esmpi.es.guard import Event
@@ -21,14 +22,14 @@ from esmpi.mpi.comm import Comm
 from esmpi.noise.format import Noise
 from esmpi.record.recorder import Recorder
 from esmpi.report.outcome import exit_summary
-from esmpi.scoring import Scorer
+from esmpi.scoring import Scored, Scorer
 from esmpi.stop.signals import StopFlag
 from esmpi.stop.time_limit import TimeLimit
 from esmpi.store.card import card_files
 from esmpi.store.export import export
 from esmpi.store.run_file import RunFile
 from esmpi.store.snapshot_keeper import SnapshotKeeper
-from esmpi.tasks import Example, Task
+from esmpi.tasks import Example, Progress, Sample, Task
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,25 @@ class Setup:
         """Return the text that the engine completes for a problem."""
         variables = getattr(self.config.task, "chat_template_kwargs", {})
         return self.engine.render(with_shots(self.task.prompt(example), self.problems.shots), **variables)
+
+    def submit(
+        self, completions: Sequence[Completion], examples: Sequence[Example], num_samples: int, generation: int
+    ) -> Future[Scored]:
+        """Begin to score completions, one for each example; the `num_samples` of a prompt stand side by side.
+
+        A reward that compares completions sees all of these, in this order, or those of a prompt. `generation` is that
+        of theta.
+        """
+        samples = [
+            Sample(
+                completion=completion.text,
+                example=example,
+                tokens=completion.tokens if self.task.needs_tokens else (),
+            )
+            for completion, example in zip(completions, examples, strict=True)
+        ]
+        progress = Progress(generation=generation, num_generations=self.config.es.schedule_length)
+        return self.scorer.submit(samples, num_samples, progress)
 
     def agreed_digest(self) -> int:
         """Collective. Return theta's digest; raise ExchangeError, naming the ranks, unless all have the same."""
@@ -94,6 +114,10 @@ class Session(Setup):
     def sampling(self) -> Sampling:
         """How the members' completions are sampled."""
         return Sampling.at(self.config.sampling.temperature, self.config.sampling)
+
+    def begin_scoring(self, completions: Sequence[Completion], examples: Sequence[Example]) -> Future[Scored]:
+        """Begin to score what a member, or theta, has made of a generation's prompts."""
+        return self.submit(completions, examples, self.config.sampling.num_samples, self.generation)
 
     @property
     def finished(self) -> bool:

@@ -79,7 +79,8 @@ def open_setup(
                 f"cannot vote: give it a function `answer(completion, example)`, or choose another task"
             )
     # by the source that was read just now: a process that is started in a week does not read another one
-    scorer = Scorer(partial(make_task, config.task, task.source), config.scoring, with_answers=voting is not None)
+    make = partial(make_task, config.task, task.source)
+    scorer = Scorer(make, config.scoring, with_answers=voting is not None, scope=task.scope)
     stack.callback(scorer.close)
     with watch.phase("model"):
         model = _model_folder(config, comm, place)

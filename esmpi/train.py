@@ -20,7 +20,7 @@ from esmpi.es.member_columns import SENT
 from esmpi.es.population import Members, Results, check, message_of, plan
 from esmpi.es.schedules import alpha_at, sigma_at
 from esmpi.es.shaping import coefficients, find_shaping
-from esmpi.evaluate import evaluate
+from esmpi.evaluate import evaluate, require_rewards
 from esmpi.record.profile import gather_profile
 from esmpi.record.recorder import Step
 from esmpi.resume import go_to
@@ -149,6 +149,9 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
         messages = exchange(session, mine)
     with watch.phase("shape"):
         results = check(messages, members)
+        if np.isnan(results["fitness"]).all():
+            errors = [member.scores.result().error for member in mine]
+            require_rewards(session, errors, f"generation {generation}")
         session.dispatch.learn(results)
         shaping = find_shaping(config.es.shaping, config.es)
         fitness = exchange_rewards(session, mine, results) if shaping.by_prompt else results["fitness"]
@@ -231,7 +234,7 @@ def begin_control(session: Session, batch_of: Callable[[int], Batch], watch: Sto
         session.engine.weights.restore()
         for part in in_parts(todo.requests, session.config.data.mini_batch_size):
             completions += session.engine.generate(part, session.sampling)
-    return session.scorer.submit([completion.text for completion in completions], todo.examples)
+    return session.begin_scoring(completions, todo.examples)
 
 
 def evaluate_members(
@@ -304,7 +307,7 @@ def evaluate_wave(
     seconds = (times[2] - began) / len(wave)
     evaluated, how = [], Fitness.of(config)
     for member, seed, sign, its, done in zip(wave, seeds, signs, todo, completions, strict=True):
-        scores = session.scorer.submit([completion.text for completion in done], its.examples)
+        scores = session.begin_scoring(done, its.examples)
         tokens = sum(completion.num_tokens for completion in done)
         evaluated.append(Evaluated(member, seed, sign, seconds, tokens, scores, how))
     return evaluated, times

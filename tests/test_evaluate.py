@@ -15,12 +15,17 @@ from esmpi.config.sections import ModelConfig
 from esmpi.engines import Completion, Sampling
 from esmpi.engines.hf import HfConfig
 from esmpi.engines.hf.engine import HfEngine
-from esmpi.evaluate import Completed, _divergence, _means, _pass_at
+from esmpi.evaluate import Completed, _divergence, _means
+from esmpi.evaluate import _pass_at as pass_at_of
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Place
 from esmpi.noise import member_seed
 from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile
+
+
+def _pass_at(right: list[bool], n: int) -> dict[str, float]:
+    return pass_at_of([{"correct": one, "reward": float(one)} for one in right], n)
 
 
 def counted(right: list[list[bool]], k: int) -> float:
@@ -52,6 +57,13 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int) -> None:
     assert found[f"pass_at_{n}"] == pytest.approx(np.mean([any(row) for row in right]))
 
 
+def test_problems_with_a_completion_without_a_reward_are_left_out_of_pass_at_k() -> None:
+    samples = [{"correct": right, "reward": 1.0} for right in (True, False, True, True, False, False)]
+    samples[2]["reward"] = None  # type: ignore[typeddict-item]
+    assert pass_at_of(samples, 2) == {"pass_at_1": 0.25, "pass_at_2": 0.5}
+    assert math.isnan(pass_at_of(samples[2:4], 2)["pass_at_1"])
+
+
 def test_pass_at_k_of_very_many_completions() -> None:
     n = 10_000
     found = _pass_at([i < 3 for i in range(n)], n)
@@ -79,7 +91,7 @@ class Scripted:
 
 def terms(tuned: list[float], base: list[float]) -> list[float]:
     engine: Any = Scripted(tuned, base)
-    batch: Any = Completed([(0, 0)], [""], [], None)  # type: ignore[arg-type]
+    batch: Any = Completed([(0, 0)], [""], [])
     found = _divergence(engine, [batch])
     assert engine.restored == 1
     assert not engine.shown
@@ -119,7 +131,7 @@ def test_the_divergence_of_a_real_model_is_zero_before_and_positive_after_an_upd
     engine = HfEngine(config, HfConfig(device="cpu"), BaseModel(folder), place)
     engine.weights.restore()
     prompts = ["3+4=", "You are"]
-    batch: Any = Completed([(0, 0), (1, 0)], prompts, engine.generate(requests(prompts), Sampling(max_tokens=9)), None)  # type: ignore[arg-type]
+    batch: Any = Completed([(0, 0), (1, 0)], prompts, engine.generate(requests(prompts), Sampling(max_tokens=9)))
     zeros = _divergence(engine, [batch])
     assert len(zeros) == sum(completion.num_tokens for completion in batch.completions) > 2
     assert not any(zeros)

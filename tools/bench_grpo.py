@@ -133,7 +133,7 @@ def grpo(seed: int, arguments: argparse.Namespace) -> list[tuple[float, int, flo
 
     def reward(completions: list[str], number: list[int], **_: Any) -> list[float]:
         pairs = zip(completions, number, strict=True)
-        return [task.score(text, train[i]).reward for text, i in pairs]
+        return [task.score(text, train[i]).reward or 0.0 for text, i in pairs]
 
     prompts = [{"prompt": task.prompt(example), "number": i} for i, example in enumerate(train)]
     with tempfile.TemporaryDirectory() as output:

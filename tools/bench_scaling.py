@@ -165,7 +165,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     from esmpi.session import Session
     from esmpi.stop.signals import StopFlag
     from esmpi.store.run_file import RunFile
-    from esmpi.tasks import Example, Score, make_task
+    from esmpi.tasks import Progress, Sample, Score, make_task
     from esmpi.weights.model_weights import Perturbation
 
     class IdleWeights:
@@ -226,8 +226,10 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         def close(self) -> None:
             pass
 
-        def submit(self, completions: Sequence[str], examples: Sequence[Example]) -> "Future[Scored]":
-            return self._known[int(completions[0])]
+        def submit(
+            self, samples: Sequence[Sample], group_size: int = 1, progress: Progress | None = None
+        ) -> "Future[Scored]":
+            return self._known[int(samples[0].completion)]
 
     seconds: list[float] = []
 

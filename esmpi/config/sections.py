@@ -381,11 +381,14 @@ class ScoringConfig(Section):
     num_processes: int = key(1, minimum=1, maximum=1024, changes_result="no")
     """Number of processes of each rank that compute rewards, beside generation."""
     time_limit_s: float = key(10.0, above=0, maximum=86400, unit="s", changes_result="no")
-    """Time limit for the reward of one completion."""
+    """Time limit for one call of the reward: for one completion, or for all that it gets at once."""
     memory_gib: float = key(8.0, minimum=0.25, maximum=2**20, unit="GiB", changes_result="no")
     """Memory limit of each of these processes."""
     failure_reward: float = key(0.0, above=-1e100, below=1e100)
     """Reward of a completion whose reward raised, took too long or ended its process."""
+    on_failure: Literal["stop", "continue"] = key("stop", changes_result="no")
+    """What the run does if not a single reward of an evaluation or of a generation can be computed, or none applies.
+    stop: it ends with the error, before anything is recorded. continue: theta stays as it is in that generation."""
 
 
 @dataclass(frozen=True, kw_only=True)

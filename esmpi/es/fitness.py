@@ -85,23 +85,40 @@ class Fitness:
         """Whether the task has to say what each completion's answer is."""
         return self.kind == "majority"
 
-    def of_prompts(self, rewards: Sequence[float], correct: Sequence[bool], answers: Answers) -> np.ndarray:
-        """Return the reward of each prompt, (prompts,) float64.
+    def of_prompts(self, rewards: Sequence[float | None], correct: Sequence[bool], answers: Answers) -> np.ndarray:
+        """Return the reward of each prompt, (prompts,) float64; NaN for a prompt none of whose samples has a reward.
 
         Parameters
         ----------
         rewards, correct, answers : sequences of prompts * num_samples
-            Of each sample. The samples of a prompt stand side by side.
+            Of each sample. The samples of a prompt stand side by side. One whose reward is None does not count: a
+            prompt is then worth what its other samples are.
         """
         starts = range(0, len(rewards), self.num_samples)
         samples = [slice(start, start + self.num_samples) for start in starts]
         return np.array([self._of_prompt(rewards[some], correct[some], answers[some]) for some in samples], np.float64)
 
-    def _of_prompt(self, rewards: Sequence[float], correct: Sequence[bool], answers: Answers) -> float:
+    def _of_prompt(self, rewards: Sequence[float | None], correct: Sequence[bool], answers: Answers) -> float:
+        counting = [place for place, reward in enumerate(rewards) if reward is not None]
+        if not counting:
+            return math.nan
+        known = [reward for reward in rewards if reward is not None]
         if self.kind == "best_of":
-            return best_of(rewards)
+            return best_of(known)
         if self.kind == "pass_at_k":
-            return pass_at_k(len(correct), sum(correct), self.k)
+            num_correct = sum(correct[place] for place in counting)
+            return pass_at_k(len(known), num_correct, min(self.k, len(known)))
         if self.kind == "majority":
-            return majority(rewards, answers)
-        return mean(rewards)
+            return majority(known, [answers[place] for place in counting])
+        return mean(known)
+
+
+def mean_of_prompts(rewards: np.ndarray) -> float:
+    """Return the mean of the prompts' rewards that are not NaN, exactly rounded; NaN if all are.
+
+    Parameters
+    ----------
+    rewards : (prompts,) float64
+    """
+    known = rewards[~np.isnan(rewards)]
+    return math.fsum(known) / len(known) if len(known) else math.nan

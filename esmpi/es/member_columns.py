@@ -43,7 +43,9 @@ MEMBER_COLUMNS = (
         absent=ABSENT,
         doc="0 evaluated; 1 failed: fitness NaN, coefficient 0; 2 absent: there is no such member",
     ),
-    Column(name="fitness", dtype=np.float64, unit="reward", absent=np.nan, doc="mean reward of its prompts"),
+    Column(
+        name="fitness", dtype=np.float64, unit="reward", absent=np.nan, doc="mean reward of its prompts that have one"
+    ),
     Column(
         name="coefficient",
         dtype=np.float32,

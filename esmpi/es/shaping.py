@@ -20,7 +20,7 @@ class Shaping:
 
     shape: Callable[[np.ndarray], np.ndarray]
     """Returns the shaped fitness of members, (N,) float64, from their fitness, (N,) float64 without NaN; or, with
-    `by_prompt`, from their rewards for each prompt, (N, prompts)."""
+    `by_prompt`, from their rewards for each prompt, (N, prompts), NaN where a member has none for a prompt."""
     by_prompt: bool
     """Whether it needs the rewards for each prompt."""
 
@@ -44,7 +44,8 @@ def coefficients(fitness: np.ndarray, signs: np.ndarray, shaping: Shaping, alpha
     Parameters
     ----------
     fitness : (N,) or (N, prompts) float64
-        As the shaping takes it. NaN for members without a fitness: they take no part in the shaping and get 0.
+        As the shaping takes it. NaN, in all columns, for members without a fitness: they take no part in the shaping
+        and get 0.
     signs : (N,) int8
     shaping : Shaping
     alpha : float
@@ -54,7 +55,7 @@ def coefficients(fitness: np.ndarray, signs: np.ndarray, shaping: Shaping, alpha
     (N,) float32
         Computed in float64, rounded once. All 0 if all members failed: theta then stays as it is.
     """
-    good = ~np.isnan(fitness).reshape(len(fitness), -1).any(1)
+    good = ~np.isnan(fitness).reshape(len(fitness), -1).all(1)
     shaped = np.zeros(len(fitness), np.float64)
     if good.any():
         shaped[good] = shaping.shape(fitness[good])

@@ -84,5 +84,6 @@ def _samples(run: RunFile, suite: str, first: dict[str, Any], last: dict[str, An
             verdict = "right" if sample["correct"] else "wrong"
             text = sample["completion"]
             text = text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + " ..."
-            lines.append(f"    {head:6s} {verdict}, reward {sample['reward']:.2f}: {json.dumps(text)}")
+            reward = "none" if sample["reward"] is None else f"{sample['reward']:.2f}"
+            lines.append(f"    {head:6s} {verdict}, reward {reward}: {json.dumps(text)}")
     return lines

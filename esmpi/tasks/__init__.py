@@ -7,7 +7,7 @@ from esmpi import plugins
 from esmpi.config.keys import PlugIn
 from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
-from esmpi.tasks.base import Score, Task
+from esmpi.tasks.base import Progress, Sample, Scope, Score, Task
 
 ENTRY_POINTS = "esmpi.tasks"
 """Group of the entry points by which installed packages offer tasks."""
@@ -58,4 +58,17 @@ def valid_names() -> list[str]:
     return [task.name for task in task_types()]
 
 
-__all__ = ["Example", "Part", "Prompt", "Score", "Task", "TaskConfig", "find_task", "make_task", "task_types"]
+__all__ = [
+    "Example",
+    "Part",
+    "Progress",
+    "Prompt",
+    "Sample",
+    "Scope",
+    "Score",
+    "Task",
+    "TaskConfig",
+    "find_task",
+    "make_task",
+    "task_types",
+]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
@@ -16,19 +16,47 @@ from esmpi.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+Scope = Literal["completion", "group", "batch"]
+"""What a task scores at once: a completion; all completions of a prompt; or all of a member's in a generation, and in
+evaluations all of `data.batch_size` problems. It depends on the config alone, not on ranks, waves or mini-batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A completion to score."""
+
+    completion: str
+    """The text after the prompt."""
+    example: Example
+    tokens: tuple[int, ...] = ()
+    """The completion's tokens, if the task `needs_tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is, for rewards that change with it."""
+
+    generation: int = 0
+    """Of theta: how many updates it has had."""
+    num_generations: int = 0
+    """Length of the run, or that of its schedules."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """What one completion is worth. Reward and accuracy are never mixed."""
 
-    reward: float
-    """What ES maximises; higher is better."""
+    reward: float | None
+    """What ES maximises; higher is better. None: no reward applies, and the completion counts neither for the fitness
+    nor for the accuracy."""
     correct: bool
     """Whether the answer is right: accuracy is the share of completions with `correct`."""
     parsed: bool = True
     """False if no answer could be read from the completion, right or wrong."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Further numbers that are logged; a task gives the same names for each completion."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What is recorded with the completion alone, of types that JSON has."""
 
 
 class Task(ABC):
@@ -41,6 +69,10 @@ class Task(ABC):
     """Keys of the config's section `sampling` for what the config leaves open."""
     source: bytes = b""
     """The program, of the user's own, that computes the rewards; empty for a task of an installed package."""
+    scope: Scope = "completion"
+    """What `score_together` gets at once."""
+    needs_tokens: bool = False
+    """Whether samples come with their tokens."""
 
     @abstractmethod
     def __init__(self, config: Any):
@@ -63,6 +95,22 @@ class Task(ABC):
     @abstractmethod
     def score(self, completion: str, example: Example) -> Score:
         """Score one completion (the text after the prompt). Must not execute it."""
+
+    def score_together(self, samples: Sequence[Sample], progress: Progress) -> Sequence[Score | BaseException]:
+        """Score what belongs together by `scope`; override it for rewards that compare completions.
+
+        Parameters
+        ----------
+        samples : sequence of Sample
+            One, with the scope "completion". The samples of a prompt stand side by side.
+        progress : Progress
+
+        Returns
+        -------
+        sequence of Score or BaseException
+            One for each sample: its score, or why it alone has none. What is raised is the fate of all samples.
+        """
+        return [self.score(sample.completion, sample.example) for sample in samples]
 
     @abstractmethod
     def check(self, example: Example) -> None:

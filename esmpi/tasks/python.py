@@ -1,14 +1,17 @@
 """A user's own task: a Python file with a reward function, named in the config as `path/to/file.py:function`.
 
-Rewards of three shapes are understood, told apart by the names of their parameters:
+Rewards of four shapes are understood, told apart by the names of their parameters:
 
 - `reward(completion, example) -> float | dict`, esmpi's own; a dict has `reward`, and perhaps `correct`, `parsed` and
   further numbers, which are logged;
+- `reward(completions, examples) -> list`, the same for several completions at once;
 - `reward(output, target) -> (label, float)`, as in ES-at-Scale: `target` is the example's column of that name, and the
   parameter may also be called `gt_answer`, `answer`, ...; of a label that is a dict the numbers are logged;
-- `reward(prompts, completions, **columns) -> list[float]`, as in TRL, called with lists of one.
+- `reward(prompts, completions, **columns) -> list of float`, as in TRL, with `completion_ids`, `trainer_state`,
+  `log_metric` and `log_extra` for those that take them.
 
-Where several rewards are added up, one that returns None does not apply to the example, and counts for nothing.
+Those that take lists get what `task.reward_scope` says. A reward that is None does not apply to the completion and
+counts for nothing; a completion to which no reward applies is left out.
 
 The file may also have `prompt(example)`, which returns the text or chat messages that the model gets, or, as in
 ES-at-Scale, `template(text)`, which makes it of the example's `prompt`; `answer(completion, example)`, which returns
@@ -17,7 +20,6 @@ problems, or functions that return them, for `data.train: builtin` and `data.eva
 batches (prompts, targets) as a DataLoader gives them.
 """
 
-import asyncio
 import copy
 import inspect
 import json
@@ -25,7 +27,7 @@ import math
 import re
 import reprlib
 import string
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
@@ -33,7 +35,9 @@ from typing import Any, ClassVar
 from esmpi import plugins
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError, nearest, said
-from esmpi.tasks.base import Score, Task
+from esmpi.tasks._rewards import Part as RewardPart
+from esmpi.tasks._rewards import Row, Sheet, as_reward, number
+from esmpi.tasks.base import Progress, Sample, Scope, Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 _WHOLE_PROMPT = "{prompt}"
@@ -51,6 +55,10 @@ class PythonTaskConfig(ChatTaskConfig):
     """System text, for a chat format."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Several reward functions of the file with their weights; the reward is the weighted sum. Each is logged."""
+    reward_scope: Scope = "batch"
+    """What a reward that takes lists gets at once. batch: all completions of a member, and in evaluations those of
+    `data.batch_size` problems. group: all completions of a prompt. completion: one, so that a reward that fails costs
+    one completion."""
     correct_from: float = 1.0
     """A completion counts as right, for accuracy, from this reward on, unless the reward function says itself."""
 
@@ -82,8 +90,14 @@ class PythonTask(Task):
         weights = config.rewards or {function: 1.0}
         if function not in weights:
             raise UserError(f"task.rewards: lacks {function!r}, which task.name asks for: give it a weight, too")
-        self._rewards = [(name, weight, _as_reward(_function(self._module, name))) for name, weight in weights.items()]
+        self._weights = weights
+        self._rewards = [as_reward(_function(self._module, name), name) for name in weights]
         self._prompt = self._find_prompt()
+        takes_lists = any(reward.columns is not None for reward in self._rewards)
+        if config.reward_scope != "batch" and not takes_lists:
+            raise UserError(f"task.reward_scope: has no effect: no reward of {self._module.__file__} takes lists")
+        self.scope = config.reward_scope if takes_lists else "completion"
+        self.needs_tokens = any(reward.needs_tokens for reward in self._rewards)
 
     @classmethod
     def goes_by(cls, name: str) -> bool:
@@ -126,27 +140,57 @@ class PythonTask(Task):
         return [*([{"role": "system", "content": config.system}] if config.system else []), *made]
 
     def score(self, completion: str, example: Example) -> Score:
-        prompt = self.prompt(example)
-        # a copy: what a reward does to its example must not reach the next completion's
-        parts = {name: reward.compute(prompt, completion, copy.deepcopy(example)) for name, _, reward in self._rewards}
-        rewards = {name: _reward_of(name, part) for name, part in parts.items()}
-        if len(rewards) == 1 or not any(reward is not None for reward in rewards.values()):
-            rewards = {name: _number(f"the reward of {name}", reward) for name, reward in rewards.items()}
-        total = float(sum(weight * (rewards[name] or 0.0) for name, weight, _ in self._rewards))
+        [score] = self.score_together([Sample(completion=completion, example=example)], Progress())
+        if isinstance(score, BaseException):
+            raise score
+        return score
+
+    def score_together(self, samples: Sequence[Sample], progress: Progress) -> list[Score | BaseException]:
+        sheet = self._sheet(samples, progress)
+        return self._scores(sheet, [reward.compute(sheet) for reward in self._rewards])
+
+    def _sheet(self, samples: Sequence[Sample], progress: Progress) -> Sheet:
+        rows = [Row(self.prompt(one.example), one.completion, one.example, one.tokens) for one in samples]
+        return Sheet(rows, progress)
+
+    def _scores(
+        self, sheet: Sheet, parts: Sequence[Sequence[RewardPart | BaseException]]
+    ) -> list[Score | BaseException]:
+        """Return the score of each row from what each reward says of it; an error if one of them has failed."""
+        metrics = {name: math.fsum(values) / len(values) for name, values in sheet.metrics.items()}
+        scores: list[Score | BaseException] = []
+        for place, its in enumerate(zip(*parts, strict=True)):
+            notes = {column: values[place] for column, values in sheet.notes.items()}
+            try:
+                scores.append(self._put_together(its, metrics, notes))
+            except Exception as error:
+                scores.append(error)
+        return scores
+
+    def _put_together(
+        self, found: Sequence[RewardPart | BaseException], metrics: Mapping[str, float], notes: Mapping[str, Any]
+    ) -> Score:
+        for part in found:
+            if isinstance(part, BaseException):
+                raise part
+        parts: dict[str, Any] = dict(zip(self._weights, found, strict=True))
+        rewards: dict[str, float] = {name: part["reward"] for name, part in parts.items() if part["reward"] is not None}
+        total = float(sum(self._weights[name] * reward for name, reward in rewards.items())) if rewards else None
         figures = {
-            str(key): _number(f"`{key}` of {name}", value)
+            str(key): number(f"`{key}` of {name}", value)
             for name, part in parts.items()
             for key, value in part.items()
             if key not in _OWN
         }
         if len(parts) > 1:
-            figures |= {name: reward for name, reward in rewards.items() if reward is not None}
+            figures |= rewards
         verdicts = [_verdict(f"`correct` of {name}", p["correct"]) for name, p in parts.items() if "correct" in p]
         return Score(
             reward=total,
-            correct=all(verdicts) if verdicts else total >= self.config.correct_from,
+            correct=all(verdicts) if verdicts else total is not None and total >= self.config.correct_from,
             parsed=all(_verdict(f"`parsed` of {name}", part.get("parsed", True)) for name, part in parts.items()),
-            figures=figures,
+            figures={**figures, **metrics},
+            notes=notes,
         )
 
     def check(self, example: Example) -> None:
@@ -167,10 +211,10 @@ class PythonTask(Task):
             )
         if messages and self.config.system and made[0]["role"] == "system":
             raise ValueError("the prompt has a system turn of its own: leave task.system out")
-        for name, _, reward in self._rewards:
+        for reward in self._rewards:
             for columns in reward.needs:
                 if not any(column in example for column in columns):
-                    raise ValueError(f"{name} needs a column {columns[0]!r}{nearest(columns[0], example)}")
+                    raise ValueError(f"{reward.name} needs a column {columns[0]!r}{nearest(columns[0], example)}")
 
     def key(self, example: Example) -> Hashable:
         return json.dumps(example, sort_keys=True, default=str)
@@ -209,18 +253,6 @@ class PythonTask(Task):
 
 
 _OWN = ("reward", "correct", "parsed")
-_TARGETS = ("target", "gt_answer", "gt", "answer", "ground_truth", "solution", "label", "reference")
-"""By what second parameter a reward in the shape of ES-at-Scale is known."""
-
-
-@dataclass(frozen=True)
-class _Reward:
-    """A reward function of any shape."""
-
-    compute: Callable[[Prompt, str, Example], Mapping[str, Any]]
-    """Returns numbers by name, from prompt, completion and example."""
-    needs: tuple[tuple[str, ...], ...] = ()
-    """Columns that it needs: one of each of these groups of names."""
 
 
 def _function(module: ModuleType, name: str) -> Callable[..., Any]:
@@ -229,79 +261,6 @@ def _function(module: ModuleType, name: str) -> Callable[..., Any]:
         there = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise UserError(f"task.name: {module.__file__} has no function {name!r}{nearest(name, there)}")
     return function
-
-
-def _as_reward(function: Callable[..., Any]) -> _Reward:
-    name = getattr(function, "__name__", repr(function))
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # functions written in C may have no signature
-        raise UserError(f"task.name: {name} does not say what its parameters are: put a function around it") from None
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    names = [name for name, parameter in parameters.items() if parameter.kind not in variadic]
-    wanted = [name for name in names if parameters[name].default is inspect.Parameter.empty]
-    takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
-
-    def of_trl(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
-        answer = completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
-        columns = {key: [value] for key, value in example.items() if key != "prompt"}
-        columns |= {"prompts": [prompt], "completions": [answer]}
-        rewards = function(**{key: value for key, value in columns.items() if takes_all or key in names})
-        if inspect.iscoroutine(rewards):
-            rewards = asyncio.run(rewards)
-        try:
-            [reward] = rewards
-        except (TypeError, ValueError):
-            said = reprlib.repr(rewards)
-            raise TypeError(f"{name} must return a list with a reward for each completion, not {said}") from None
-        return {"reward": reward}
-
-    def of_es_at_scale(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
-        return _by_name(function(completion, example[names[1] if names[1] in example else "target"]))
-
-    def of_esmpi(prompt: Prompt, completion: str, example: Example) -> Mapping[str, Any]:
-        return _by_name(function(completion, example))
-
-    if "completions" in names:
-        return _Reward(of_trl, tuple((name,) for name in wanted if name not in ("prompts", "completions")))
-    by_position = [name for name in names if parameters[name].kind != inspect.Parameter.KEYWORD_ONLY]
-    if len(wanted) <= 2 <= len(by_position) and not inspect.isclass(function):
-        if names[1] not in _TARGETS:
-            return _Reward(of_esmpi)
-        return _Reward(of_es_at_scale, (tuple(dict.fromkeys(("target", names[1]))),))
-    what = "a class, not a function" if inspect.isclass(function) else "no reward"
-    raise UserError(
-        f"task.name: {name}({', '.join(parameters)}) is {what}: it must be "
-        f"(completion, example), (output, target), or (prompts, completions, **columns)"
-    )
-
-
-def _by_name(result: Any) -> Mapping[str, Any]:
-    """Return what a reward function returned as numbers by name: it may be a number, a dict, or (label, number)."""
-    if isinstance(result, Mapping):
-        return result
-    if not (isinstance(result, tuple) and len(result) == 2):
-        return {"reward": result}
-    label, reward = result
-    if not isinstance(label, Mapping):
-        return {"reward": reward}
-    numbers = {key: value for key, value in label.items() if isinstance(value, int | float)}
-    return {"parsed": bool(label.get("formatted", True))} | numbers | {"reward": reward}
-
-
-def _reward_of(name: str, part: Mapping[str, Any]) -> float | None:
-    if "reward" not in part:
-        raise TypeError(f"{name} returned {reprlib.repr(dict(part))}, which has no `reward`")
-    return None if part["reward"] is None else _number(f"the reward of {name}", part["reward"])
-
-
-def _number(what: str, value: Any) -> float:
-    try:
-        if isinstance(value, str | bytes):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{what} is {reprlib.repr(value)}, not a number") from None
 
 
 def _verdict(what: str, value: Any) -> bool:

@@ -44,7 +44,7 @@ SHAPES = {
     "ES-at-Scale": "def reward(output, target):\n    return '', value(output, target)\n",
     "TRL": (
         "def reward(prompts, completions, target, **kwargs):\n"
-        "    assert prompts[0].startswith('You are') and list(kwargs) == ['i']\n"
+        "    assert prompts[0].startswith('You are') and 'i' in kwargs\n"
         "    return [value(c, t) for c, t in zip(completions, target, strict=True)]\n"
     ),
 }
@@ -167,14 +167,15 @@ def test_a_run_goes_on_without_a_reward_but_not_with_other_ones(launch: Run, tmp
     for i, path in enumerate(suites):
         path.write_text(json.dumps(PROBLEMS[i]) + "\n")
     broken = "def reward(completion, example):\n    raise LookupError('gone')\n"
-    run, printed = run_own(launch, tmp_path, broken, "es.generations=1", f"eval.suites={{more: {suites[0]}}}")
+    go_on = ("es.generations=1", "scoring.on_failure=continue")
+    run, printed = run_own(launch, tmp_path, broken, *go_on, f"eval.suites={{more: {suites[0]}}}")
     assert "LookupError: gone (mine.py, line 7)" in printed
     assert "8 rewards failed, " in printed
     assert "32 rewards failed  4 members failed" in printed
     assert np.isnan(run["generations/fitness_mean"]).all()
     assert not run["members/coefficient"].any()
     again = ["-m", "esmpi.run", tmp_path / "mine.yaml"]
-    done = launch([*again, f"eval.suites={{more: {suites[1]}}}"], 0)
+    done = launch([*again, *go_on, f"eval.suites={{more: {suites[1]}}}"], 0)
     assert done.returncode == 2
     assert "eval.suites: more: " in done.stderr
     assert "evaluations of other problems under this name" in done.stderr

@@ -21,7 +21,7 @@ from esmpi.config.sections import DataConfig, ScoringConfig
 from esmpi.data.problems import Problems, load_problems
 from esmpi.errors import UserError
 from esmpi.scoring import Scorer
-from esmpi.tasks import Task, TaskConfig, make_task
+from esmpi.tasks import Sample, Task, TaskConfig, make_task
 
 EXAMPLE = {"prompt": "Say four.", "target": "4", "length": 3}
 MESSAGES = [{"role": "user", "content": "Hi."}]
@@ -64,7 +64,9 @@ SHAPES = {
     "ES-at-Scale": "def reward(output, target):\n    return ('label', float(output == target))\n",
     "TRL": (
         "def reward(prompts, completions, target, **kwargs):\n"
-        "    assert prompts == ['Say four.'] and kwargs == {'length': [3]}, (prompts, kwargs)\n"
+        "    assert prompts == ['Say four.'] and kwargs['length'] == [3], (prompts, kwargs)\n"
+        "    others = ['completion_ids', 'length', 'log_extra', 'log_metric', 'trainer_state']\n"
+        "    assert sorted(kwargs) == others, kwargs\n"
         "    return [float(c == t) for c, t in zip(completions, target, strict=True)]\n"
     ),
     "TRL, with what it needs": (
@@ -222,18 +224,32 @@ def test_a_grader_of_es_at_scale_as_it_is(write: Write) -> None:
     ("text", "expected"),
     [
         ("def reward(completion, example):\n    return 'text'", "the reward of reward is 'text', not a number"),
-        ("def reward(completion, example):\n    return None", "the reward of reward is None, not a number"),
         ("def reward(completion, example):\n    return 10**400", "not a number"),
         ("def reward(completion, example):\n    return {'score': 1}", "{'score': 1}, which has no `reward`"),
         ("def reward(completion, example):\n    return {'reward': 1, 'a': None}", "`a` of reward is None"),
         ("def reward(completion, example):\n    return {'reward': 1, 'correct': 'no'}", "`correct` of reward is 'no'"),
         ("def reward(output, target):\n    return 'a', 1, 2", "is ('a', 1, 2), not a number"),
         ("def reward(completions, **kwargs):\n    return 1.0", "must return a list with a reward for each completion"),
-        ("def reward(completions, **kwargs):\n    return []", "must return a list with a reward for each completion"),
+        (
+            "def reward(completions, **kwargs):\n    return [1, 2]",
+            "reward returned 2 rewards for 1 completion: it must return one for each",
+        ),
+        (
+            "def reward(completions, log_extra, **kwargs):\n    log_extra('read', [])\n    return [1]",
+            "log_extra: read has 0 values for 1 completion",
+        ),
+        (
+            "def reward(completions, log_metric, **kwargs):\n    log_metric('a', 'b')",
+            "the metric a is 'b', not a number",
+        ),
+        (
+            "def reward(completions, trainer_state, **kwargs):\n    return [trainer_state.epoch]",
+            "trainer_state has global_step and max_steps in esmpi, and no epoch",
+        ),
     ],
 )
 def test_what_is_no_reward_is_said(write: Write, text: str, expected: str) -> None:
-    with pytest.raises(TypeError, match=re.escape(expected)):
+    with pytest.raises((TypeError, ValueError, AttributeError), match=re.escape(expected)):
         make(write(text)).score("x", EXAMPLE)
 
 
@@ -245,8 +261,8 @@ def test_a_reward_that_does_not_apply_counts_for_nothing(write: Write) -> None:
     task = make(write(text), rewards={"reward": 1, "later": 0.5})
     score = task.score("x", EXAMPLE)
     assert (score.reward, score.figures) == (1, {"later": 2})
-    with pytest.raises(TypeError, match="the reward of reward is None"):
-        task.score("", EXAMPLE)
+    score = task.score("", EXAMPLE)
+    assert (score.reward, score.correct, score.figures) == (None, False, {})
     assert "task.rewards: later: nan is no weight" in complaint(write(text), rewards={"reward": 1, "later": math.nan})
 
 
@@ -348,11 +364,14 @@ def test_problems_of_a_file_are_checked_alike(write: Write, tmp_path: Path) -> N
         ("import no_such_module", "cannot be run: ModuleNotFoundError: No module named 'no_such_module'"),
         ("def rewrad(a, b): ...", "has no function 'reward', did you mean rewrad?"),
         ("reward = 3", "has no function 'reward'"),
-        ("def reward(): ...", "reward() is no reward: it must be (completion, example), (output, target), or"),
+        (
+            "def reward(): ...",
+            "reward() is no reward: it must be (completion, example), (completions, examples), (output",
+        ),
         ("def reward(a, b, c): ...", "reward(a, b, c) is no reward"),
         ("def reward(a, *, b): ...", "reward(a, b) is no reward"),
         ("class reward:\n    def __init__(self, a, b): ...", "reward(a, b) is a class, not a function"),
-        ("reward = max", "max does not say what its parameters are"),
+        ("reward = max", "reward does not say what its parameters are"),
         ("def reward(a, b): ...\nprompt = 'text'", "`prompt` or `template` in"),
     ],
 )
@@ -396,7 +415,7 @@ def test_it_works_in_the_scorers_process(write: Write) -> None:
     )
     scorer = Scorer(partial(make_task, section(write(text))), ScoringConfig(time_limit_s=2, failure_reward=-1))
     texts = ["a", "raise", "b", "hang", "text", "dict", "c"]
-    scored = scorer.submit(texts, [EXAMPLE] * len(texts)).result(timeout=120)
+    scored = scorer.submit([Sample(completion=text, example=EXAMPLE) for text in texts]).result(timeout=120)
     scorer.close()
     assert [score.reward for score in scored.scores] == [3, -1, 3, -1, -1, -1, 3]
     assert scored.failures == {"raised": 3, "timed_out": 1, "died": 0}
@@ -414,8 +433,9 @@ def test_a_process_that_ends_between_two_completions_costs_one_at_most(write: Wr
     )
     scorer = Scorer(partial(make_task, section(write(text))), ScoringConfig(failure_reward=0))
 
-    def score(texts: list[str]) -> list[float]:
-        return [s.reward for s in scorer.submit(texts, [EXAMPLE] * len(texts)).result(timeout=60).scores]
+    def score(texts: list[str]) -> list[float | None]:
+        scored = scorer.submit([Sample(completion=text, example=EXAMPLE) for text in texts]).result(timeout=60)
+        return [s.reward for s in scored.scores]
 
     assert score(["a", "later"]) == [1, 1]
     time.sleep(1)  # longer than its timer

@@ -10,11 +10,15 @@ def shape_by_prompt(rewards: np.ndarray) -> np.ndarray:
 
     Mean and standard deviation (ddof 0) are those of all members on one prompt, as the advantages of GRPO are those of
     one prompt's completions (arXiv 2402.03300, section 4.1). So prompts count alike, however far their rewards are
-    apart. A prompt on which all members have the same reward counts nothing.
+    apart. A prompt on which all members have the same reward counts nothing. Where a member has no reward for a prompt,
+    which is NaN, the member counts nothing for the prompt, and the prompt counts nothing for the member.
     """
+    known = ~np.isnan(rewards)
     shaped = np.zeros(rewards.shape)
-    for prompt, column in enumerate(rewards.T):
-        if column.min() != column.max():
-            mean, std = mean_and_std(np.ascontiguousarray(column))
-            shaped[:, prompt] = (column - mean) / (std + 1e-8)
-    return np.array([exact_sum(row) / len(row) for row in shaped])
+    for prompt in range(rewards.shape[1]):
+        has = known[:, prompt]
+        column = rewards[has, prompt]
+        if len(column) and column.min() != column.max():
+            mean, std = mean_and_std(column)
+            shaped[has, prompt] = (column - mean) / (std + 1e-8)
+    return np.array([exact_sum(row) / max(1, count) for row, count in zip(shaped, known.sum(1), strict=True)])

@@ -16,8 +16,9 @@ import pytest
 
 from esmpi.config.sections import ScoringConfig
 from esmpi.es.fitness import Fitness
-from esmpi.scoring import Scored, Scorer, _serve
-from esmpi.tasks import Example, Score, Task, TaskConfig
+from esmpi.scoring import Scored, Scorer
+from esmpi.scoring.process import serve
+from esmpi.tasks import Example, Sample, Score, Task, TaskConfig
 
 
 class MuteError(Exception):
@@ -98,7 +99,12 @@ def scorer() -> Iterator[Scorer]:
 
 
 def score(scorer: Scorer, texts: list[str], weights: list[float] | None = None) -> Scored:
-    return scorer.submit(texts, [{"weight": weight} for weight in weights or [1] * len(texts)]).result()
+    return scorer.submit(samples(texts, weights)).result()
+
+
+def samples(texts: list[str], weights: list[float] | None = None) -> list[Sample]:
+    pairs = zip(texts, weights or [1] * len(texts), strict=True)
+    return [Sample(completion=text, example={"weight": weight}) for text, weight in pairs]
 
 
 def test_scores_come_in_order_and_fitness_is_their_mean(scorer: Scorer) -> None:
@@ -193,7 +199,7 @@ def test_time_lost_is_the_limit_for_each_that_hangs_shared_by_the_processes() ->
 
 def test_failures_are_logged_once_a_kind(caplog: pytest.LogCaptureFixture) -> None:
     scorer = make_scorer()
-    with caplog.at_level(logging.WARNING, "esmpi.scoring"):
+    with caplog.at_level(logging.WARNING, "esmpi.scoring.pool"):
         score(scorer, ["raise", "nan", "raise", "inf", "1", "die", "die"])
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 3
@@ -211,7 +217,7 @@ def test_a_task_that_cannot_be_made_is_an_error_and_no_hang() -> None:
 
 
 def test_a_task_that_takes_too_long_to_start_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("esmpi.scoring._START_LIMIT_S", 1.0)
+    monkeypatch.setattr("esmpi.scoring.process._START_LIMIT_S", 1.0)
     scorer = Scorer(partial(time.sleep, 60), ScoringConfig())  # type: ignore[arg-type]  # never makes a task
     with pytest.raises(RuntimeError, match="cannot start: it was not ready after 1 s"):
         score(scorer, ["1"])
@@ -230,7 +236,7 @@ def test_huge_rewards_leave_a_status_not_a_crash(scorer: Scorer) -> None:
 
 
 def test_failure_in_one_member_leaves_the_scorer_usable(scorer: Scorer) -> None:
-    futures = [scorer.submit([text], [{"weight": 1}]) for text in ("raise", "3", "die", "4")]
+    futures = [scorer.submit(samples([text])) for text in ("raise", "3", "die", "4")]
     fitness = [future.result().fitness(Fitness()) for future in futures]
     assert [fitness[1], fitness[3]] == [3, 4]
     assert math.isnan(fitness[0])
@@ -241,7 +247,7 @@ def test_a_process_whose_run_is_gone_ends_without_a_word(capfd: pytest.CaptureFi
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=_serve, args=(theirs, partial(Fragile, TaskConfig(name="fragile")), 2**33, os.getpid())
+        target=serve, args=(theirs, partial(Fragile, TaskConfig(name="fragile")), 2**33, os.getpid())
     )
     process.start()
     theirs.close()

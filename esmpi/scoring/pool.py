@@ -1,0 +1,169 @@
+"""The pool of processes that score: a thread feeds each of them, and replaces it when it is lost."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+from esmpi.config.sections import ScoringConfig
+from esmpi.scoring.process import Process, Result, Unit
+from esmpi.scoring.scored import Scored
+from esmpi.tasks import Progress, Sample, Scope, Score, Task
+from esmpi.wording import counted
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 32
+"""Completions that a process gets at once: enough to hide the pipe, few enough to share out evenly."""
+
+
+@dataclass
+class _Batch:
+    """Completions that were submitted together."""
+
+    scored: Scored
+    future: "Future[Scored]"
+    left: int
+    first_failed: int
+    """The place of the first completion that failed so far; as many as there are if none has."""
+
+
+@dataclass
+class _Chunk:
+    """A part of a batch."""
+
+    batch: _Batch
+    start: int
+    units: list[Unit]
+    progress: Progress
+
+
+class Scorer:
+    """A pool of processes that score.
+
+    Parameters
+    ----------
+    make_task : callable
+        Makes the task in each process. It is pickled.
+    config : ScoringConfig
+    with_answers : bool
+        Whether to ask the task for the answers, too. It must have some.
+    scope : Scope
+        The task's.
+    """
+
+    def __init__(
+        self,
+        make_task: Callable[[], Task],
+        config: ScoringConfig,
+        with_answers: bool = False,
+        scope: Scope = "completion",
+    ):
+        self._start_process = partial(Process, make_task, config.memory_gib, with_answers)
+        self._config, self._scope = config, scope
+        self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._seen: set[str] = set()
+        self._threads = [
+            threading.Thread(target=self._run, daemon=True, name=f"esmpi-scorer-{i}")
+            for i in range(config.num_processes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, samples: Sequence[Sample], group_size: int = 1, progress: Progress | None = None
+    ) -> "Future[Scored]":
+        """Start scoring completions.
+
+        Parameters
+        ----------
+        samples : sequence of Sample
+            With the scope "batch", the task gets all of them at once.
+        group_size : int
+            How many samples in a row are of one prompt. With the scope "group", the task gets these at once.
+        progress : Progress, optional
+            Of the run.
+        """
+        failed = Score(reward=self._config.failure_reward, correct=False)
+        scored = Scored(scores=[failed] * len(samples), answers=[None] * len(samples))
+        batch = _Batch(scored, Future(), len(samples), len(samples))
+        if not samples:
+            batch.future.set_result(scored)
+            return batch.future
+        size = {"completion": 1, "group": group_size, "batch": len(samples)}[self._scope]
+        step = size * max(1, _CHUNK // size)
+        for start in range(0, len(samples), step):
+            end = min(start + step, len(samples))
+            units = [samples[first : min(first + size, end)] for first in range(start, end, size)]
+            self._chunks.put(_Chunk(batch, start, units, progress or Progress()))
+        return batch.future
+
+    def close(self) -> None:
+        """End the processes."""
+        for _ in self._threads:
+            self._chunks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        """Feed one process, and replace it when it is lost. Runs in a thread for each."""
+        process = self._start_process()
+        try:
+            while (chunk := self._chunks.get()) is not None:
+                try:
+                    process = self._score(process, chunk)
+                except Exception as error:  # a fault of the pool itself: raised where the result is awaited
+                    if not chunk.batch.future.done():  # another part of the batch may have met the same
+                        chunk.batch.future.set_exception(error)
+        finally:
+            process.end()
+
+    def _score(self, process: Process, chunk: _Chunk) -> Process:
+        """Score a chunk; return the process that is there afterwards."""
+        started = time.perf_counter()
+        done: list[list[Result]] = []
+        while len(done) < len(chunk.units):
+            try:
+                process.send(chunk.units[len(done) :], chunk.progress)
+                while len(done) < len(chunk.units):
+                    done.append(process.receive(self._config.time_limit_s))
+            except (TimeoutError, EOFError, OSError) as error:
+                size = len(chunk.units[len(done)])
+                done.append([self._lost(process, error, size)] * size)
+                process.end()
+                process = self._start_process()
+        results = [result for unit in done for result in unit]
+        samples = [sample for unit in chunk.units for sample in unit]
+        with self._lock:
+            batch, scored = chunk.batch, chunk.batch.scored
+            for place, (sample, (kind, what)) in enumerate(zip(samples, results, strict=True), chunk.start):
+                if isinstance(what, tuple):
+                    scored.scores[place], scored.answers[place] = what
+                else:
+                    scored.failures[kind] += 1
+                    if place < batch.first_failed:
+                        batch.first_failed, scored.error = place, what
+                    self._log_once(kind, what, sample.completion)
+            scored.spans.append((started, time.perf_counter()))
+            batch.left -= len(results)
+            if batch.left == 0:
+                batch.future.set_result(scored)
+        return process
+
+    def _lost(self, process: Process, error: Exception, size: int) -> Result:
+        """Return the fate of what a process was scoring when it was lost: `size` completions."""
+        of = f" ({counted(size, 'completion')})" if size > 1 else ""
+        if isinstance(error, TimeoutError):
+            return "timed_out", f"no reward after {self._config.time_limit_s:g} s{of}"
+        return "died", f"the process that computed the reward ended with {process.exit_code}{of}"
+
+    def _log_once(self, kind: str, what: str, completion: str) -> None:
+        key = kind + what.split(":", maxsplit=1)[0]
+        if key not in self._seen:
+            self._seen.add(key)
+            log.warning("a reward failed (shown once a kind): %s, for the completion %.200r", what, completion)

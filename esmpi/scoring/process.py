@@ -1,0 +1,172 @@
+"""A process that scores, and the pipe to it."""
+
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from esmpi.tasks import Progress, Sample, Score, Task
+
+_LARGEST_REWARD = 1e100
+"""Rewards of this size or more are treated as mistakes, so that sums cannot overflow."""
+_LONGEST_TEXT = 500
+"""Characters of an error that are shown."""
+_START_LIMIT_S = 300.0
+_KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_starting = threading.Lock()
+
+Result = tuple[str, tuple[Score, str | None] | str]
+"""What became of a completion: "ok" with its score and answer; or a kind of failure, and what went wrong."""
+Unit = Sequence[Sample]
+"""What a task scores at once."""
+
+
+class Process:
+    """A process that scores.
+
+    Parameters
+    ----------
+    make_task : callable
+        Makes the task in the process. It is pickled.
+    memory_gib : float
+        How much memory the process may have.
+    with_answers : bool
+        Whether to ask the task for the answers, too.
+    """
+
+    def __init__(self, make_task: Callable[[], Task], memory_gib: float, with_answers: bool):
+        # Not forked: this process has threads, and perhaps a GPU and MPI, which a fork does not survive.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, make_task, int(memory_gib * 2**30), os.getpid(), with_answers)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        with _without_main():
+            self._process.start()
+        theirs.close()  # so that the pipe ends when the process does
+        self._ready = False
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended, once it has closed its pipe; minus the number of the signal that killed it."""
+        self._process.join(1)
+        return self._process.exitcode
+
+    def send(self, units: Sequence[Unit], progress: Progress) -> None:
+        """Give the process units to score, each at once."""
+        if not self._ready:
+            try:
+                self._next(_START_LIMIT_S)
+            except TimeoutError as error:
+                raise RuntimeError(
+                    f"a process for rewards cannot start: it was not ready after {_START_LIMIT_S:.0f} s"
+                ) from error
+            except (EOFError, OSError) as error:
+                raise RuntimeError(f"a process for rewards cannot start: it ended with {self.exit_code}") from error
+            self._ready = True
+        self._pipe.send((units, progress))
+
+    def receive(self, limit_s: float) -> list[Result]:
+        """Return what became of the completions of the next unit.
+
+        Raises
+        ------
+        TimeoutError
+            If the process says nothing for so long.
+        EOFError, OSError
+            If it has ended.
+        """
+        results: list[Result] = self._next(limit_s)
+        return results
+
+    def _next(self, limit_s: float) -> Any:
+        if not self._pipe.poll(limit_s):
+            raise TimeoutError
+        return self._pipe.recv()
+
+    def end(self) -> None:
+        """Kill the process, and the processes that a reward has started."""
+        assert self._process.pid is not None
+        with suppress(ProcessLookupError, PermissionError):  # killed before it had a group of its own
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let a process that is started in the block not import the main program, which may be a script without a guard.
+
+    Nothing in a task's config is defined there. multiprocessing looks at these two attributes when it starts a process.
+    """
+    main = sys.modules["__main__"]
+    with _starting:
+        hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+        main.__spec__ = None
+        try:
+            yield
+        finally:
+            vars(main).update(hidden)
+
+
+def serve(
+    pipe: Connection, make_task: Callable[[], Task], memory: int, parent: int, with_answers: bool = False
+) -> None:
+    """Score what comes through the pipe until it closes: the program of a process that scores."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the run, which ends this process by itself
+    if os.path.exists("/proc"):  # Linux: a reward that hangs must not outlive a run that was killed
+        ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    task = make_task()
+    this = os.getpid()
+    with suppress(EOFError, ConnectionError):  # the run has closed its end, perhaps before it read our last message
+        pipe.send("ready")
+        while True:
+            units, progress = pipe.recv()
+            for unit in units:
+                results = _score(task, unit, progress, with_answers)
+                if os.getpid() != this:
+                    os._exit(0)  # a process that the reward forked off came back: the result is its parent's to give
+                pipe.send(results)
+
+
+def _score(task: Task, unit: Unit, progress: Progress, with_answers: bool) -> list[Result]:
+    try:
+        scores = task.score_together(unit, progress)
+        if len(scores) != len(unit):
+            raise ValueError(f"task {task.name} gives {len(scores)} scores for {len(unit)} completions")
+    except BaseException as error:  # a reward may raise anything, SystemExit as well: it costs its completions
+        return [("raised", _described(error))] * len(unit)
+    return [_result(task, sample, score, with_answers) for sample, score in zip(unit, scores, strict=True)]
+
+
+def _result(task: Task, sample: Sample, score: Score | BaseException, with_answers: bool) -> Result:
+    try:
+        if isinstance(score, BaseException):
+            raise score
+        if score.reward is not None and not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
+            raise ValueError(f"reward is {score.reward}")
+        answer = task.answer(sample.completion, sample.example) if with_answers else None
+    except BaseException as error:
+        return "raised", _described(error)
+    return "ok", (score, answer)
+
+
+def _described(error: BaseException) -> str:
+    """Return an error that a reward raised in one line of bounded length, with the place."""
+    words = " ".join(traceback.format_exception_only(error)[-1].split())  # works even if __str__ raises
+    places = traceback.extract_tb(error.__traceback__)
+    place = f" ({os.path.basename(places[-1].filename)}, line {places[-1].lineno})" if places else ""
+    return f"{words[:_LONGEST_TEXT]}{place}"

@@ -1,0 +1,156 @@
+"""Whole runs with rewards that compare completions, and with rewards that nobody gets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Columns, Run, assert_same_run, read, samples
+from test_own_task import CONFIG, HEAD, VALUE
+
+RELATIVE = """\
+import hashlib
+
+def longest(completions, prompts, completion_ids, i, trainer_state, log_metric, log_extra, **kwargs):
+    seen = [len(completions), i[0], trainer_state.global_step, trainer_state.max_steps]
+    assert all(len(column) == len(prompts) for column in (completions, completion_ids, i))
+    most = max(map(len, completions))
+    log_metric("most", most)
+    # what exactly it saw, in what order
+    what = repr([prompts, completions, completion_ids, i, seen])
+    log_extra("seen", [hashlib.sha256(what.encode()).hexdigest()] * len(i))
+    log_extra("batch", [seen] * len(i))
+    return [float(len(text) == most) + len(ids) / 64 for text, ids in zip(completions, completion_ids)]
+
+def only_some(completion, example):
+    if example["i"] % 3:
+        return {"reward": value(completion, example["target"]), "plus": completion.count("+")}
+"""
+KEYS = (
+    *("task.rewards={longest: 1, only_some: 0.5}", "sampling.num_samples=2", "sampling.temperature=1"),
+    *("eval.num_samples=3", "eval.temperature=1", "data.batch_size=5", "es.shaping=per_prompt", "eval.every=1"),
+)
+
+
+def launch_own(launch: Run, output: Path, reward: str, *overrides: str, ranks: int = 0) -> Any:
+    output.mkdir(exist_ok=True)
+    (output / "mine.py").write_text(HEAD + VALUE + reward)
+    (output / "mine.yaml").write_text(CONFIG.format(output=output))
+    return launch(["-m", "esmpi.run", output / "mine.yaml", *overrides], ranks)
+
+
+def run_relative(launch: Run, output: Path, *overrides: str, ranks: int = 0) -> Columns:
+    done = launch_own(launch, output, RELATIVE, f"task.name={output}/mine.py:longest", *KEYS, *overrides, ranks=ranks)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "failed" not in done.stdout
+    return read(output / "tiny")
+
+
+@pytest.fixture(scope="module")
+def relative(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("relative")
+    run_relative(launch, output)
+    return output / "tiny"
+
+
+def rows(directory: Path, file: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in samples(directory)[file].splitlines()]
+
+
+def test_a_reward_sees_all_completions_of_a_member_and_in_evaluations_of_as_many_problems(relative: Path) -> None:
+    run = read(relative)
+    assert np.isfinite(run["members/fitness"]).all()
+    assert run["members/coefficient"].any(axis=1).all()
+    evaluated = rows(relative, "g000001.held_out.jsonl")
+    assert len(evaluated) == 8 * 3
+    # 5 problems and then the other 3, with three completions each, side by side
+    assert [row["notes"]["batch"] for row in evaluated] == [[15, 12, 1, 2]] * 15 + [[9, 17, 1, 2]] * 9
+    for batch in (evaluated[:15], evaluated[15:]):
+        most = max(len(row["completion"]) for row in batch)
+        for row in batch:
+            longest = float(len(row["completion"]) == most) + row["tokens"] / 64
+            assert row["figures"]["longest"] == longest
+            assert row["figures"]["most"] == most
+            assert ("only_some" in row["figures"]) == (row["example"]["i"] % 3 != 0)
+            assert row["reward"] == longest + 0.5 * row["figures"].get("only_some", 0)
+    assert run["evaluations/held_out/most_mean"][1] == np.mean([row["figures"]["most"] for row in evaluated])
+
+
+def test_what_a_reward_sees_depends_on_no_layout(launch: Run, relative: Path, tmp_path: Path) -> None:
+    keys = ("es.dispatch=dynamic", "data.mini_batch_size=3", "scoring.num_processes=2")
+    run_relative(launch, tmp_path, *keys, ranks=3)
+    assert_same_run(tmp_path / "tiny", relative)
+
+
+def test_a_run_that_is_resumed_is_the_same(launch: Run, relative: Path, tmp_path: Path) -> None:
+    run_relative(launch, tmp_path, "es.generations=1")
+    run_relative(launch, tmp_path)
+    one, two = read(relative), read(tmp_path / "tiny")
+    np.testing.assert_array_equal(one["generations/theta_digest"], two["generations/theta_digest"])
+
+
+GROUPS = """\
+def reward(completions, examples):
+    assert len(completions) == 3 and len({example["i"] for example in examples}) == 1
+    return [{"reward": text == max(completions), "correct": text == max(completions)} for text in completions]
+"""
+
+
+def test_a_reward_over_the_samples_of_a_prompt(launch: Run, tmp_path: Path) -> None:
+    keys = ("task.reward_scope=group", "sampling.num_samples=3", "eval.num_samples=3")
+    keys += (
+        "sampling.temperature=1",
+        "eval.temperature=1",
+        "data.batch_size=6",
+        "es.generations=1",
+        "data.mini_batch_size=4",
+    )
+    done = launch_own(launch, tmp_path, GROUPS, *keys)
+    assert done.returncode == 0, done.stderr + done.stdout
+    run = read(tmp_path / "tiny")
+    assert run["evaluations/held_out/pass_at_3"].tolist() == [1, 1], "one of each three is the last in the alphabet"
+    assert (run["members/fitness"] >= 1 / 3).all()
+
+
+NOBODY = """\
+def reward(completions, i, **kwargs):
+    if WHERE == "everywhere" or i[0] < 12:
+        FATE
+    return [1.0] * len(completions)
+"""
+EVERYWHERE, TRAINING = "everywhere", "in training"
+FATES = {
+    "raises": (EVERYWHERE, "raise KeyError('score')", "KeyError: 'score' (mine.py, line 8)"),
+    "raises later": (TRAINING, "raise KeyError('score')", "KeyError: 'score' (mine.py, line 8)"),
+    "one for all": (TRAINING, "return [1.0]", "ValueError: reward returned 1 reward for 8 completions: it must return"),
+    "none": (EVERYWHERE, "return [None] * len(completions)", "every reward is None. Correct the reward, or set "),
+    "hangs": (EVERYWHERE, "time.sleep(1000)", "no reward after 1 s (8 completions). Correct the reward, or set "),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_run_without_any_reward_stops_with_the_error(launch: Run, tmp_path: Path, fate: str) -> None:
+    """In the first evaluation or, if that went well, in the first generation."""
+    where, what, said = FATES[fate]
+    text = NOBODY.replace("WHERE", repr(where)).replace("FATE", what)
+    done = launch_own(launch, tmp_path, text, "scoring.time_limit_s=1", ranks=2)
+    assert done.returncode == 2, done.stderr + done.stdout
+    place = "the evaluation of held_out at generation 0" if where == EVERYWHERE else "generation 0"
+    # all eight problems, or all eight prompts of a member
+    assert f"esmpi: no completion in {place} got a reward: {said}" in done.stderr
+    assert done.stderr.count("no completion in") == 1
+    run = read(tmp_path / "tiny")
+    assert ("evaluations/held_out/accuracy" in run) == (where == TRAINING)
+    assert len(run["generations/generation"]) == 0
+
+
+def test_a_run_continues_without_rewards_if_it_is_to(launch: Run, tmp_path: Path) -> None:
+    text = NOBODY.replace("WHERE", "'everywhere'").replace("FATE", "return [None] * len(completions)")
+    done = launch_own(launch, tmp_path, text, "scoring.on_failure=continue", "es.generations=1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    run = read(tmp_path / "tiny")
+    assert np.isnan(run["evaluations/held_out/accuracy"]).all()
+    assert run["evaluations/held_out/num_failed"].tolist() == [0, 0], "what does not apply has not failed"
+    assert run["evaluations/held_out/num_without_reward"].tolist() == [8, 8]
+    assert not run["members/coefficient"].any()
