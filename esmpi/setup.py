@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from esmpi.config.differences import differences
-from esmpi.config.sections import HELD_OUT, Config
+from esmpi.config.sections import HELD_OUT, Config, ScoringConfig
 from esmpi.data.problems import load_problems
 from esmpi.engines import Sampling, Waves, engine_config, engine_packages
 from esmpi.errors import SharedError, UserError
@@ -78,9 +78,15 @@ def open_setup(
                 f"{voting}: task {config.task.name} does not say what the answer of a completion is, so completions "
                 f"cannot vote: give it a function `answer(completion, example)`, or choose another task"
             )
+        default = ScoringConfig()
+        for name in ("concurrency", "retries", "rate_limit"):
+            if not task.is_async and getattr(config.scoring, name) != getattr(default, name):
+                raise UserError(
+                    f"scoring.{name}: has no effect: no reward of task {config.task.name} is a coroutine (async def)"
+                )
     # by the source that was read just now: a process that is started in a week does not read another one
     make = partial(make_task, config.task, task.source)
-    scorer = Scorer(make, config.scoring, with_answers=voting is not None, scope=task.scope)
+    scorer = Scorer(make, config.scoring, voting is not None, task.scope, task.is_async, comm.size)
     stack.callback(scorer.close)
     with watch.phase("model"):
         model = _model_folder(config, comm, place)

@@ -384,6 +384,12 @@ class ScoringConfig(Section):
     """Time limit for one call of the reward: for one completion, or for all that it gets at once."""
     memory_gib: float = key(8.0, minimum=0.25, maximum=2**20, unit="GiB", changes_result="no")
     """Memory limit of each of these processes."""
+    concurrency: int = key(16, minimum=1, maximum=4096, changes_result="no")
+    """Most calls of rewards written as coroutines (`async def`) that each of these processes has under way at once."""
+    retries: int = key(0, minimum=0, maximum=100, changes_result="no")
+    """How often such a call that raised or took too long is made again, after 1, 2, 4, ..., at most 60 seconds."""
+    rate_limit: float | None = key(None, above=0, maximum=1e6, unit="calls/s", changes_result="no")
+    """Most such calls a second, of all ranks together. Each process has an equal share. null: no limit."""
     failure_reward: float = key(0.0, above=-1e100, below=1e100)
     """Reward of a completion whose reward raised, took too long or ended its process."""
     on_failure: Literal["stop", "continue"] = key("stop", changes_result="no")

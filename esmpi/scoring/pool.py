@@ -54,6 +54,10 @@ class Scorer:
         Whether to ask the task for the answers, too. It must have some.
     scope : Scope
         The task's.
+    is_async : bool
+        Whether the task has coroutines.
+    num_ranks : int
+        How many ranks share the rate limit.
     """
 
     def __init__(
@@ -62,9 +66,12 @@ class Scorer:
         config: ScoringConfig,
         with_answers: bool = False,
         scope: Scope = "completion",
+        is_async: bool = False,
+        num_ranks: int = 1,
     ):
-        self._start_process = partial(Process, make_task, config.memory_gib, with_answers)
-        self._config, self._scope = config, scope
+        num_processes = num_ranks * config.num_processes
+        self._start_process = partial(Process, make_task, config, num_processes, with_answers)
+        self._config, self._scope, self._is_async = config, scope, is_async
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._seen: set[str] = set()
@@ -96,7 +103,9 @@ class Scorer:
             batch.future.set_result(scored)
             return batch.future
         size = {"completion": 1, "group": group_size, "batch": len(samples)}[self._scope]
-        step = size * max(1, _CHUNK // size)
+        # coroutines are under way at once, so a process best has all of them
+        chunk = -(-len(samples) // self._config.num_processes) if self._is_async else _CHUNK
+        step = size * max(1, chunk // size)
         for start in range(0, len(samples), step):
             end = min(start + step, len(samples))
             units = [samples[first : min(first + size, end)] for first in range(start, end, size)]
@@ -126,18 +135,26 @@ class Scorer:
     def _score(self, process: Process, chunk: _Chunk) -> Process:
         """Score a chunk; return the process that is there afterwards."""
         started = time.perf_counter()
-        done: list[list[Result]] = []
-        while len(done) < len(chunk.units):
+        done: dict[int, list[Result]] = {}
+        while left := [place for place in range(len(chunk.units)) if place not in done]:
+            begun: set[int] = set()
             try:
-                process.send(chunk.units[len(done) :], chunk.progress)
+                process.send([chunk.units[place] for place in left], chunk.progress)
                 while len(done) < len(chunk.units):
-                    done.append(process.receive(self._config.time_limit_s))
+                    number, results = process.receive(self._config.time_limit_s)
+                    if number is not None and results is None:
+                        begun.add(left[number])
+                    elif number is not None and results is not None:
+                        done[left[number]] = results
             except (TimeoutError, EOFError, OSError) as error:
-                size = len(chunk.units[len(done)])
-                done.append([self._lost(process, error, size)] * size)
+                # a task without coroutines scores one unit after another
+                lost = (begun - done.keys()) or {next(place for place in left if place not in done)}
+                for place in lost:
+                    size = len(chunk.units[place])
+                    done[place] = [self._lost(process, error, size)] * size
                 process.end()
                 process = self._start_process()
-        results = [result for unit in done for result in unit]
+        results = [result for place in range(len(chunk.units)) for result in done[place]]
         samples = [sample for unit in chunk.units for sample in unit]
         with self._lock:
             batch, scored = chunk.batch, chunk.batch.scored

@@ -1,5 +1,6 @@
 """A process that scores, and the pipe to it."""
 
+import asyncio
 import ctypes
 import multiprocessing
 import os
@@ -13,7 +14,9 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from esmpi.tasks import Progress, Sample, Score, Task
+from esmpi.config.sections import ScoringConfig
+from esmpi.scoring.output import Output, take
+from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task
 
 _LARGEST_REWARD = 1e100
 """Rewards of this size or more are treated as mistakes, so that sums cannot overflow."""
@@ -27,6 +30,9 @@ Result = tuple[str, tuple[Score, str | None] | str]
 """What became of a completion: "ok" with its score and answer; or a kind of failure, and what went wrong."""
 Unit = Sequence[Sample]
 """What a task scores at once."""
+Message = tuple[int | None, list[Result] | None]
+"""What a process says: the place of a unit, and what became of its completions; without results, the unit has begun,
+which only a task with coroutines says; without a place, the process is alive."""
 
 
 class Process:
@@ -36,21 +42,26 @@ class Process:
     ----------
     make_task : callable
         Makes the task in the process. It is pickled.
-    memory_gib : float
-        How much memory the process may have.
+    config : ScoringConfig
+    num_processes : int
+        How many processes of all ranks share `scoring.rate_limit`.
     with_answers : bool
         Whether to ask the task for the answers, too.
     """
 
-    def __init__(self, make_task: Callable[[], Task], memory_gib: float, with_answers: bool):
+    def __init__(
+        self, make_task: Callable[[], Task], config: ScoringConfig, num_processes: int = 1, with_answers: bool = False
+    ):
         # Not forked: this process has threads, and perhaps a GPU and MPI, which a fork does not survive.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, make_task, int(memory_gib * 2**30), os.getpid(), with_answers)
+        self._output = Output(context)
+        arguments = (theirs, make_task, config, num_processes, os.getpid(), with_answers, self._output.theirs)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         with _without_main():
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
+        self._output.begin()
         self._ready = False
 
     @property
@@ -73,8 +84,8 @@ class Process:
             self._ready = True
         self._pipe.send((units, progress))
 
-    def receive(self, limit_s: float) -> list[Result]:
-        """Return what became of the completions of the next unit.
+    def receive(self, limit_s: float) -> Message:
+        """Return what the process says next.
 
         Raises
         ------
@@ -83,8 +94,10 @@ class Process:
         EOFError, OSError
             If it has ended.
         """
-        results: list[Result] = self._next(limit_s)
-        return results
+        message: Message = self._next(limit_s)
+        if message[1] is not None:
+            self._output.renew()
+        return message
 
     def _next(self, limit_s: float) -> Any:
         if not self._pipe.poll(limit_s):
@@ -99,6 +112,7 @@ class Process:
         self._process.kill()
         self._process.join()
         self._pipe.close()
+        self._output.end()
 
 
 @contextmanager
@@ -118,9 +132,17 @@ def _without_main() -> Iterator[None]:
 
 
 def serve(
-    pipe: Connection, make_task: Callable[[], Task], memory: int, parent: int, with_answers: bool = False
+    pipe: Connection,
+    make_task: Callable[[], Task],
+    config: ScoringConfig,
+    num_processes: int,
+    parent: int,
+    with_answers: bool = False,
+    output: tuple[Connection, Connection] | None = None,
 ) -> None:
     """Score what comes through the pipe until it closes: the program of a process that scores."""
+    if output is not None:
+        take(output)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the run, which ends this process by itself
     if os.path.exists("/proc"):  # Linux: a reward that hangs must not outlive a run that was killed
@@ -128,27 +150,78 @@ def serve(
         if os.getppid() != parent:
             return
     os.setsid()
+    memory = int(config.memory_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     task = make_task()
+    task.prepare()
     this = os.getpid()
+
+    def say(place: int | None, results: list[Result] | None = None) -> None:
+        if os.getpid() != this:
+            os._exit(0)  # a process that the reward forked off came back: the result is its parent's to give
+        pipe.send((place, results))
+
     with suppress(EOFError, ConnectionError):  # the run has closed its end, perhaps before it read our last message
-        pipe.send("ready")
+        say(None)
+        if task.is_async:
+            with asyncio.Runner() as runner:  # one loop for all, as rewards keep connections open
+                _serve_async(runner, pipe, task, config, num_processes, with_answers, say)
         while True:
             units, progress = pipe.recv()
-            for unit in units:
-                results = _score(task, unit, progress, with_answers)
-                if os.getpid() != this:
-                    os._exit(0)  # a process that the reward forked off came back: the result is its parent's to give
-                pipe.send(results)
+            for place, unit in enumerate(units):
+                try:
+                    results = _results(task, unit, task.score_together(unit, progress), with_answers)
+                except BaseException as error:  # a reward may raise anything, SystemExit as well
+                    results = [("raised", _described(error))] * len(unit)
+                say(place, results)
 
 
-def _score(task: Task, unit: Unit, progress: Progress, with_answers: bool) -> list[Result]:
-    try:
-        scores = task.score_together(unit, progress)
-        if len(scores) != len(unit):
-            raise ValueError(f"task {task.name} gives {len(scores)} scores for {len(unit)} completions")
-    except BaseException as error:  # a reward may raise anything, SystemExit as well: it costs its completions
-        return [("raised", _described(error))] * len(unit)
+def _serve_async(
+    runner: asyncio.Runner,
+    pipe: Connection,
+    task: Task,
+    config: ScoringConfig,
+    num_processes: int,
+    with_answers: bool,
+    say: Callable[..., None],
+) -> None:
+    """Do as `serve` does, with several units under way at once."""
+    per_second = None if config.rate_limit is None else config.rate_limit / num_processes
+
+    async def begin() -> Calls:
+        return Calls(config.concurrency, config.time_limit_s, config.retries, per_second)
+
+    call = runner.run(begin())
+
+    async def score_all(units: Sequence[Unit], progress: Progress) -> None:
+        gate = asyncio.Semaphore(config.concurrency)
+
+        async def score(place: int, unit: Unit) -> None:
+            async with gate:
+                say(place)
+                try:
+                    results = _results(task, unit, await task.score_async(unit, progress, call), with_answers)
+                except BaseException as error:
+                    results = [("raised", _described(error))] * len(unit)
+                say(place, results)
+
+        async def beat() -> None:
+            # a loop that is blocked for longer than the time limit says nothing, and is given up
+            while True:
+                await asyncio.sleep(min(1.0, config.time_limit_s / 4))
+                say(None)
+
+        pulse = asyncio.ensure_future(beat())
+        await asyncio.gather(*(score(place, unit) for place, unit in enumerate(units)))
+        pulse.cancel()
+
+    while True:
+        runner.run(score_all(*pipe.recv()))
+
+
+def _results(task: Task, unit: Unit, scores: Sequence[Score | BaseException], with_answers: bool) -> list[Result]:
+    if len(scores) != len(unit):
+        raise ValueError(f"task {task.name} gives {len(scores)} scores for {len(unit)} completions")
     return [_result(task, sample, score, with_answers) for sample, score in zip(unit, scores, strict=True)]
 
 
@@ -159,6 +232,8 @@ def _result(task: Task, sample: Sample, score: Score | BaseException, with_answe
         if score.reward is not None and not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
             raise ValueError(f"reward is {score.reward}")
         answer = task.answer(sample.completion, sample.example) if with_answers else None
+    except OutOfTimeError as error:
+        return "timed_out", str(error)
     except BaseException as error:
         return "raised", _described(error)
     return "ok", (score, answer)

@@ -8,6 +8,7 @@ from esmpi.config.keys import PlugIn
 from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks.base import Progress, Sample, Scope, Score, Task
+from esmpi.tasks.calls import Calls, OutOfTimeError
 
 ENTRY_POINTS = "esmpi.tasks"
 """Group of the entry points by which installed packages offer tasks."""
@@ -59,7 +60,9 @@ def valid_names() -> list[str]:
 
 
 __all__ = [
+    "Calls",
     "Example",
+    "OutOfTimeError",
     "Part",
     "Progress",
     "Prompt",

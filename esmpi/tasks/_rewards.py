@@ -12,6 +12,7 @@ from typing import Any
 from esmpi.data.problem import Example, Prompt
 from esmpi.errors import UserError
 from esmpi.tasks.base import Progress
+from esmpi.tasks.calls import Calls, is_async
 from esmpi.wording import counted
 
 Part = Mapping[str, Any]
@@ -104,6 +105,31 @@ class Reward:
     """Columns that it needs: one of each of these groups of names."""
     needs_tokens: bool = False
 
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function."""
+        return is_async(self.function)
+
+    async def compute_async(self, sheet: Sheet, call: Calls) -> list[Part | BaseException]:
+        """Do as `compute` does, with concurrent calls of a coroutine function."""
+        if not self.is_async:
+            return self.compute(sheet)
+        if self.columns is None:
+            return list(await asyncio.gather(*(self._called(row, call) for row in sheet.rows)))
+        columns = self.columns
+        try:
+            return self._of_list(await call(lambda: self.function(**columns(sheet))), sheet)
+        except BaseException as error:
+            return [error] * len(sheet.rows)
+
+    async def _called(self, row: Row, call: Calls) -> Part | BaseException:
+        assert self.arguments is not None
+        arguments = self.arguments
+        try:
+            return self._checked(await call(lambda: self.function(*arguments(row))))
+        except BaseException as error:
+            return error
+
     def compute(self, sheet: Sheet) -> list[Part | BaseException]:
         """Return what the function says of each completion, or what it raised."""
         if self.columns is None:
@@ -163,6 +189,9 @@ def as_reward(function: Callable[..., Any], name: str) -> Reward:
         examples = [copy.deepcopy(row.example) for row in sheet.rows]
         return {"completions": [row.completion for row in sheet.rows], "examples": examples}
 
+    def with_prompt(row: Row) -> tuple[Any, ...]:
+        return copy.deepcopy(row.prompt), row.completion, copy.deepcopy(row.example)
+
     def of_es_at_scale(row: Row) -> tuple[Any, ...]:
         return row.completion, copy.deepcopy(row.example[names[1] if names[1] in row.example else "target"])
 
@@ -178,6 +207,8 @@ def as_reward(function: Callable[..., Any], name: str) -> Reward:
             needs_tokens = takes_all or "completion_ids" in names
             return Reward(name, function, columns=of_trl, needs=needs, needs_tokens=needs_tokens)
     by_position = [name for name in names if parameters[name].kind != inspect.Parameter.KEYWORD_ONLY]
+    if by_position[:3] == ["prompt", "completion", "example"] and len(wanted) <= 3:
+        return Reward(name, function, with_prompt)
     if len(wanted) <= 2 <= len(by_position) and not inspect.isclass(function):
         if names[1] not in _TARGETS:
             return Reward(name, function, of_esmpi)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError
+from esmpi.tasks.calls import Calls
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +74,8 @@ class Task(ABC):
     """What `score_together` gets at once."""
     needs_tokens: bool = False
     """Whether samples come with their tokens."""
+    is_async: bool = False
+    """Whether `score_async` is called in place of `score_together`."""
 
     @abstractmethod
     def __init__(self, config: Any):
@@ -111,6 +114,19 @@ class Task(ABC):
             One for each sample: its score, or why it alone has none. What is raised is the fate of all samples.
         """
         return [self.score(sample.completion, sample.example) for sample in samples]
+
+    async def score_async(
+        self, samples: Sequence[Sample], progress: Progress, call: Calls
+    ) -> Sequence[Score | BaseException]:
+        """Score what belongs together, as `score_together` does, while other samples are being scored.
+
+        It makes the calls that take time, such as of a server, by `call`, which limits and repeats them as the config
+        says: `await call(lambda: ask(...))`.
+        """
+        raise NotImplementedError
+
+    def prepare(self) -> None:  # noqa: B027  # most tasks need none
+        """Load what scoring needs. Called once in each process that scores, before its first completion."""
 
     @abstractmethod
     def check(self, example: Example) -> None:

@@ -1,9 +1,9 @@
 """A user's own task: a Python file with a reward function, named in the config as `path/to/file.py:function`.
 
-Rewards of four shapes are understood, told apart by the names of their parameters:
+Rewards of four shapes are understood, told apart by the names of their parameters. Each may be a coroutine function.
 
 - `reward(completion, example) -> float | dict`, esmpi's own; a dict has `reward`, and perhaps `correct`, `parsed` and
-  further numbers, which are logged;
+  further numbers, which are logged; `reward(prompt, completion, example)` also gets what the model completed;
 - `reward(completions, examples) -> list`, the same for several completions at once;
 - `reward(output, target) -> (label, float)`, as in ES-at-Scale: `target` is the example's column of that name, and the
   parameter may also be called `gt_answer`, `answer`, ...; of a label that is a dict the numbers are logged;
@@ -20,6 +20,7 @@ problems, or functions that return them, for `data.train: builtin` and `data.eva
 batches (prompts, targets) as a DataLoader gives them.
 """
 
+import asyncio
 import copy
 import inspect
 import json
@@ -38,6 +39,7 @@ from esmpi.errors import UserError, nearest, said
 from esmpi.tasks._rewards import Part as RewardPart
 from esmpi.tasks._rewards import Row, Sheet, as_reward, number
 from esmpi.tasks.base import Progress, Sample, Scope, Score, Task
+from esmpi.tasks.calls import Calls
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 _WHOLE_PROMPT = "{prompt}"
@@ -98,6 +100,7 @@ class PythonTask(Task):
             raise UserError(f"task.reward_scope: has no effect: no reward of {self._module.__file__} takes lists")
         self.scope = config.reward_scope if takes_lists else "completion"
         self.needs_tokens = any(reward.needs_tokens for reward in self._rewards)
+        self.is_async = any(reward.is_async for reward in self._rewards)
 
     @classmethod
     def goes_by(cls, name: str) -> bool:
@@ -148,6 +151,18 @@ class PythonTask(Task):
     def score_together(self, samples: Sequence[Sample], progress: Progress) -> list[Score | BaseException]:
         sheet = self._sheet(samples, progress)
         return self._scores(sheet, [reward.compute(sheet) for reward in self._rewards])
+
+    async def score_async(
+        self, samples: Sequence[Sample], progress: Progress, call: Calls
+    ) -> list[Score | BaseException]:
+        sheet = self._sheet(samples, progress)
+        return self._scores(sheet, await asyncio.gather(*(one.compute_async(sheet, call) for one in self._rewards)))
+
+    def prepare(self) -> None:
+        for reward in self._rewards:
+            prepare = getattr(reward.function, "prepare", None)
+            if callable(prepare):
+                prepare()
 
     def _sheet(self, samples: Sequence[Sample], progress: Progress) -> Sheet:
         rows = [Row(self.prompt(one.example), one.completion, one.example, one.tokens) for one in samples]

@@ -21,7 +21,7 @@ FLOORS = (
     ("session",),
     ("launch", "record", "report"),
     ("identity",),
-    ("scoring", "store"),
+    ("rewards", "scoring", "store"),
     ("engines", "tasks"),
     ("weights", "data"),
     ("model", "es"),

@@ -247,7 +247,7 @@ def test_a_process_whose_run_is_gone_ends_without_a_word(capfd: pytest.CaptureFi
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=serve, args=(theirs, partial(Fragile, TaskConfig(name="fragile")), 2**33, os.getpid())
+        target=serve, args=(theirs, partial(Fragile, TaskConfig(name="fragile")), ScoringConfig(), 1, os.getpid())
     )
     process.start()
     theirs.close()
