@@ -213,7 +213,7 @@ def evaluation_of(
         num_failed=num_failed,
         num_unparsed=sum(not sample["parsed"] for sample in samples),
         seconds=time.perf_counter() - started,
-        figures=_means(sample["figures"] for sample in samples) | figures,
+        figures=means_of(sample["figures"] for sample in samples) | figures,
     )
 
 
@@ -279,7 +279,8 @@ def _divergence(engine: Engine, batches: Sequence[Completed]) -> list[float]:
     return [math.expm1(min(ratio, _LARGEST_RATIO)) - ratio for ratio in ratios]
 
 
-def _means(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def means_of(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure, under a name that a column can have."""
     columns: dict[str, list[float]] = defaultdict(list)
     for each in figures:
         for name, value in each.items():

@@ -57,7 +57,7 @@ def _fork(run: RunFile, directory: Path, generation: int, config: Config) -> Non
     except UserError as error:
         raise UserError(f"run.fork_from: {error}") from error
     check_forkable(parent, directory, run, generation, config)
-    run.generations, run.members = beginning.generations, beginning.members
+    run.generations, run.members, run.figures = beginning.generations, beginning.members, beginning.figures
     run.attributes["events"] = [event for event in parent.attributes["events"] if event["generation"] < generation]
     origin = {
         "run_uuid": parent.attributes["run_uuid"],

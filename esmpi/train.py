@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from esmpi.es.population import Members, Results, check, message_of, plan
 from esmpi.es.schedules import alpha_at, sigma_at
 from esmpi.es.shaping import coefficients, find_shaping
 from esmpi.evaluate import evaluate, require_rewards
+from esmpi.evaluated import Evaluated, gather_figures, gather_samples
 from esmpi.record.profile import gather_profile
 from esmpi.record.recorder import Step
 from esmpi.resume import go_to
@@ -155,6 +156,8 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
         session.dispatch.learn(results)
         shaping = find_shaping(config.es.shaping, config.es)
         fitness = exchange_rewards(session, mine, results) if shaping.by_prompt else results["fitness"]
+        figures = gather_figures(session, mine, messages, results)
+        samples = gather_samples(session, mine, results)
         alpha = session.alpha_factor * alpha_at(config.es, generation)
         factors = coefficients(fitness, members.signs, shaping, alpha)
     with watch.phase("update"):
@@ -172,34 +175,9 @@ def run_generation(session: Session, watch: Stopwatch) -> bool:
         digest=session.digest,
         theta_fitness=theta_fitness,
     )
-    session.recorder.commit(generation, results, step, watch)
+    session.recorder.commit(generation, results, step, watch, figures, samples)
     session.generation += 1
     return bool(messages["stop"].any())
-
-
-@dataclass(slots=True)
-class Evaluated:
-    """A member that this rank has evaluated. Columns of `esmpi.es.member_columns.SENT` are attributes here."""
-
-    member: int
-    seed: int
-    sign: int
-    seconds: float
-    """Of perturbing and generating; an equal share of its wave's."""
-    tokens: int
-    scores: "Future[Scored]"
-    how: Fitness
-    """How the rewards become its fitness."""
-
-    @property
-    def prompt_rewards(self) -> np.ndarray:
-        """Reward of each prompt, (prompts,) float64; NaN if no completion could be scored."""
-        return self.scores.result().prompt_rewards(self.how)
-
-    @property
-    def fitness(self) -> float:
-        """Mean reward of the prompts, NaN if no completion could be scored."""
-        return self.scores.result().fitness(self.how)
 
 
 def shrink_theta(session: Session, alpha: float) -> float:
@@ -309,7 +287,9 @@ def evaluate_wave(
     for member, seed, sign, its, done in zip(wave, seeds, signs, todo, completions, strict=True):
         scores = session.begin_scoring(done, its.examples)
         tokens = sum(completion.num_tokens for completion in done)
-        evaluated.append(Evaluated(member, seed, sign, seconds, tokens, scores, how))
+        one = Evaluated(member, seed, sign, seconds, tokens, scores, how)
+        one.keep(its, done, config.log.samples)
+        evaluated.append(one)
     return evaluated, times
 
 
@@ -320,7 +300,9 @@ def exchange(session: Session, mine: Sequence[Evaluated]) -> np.ndarray:
         failures.update(member.scores.result().failures)
     columns = {column.name: [getattr(member, column.name) for member in mine] for column in SENT}
     length = session.dispatch.most_members(session.config.es.population_size, len(mine))
-    return session.comm.allgather_array(message_of(length, session.digest, session.wants_stop(), failures, columns))
+    message = message_of(length, session.digest, session.wants_stop(), failures, columns)
+    message["figures"] = any(score.figures for member in mine for score in member.scores.result().scores)
+    return session.comm.allgather_array(message)
 
 
 def exchange_rewards(session: Session, mine: Sequence[Evaluated], results: Results) -> np.ndarray:

@@ -15,7 +15,7 @@ from esmpi.config.sections import ModelConfig
 from esmpi.engines import Completion, Sampling
 from esmpi.engines.hf import HfConfig
 from esmpi.engines.hf.engine import HfEngine
-from esmpi.evaluate import Completed, _divergence, _means
+from esmpi.evaluate import Completed, _divergence, means_of
 from esmpi.evaluate import _pass_at as pass_at_of
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
@@ -144,7 +144,7 @@ def test_the_divergence_of_a_real_model_is_zero_before_and_positive_after_an_upd
 
 
 def test_figures_of_any_name_and_value_come_back_from_the_run_file(tmp_path: Path) -> None:
-    means = _means([{"a/b": 1.0, ".": 2.0, "c": math.inf}, {"a/b": 2.0, "c": -math.inf}, {}])
+    means = means_of([{"a/b": 1.0, ".": 2.0, "c": math.inf}, {"a/b": 2.0, "c": -math.inf}, {}])
     assert means["a_b_mean"] == 1.5
     assert math.isnan(means["c_mean"])
     run = RunFile.create(tmp_path / "run.h5", LEAST_CONFIG, 1, "", ["w"], {})
@@ -161,7 +161,7 @@ def test_figures_of_any_name_and_value_come_back_from_the_run_file(tmp_path: Pat
 
 
 def test_a_figure_of_the_task_does_not_hide_one_of_the_evaluation() -> None:
-    assert _means([{"reward": 1, "a/b": 2, "tokens": 3}, {"reward": 3, "a/b": 4}]) == {
+    assert means_of([{"reward": 1, "a/b": 2, "tokens": 3}, {"reward": 3, "a/b": 4}]) == {
         "task_reward_mean": 2,
         "a_b_mean": 3,
         "task_tokens_mean": 3,

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -236,9 +236,11 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
     class TimedRunFile(RunFile):
         """Notes how long a commit holds the loop; it is written beside the next generation."""
 
-        def begin_commit(self, row: np.void, members: np.ndarray) -> Callable[[], None]:
+        def begin_commit(
+            self, row: np.void, members: np.ndarray, figures: Mapping[str, float] | None = None
+        ) -> Callable[[], None]:
             started = time.perf_counter()
-            write = super().begin_commit(row, members)
+            write = super().begin_commit(row, members, figures)
             seconds.append(time.perf_counter() - started)
             return write
 

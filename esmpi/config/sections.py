@@ -489,6 +489,9 @@ class LogConfig(Section):
     """Least severe messages that are shown."""
     sinks: tuple[str, ...] = key((), plugins="esmpi.record.sinks", changes_result="no")
     """Where figures go in addition to the run file and the screen."""
+    samples: int = key(0, minimum=0, maximum=10_000, changes_result="no")
+    """Number of completions of the best, the worst and a random member that are kept of each generation, in
+    `samples/*.jsonl` beside the run file: the first ones of its prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)

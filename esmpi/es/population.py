@@ -42,6 +42,7 @@ def message_dtype(length: int) -> np.dtype:
             # the widest types first, so that alignment needs no padding
             *((column.name, column.dtype, (length,)) for column in sorted(SENT, key=_itemsize, reverse=True)),
             ("stop", np.uint8),  # 1: this rank was asked to stop after this generation
+            ("figures", np.uint8),  # 1: the rewards of this rank's members have further numbers, which follow
         ],
         align=True,
     )

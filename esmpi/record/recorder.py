@@ -19,7 +19,7 @@ from esmpi.files import FullError, write_whole
 from esmpi.record.evaluation import Evaluation
 from esmpi.record.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
-from esmpi.store.run_file import GENERATION_DTYPE, RunFile, samples_path
+from esmpi.store.run_file import GENERATION_DTYPE, RunFile, member_samples_path, samples_path
 from esmpi.wording import counted
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,15 @@ class Recorder:
         self._thread = ThreadPoolExecutor(1, "esmpi-commit")
         self._pending: Future[None] | None = None
 
-    def commit(self, generation: int, results: Results, step: Step, watch: Stopwatch) -> None:
+    def commit(
+        self,
+        generation: int,
+        results: Results,
+        step: Step,
+        watch: Stopwatch,
+        figures: Mapping[str, float] | None = None,
+        samples: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Begin to make a generation durable, when the one before is: `wait` returns once it is.
 
         Parameters
@@ -84,6 +92,10 @@ class Recorder:
         results : Results
         step : Step
         watch : Stopwatch
+        figures : mapping of str to float, optional
+            Further numbers of the members' rewards.
+        samples : sequence of mapping
+            Completions of members that are kept.
 
         Raises
         ------
@@ -101,20 +113,28 @@ class Recorder:
             for name in MEMBER_DTYPE.names or ():
                 members[name] = made_here[name] if name in made_here else results[name]
             idle = float(idle_seconds(members["rank"], members["seconds"], self._num_ranks).mean())
-            write = self._run.begin_commit(row, members)
+            if samples:
+                write_lines(member_samples_path(self._run.path, generation), samples)
+            write = self._run.begin_commit(row, members, figures or {})
             # without a step size, members are a random search, which moves nothing
             alike = not step.coefficients.any() and step.alpha > 0
-        self._pending = self._thread.submit(self._finish_commit, write, row, idle, alike, watch)
+        self._pending = self._thread.submit(self._finish_commit, write, row, figures or {}, idle, alike, watch)
 
     def _finish_commit(
-        self, write: Callable[[], None], row: np.void, idle: float, alike: bool, watch: Stopwatch
+        self,
+        write: Callable[[], None],
+        row: np.void,
+        further: Mapping[str, float],
+        idle: float,
+        alike: bool,
+        watch: Stopwatch,
     ) -> None:
         with watch.phase("write"):
             write()
         self._log_generation(row, idle, alike)
         left_out = {"generation", "theta_digest"} | ({"fitness_theta"} if np.isnan(row["fitness_theta"]) else set())
         figures = {name: float(row[name]) for name in row.dtype.names or () if name not in left_out}
-        self._write_to_sinks("generation", int(row["generation"]), figures | {"seconds_idle": idle})
+        self._write_to_sinks("generation", int(row["generation"]), {**further, **figures, "seconds_idle": idle})
 
     def check(self) -> None:
         """Raise as `commit` does if a commit has failed; does not wait."""
@@ -205,8 +225,12 @@ class Recorder:
 
 def write_samples(run_file: Path, suite: str, generation: int, samples: list[dict[str, Any]]) -> None:
     """Write an evaluation's samples beside a run file, as JSON lines."""
-    lines = "".join(json.dumps(sample) + "\n" for sample in samples)
-    write_whole(samples_path(run_file, suite, generation), lines.encode())
+    write_lines(samples_path(run_file, suite, generation), samples)
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON lines."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def log_evaluation(suite: str, generation: int, result: Evaluation, first: Mapping[str, float] | None = None) -> None:

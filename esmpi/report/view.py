@@ -109,6 +109,11 @@ class Run:
         return frame
 
     @cached_property
+    def member_figures(self) -> "pd.DataFrame":
+        """A row for each generation whose rewards had further numbers; the columns are those of /figures."""
+        return _pandas().DataFrame(self._file.figures or {"generation": []})
+
+    @cached_property
     def evaluations(self) -> "pd.DataFrame":
         """A row for each evaluation: `suite`, `generation` (0 is the base model), and its figures."""
         rows = [{"suite": suite} | row for suite, rows in self._file.evaluations.items() for row in rows]

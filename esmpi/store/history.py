@@ -27,6 +27,8 @@ class History:
         For each generation (N,) of MEMBER_DTYPE; after a fork N may differ between generations.
     evaluations : dict of list of dict
         By suite; a row has `generation` and the figures of `esmpi.record.evaluation.Evaluation`.
+    figures : list of dict
+        A row for each generation whose rewards had further numbers: `generation`, and mean and spread of each.
     profile : ndarray or None
         (n,) of PROFILE_DTYPE: when each rank did what in the generation that was profiled last.
     """
@@ -37,6 +39,7 @@ class History:
         self.generations: list[np.void] = []
         self.members: list[np.ndarray] = []
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
+        self.figures: list[dict[str, Any]] = []
         self.profile: np.ndarray | None = None
 
     @property
@@ -122,6 +125,7 @@ class History:
         self.check_generation(generation)
         copy = type(self)(path, dict(self.attributes))
         copy.generations, copy.members = self.generations[:generation], self.members[:generation]
+        copy.figures = [row for row in self.figures if row["generation"] < generation]
         for suite, rows in self.evaluations.items():
             if kept := [row for row in rows if row["generation"] <= generation]:
                 copy.evaluations[suite] = kept

@@ -40,12 +40,14 @@ def _fill(file: h5py.File, run: History, segments: Sequence[Segment]) -> None:
     write_members(file, segments, run.members[frozen:], _member_columns(run) if log_only else None)
     if run.profile is not None and not log_only:
         write_columns(file.create_group("profile"), run.profile)
+    if run.figures and not log_only:
+        _put_rows(file.create_group("figures"), run.figures)
     evaluations = file.create_group("evaluations")
     for suite, rows in run.evaluations.items():
-        _put_evaluations(evaluations.create_group(suite), rows)
+        _put_rows(evaluations.create_group(suite), rows)
 
 
-def _put_evaluations(group: h5py.Group, rows: Sequence[dict[str, Any]]) -> None:
+def _put_rows(group: h5py.Group, rows: Sequence[dict[str, Any]]) -> None:
     for name in dict.fromkeys(name for row in rows for name in row):
         dataset = put(group, name, np.array([row.get(name, math.nan) for row in rows]))
         if name in _EVALUATION_UNITS:

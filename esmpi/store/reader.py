@@ -63,7 +63,9 @@ def read_run(path: Path, make: Callable[[Path, dict[str, Any]], H]) -> tuple[H, 
             run.members = _read_members(run, file, segments)
             run.generations = list(_read_generations(file, log_only))
             for suite, group in file["evaluations"].items():
-                run.evaluations[suite] = _read_evaluations(group)
+                run.evaluations[suite] = _read_rows(group)
+            if "figures" in file:
+                run.figures = _read_rows(file["figures"])
             if "profile" in file:
                 run.profile = read_columns(file["profile"], PROFILE_DTYPE, ndim=1)
             check_contents(run)
@@ -118,7 +120,7 @@ def _read_generations(file: h5py.File, log_only: bool) -> np.ndarray:
     return rows
 
 
-def _read_evaluations(group: h5py.Group) -> list[dict[str, Any]]:
+def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
     shape = group["generation"].shape
     for dataset in group.values():
         check_column(dataset, shape, 1)

@@ -12,7 +12,7 @@ hide the last generations from readers that do not know of it.
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +40,7 @@ __all__ = [
     "PROFILE_DTYPE",
     "RUN_FILE",
     "RunFile",
+    "member_samples_path",
     "run_file_path",
     "samples_path",
 ]
@@ -144,7 +145,9 @@ class RunFile(History):
         """
         self.begin_commit(row, members)()
 
-    def begin_commit(self, row: np.void, members: np.ndarray) -> Callable[[], None]:
+    def begin_commit(
+        self, row: np.void, members: np.ndarray, figures: Mapping[str, float] | None = None
+    ) -> Callable[[], None]:
         """Add a generation, and return the function that makes it durable.
 
         The function raises as `commit` does. Another thread may call it, because it needs only the file's bytes, which
@@ -156,9 +159,13 @@ class RunFile(History):
             Of GENERATION_DTYPE.
         members : (N,) ndarray
             Of MEMBER_DTYPE.
+        figures : mapping of str to float, optional
+            Further numbers of the members' rewards.
         """
         self.generations.append(row)
         self.members.append(members)
+        if figures:
+            self.figures.append({"generation": self.num_generations - 1, **figures})
         return self._writing()
 
     def add_evaluation(self, suite: str, row: dict[str, Any]) -> None:
@@ -236,6 +243,11 @@ def samples_path(run_file: Path, suite: str, generation: int) -> Path:
     """
     _check_suite(suite)
     return run_file.parent / "eval" / f"g{generation:06d}.{suite}.jsonl"
+
+
+def member_samples_path(run_file: Path, generation: int) -> Path:
+    """Return the file of the completions that are kept of a generation's members, which has one JSON object a line."""
+    return run_file.parent / "samples" / f"g{generation:06d}.jsonl"
 
 
 def _check_suite(name: str) -> None:

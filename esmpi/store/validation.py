@@ -34,14 +34,20 @@ def check_contents(run: History) -> None:
             raise ValueError("the profile has impossible ranks")
         if not (run.profile["seconds_start"] <= run.profile["seconds_end"]).all():
             raise ValueError("the profile has phases that end before they begin")
+    for row in run.figures:
+        _check_generation("further figures are", row, run.num_generations - 1)
     for suite, rows in run.evaluations.items():
         if not is_suite_name(suite):
             raise ValueError(f"{suite!r} cannot be the name of a suite")
         for row in rows:
             if not {"generation", "accuracy", "reward_mean"} <= row.keys():
                 raise ValueError("an evaluation lacks a column")
-            if not (isinstance(row["generation"], int) and 0 <= row["generation"] <= run.num_generations):
-                raise ValueError(f"an evaluation is of generation {row['generation']}")
+            _check_generation("an evaluation is", row, run.num_generations)
+
+
+def _check_generation(what: str, row: dict[str, Any], last: int) -> None:
+    if not (isinstance(row.get("generation"), int) and 0 <= row["generation"] <= last):
+        raise ValueError(f"{what} of generation {row.get('generation')}")
 
 
 def _check_attributes(attributes: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ FLOORS = (
     ("probe",),
     ("train",),
     ("setup",),
-    ("resume", "ensemble"),
+    ("resume", "ensemble", "evaluated"),
     ("evaluate", "batches"),
     ("session",),
     ("launch", "record", "report"),

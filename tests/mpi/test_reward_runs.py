@@ -30,6 +30,7 @@ def only_some(completion, example):
 KEYS = (
     *("task.rewards={longest: 1, only_some: 0.5}", "sampling.num_samples=2", "sampling.temperature=1"),
     *("eval.num_samples=3", "eval.temperature=1", "data.batch_size=5", "es.shaping=per_prompt", "eval.every=1"),
+    "log.samples=2",
 )
 
 
@@ -81,6 +82,36 @@ def test_what_a_reward_sees_depends_on_no_layout(launch: Run, relative: Path, tm
     keys = ("es.dispatch=dynamic", "data.mini_batch_size=3", "scoring.num_processes=2")
     run_relative(launch, tmp_path, *keys, ranks=3)
     assert_same_run(tmp_path / "tiny", relative)
+    one, other = read(relative), read(tmp_path / "tiny")
+    figures = [name for name in one if name.startswith("figures/")]
+    assert {"figures/most_mean", "figures/most_std", "figures/plus_mean"} <= set(figures)
+    for name in figures:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    files = [path.name for path in sorted((relative / "samples").iterdir())]
+    assert files == ["g000000.jsonl", "g000001.jsonl"]
+    for name in files:
+        assert (tmp_path / "tiny" / "samples" / name).read_text() == (relative / "samples" / name).read_text()
+
+
+def test_members_are_logged_with_the_parts_of_their_rewards(launch: Run, tmp_path: Path) -> None:
+    run = run_relative(launch, tmp_path, "es.population_size=2", "es.generations=1", "log.samples=99", "es.sigma=0.02")
+    kept = [json.loads(line) for line in (tmp_path / "tiny/samples/g000000.jsonl").read_text().splitlines()]
+    assert [row["which"] for row in kept] == ["best"] * 10 + ["worst"] * 10 + ["random"] * 10
+    fitness, members = run["members/fitness"][0], {}
+    for row in kept:
+        assert row["fitness"] == fitness[row["member"]]
+        assert row["reward"] == row["figures"]["longest"] + 0.5 * row["figures"].get("only_some", 0)
+        members[row["which"]] = row["member"]
+    assert (members["best"], members["worst"]) == (fitness.argmax(), fitness.argmin())
+    assert [(row["index"], row["sample"]) for row in kept[:10]] == [(i, k) for i in range(5) for k in range(2)]
+    means: dict[str, list[float]] = {"longest": [], "only_some": [], "plus": []}
+    for its in (kept[:10], kept[10:20]):
+        assert its[0]["fitness"] == pytest.approx(np.mean([row["reward"] for row in its]), rel=1e-12)
+        for name, column in means.items():
+            column.append(np.mean([row["figures"][name] for row in its if name in row["figures"]]))
+    for name, column in means.items():
+        assert run[f"figures/{name}_mean"].tolist() == [pytest.approx(np.mean(column), rel=1e-12)]
+        assert run[f"figures/{name}_std"].tolist() == [pytest.approx(np.std(column), rel=1e-9, abs=1e-15)]
 
 
 def test_a_run_that_is_resumed_is_the_same(launch: Run, relative: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def table(heading: str) -> Table:
 def test_attributes(run: Path) -> None:
     with h5py.File(run / "run.h5") as file:
         assert set(file.attrs) == set(table("Attributes"))
-        assert set(file) == {"generations", "members", "evaluations", "profile"}
+        assert set(file) == {"generations", "members", "evaluations", "figures", "profile"}
     with h5py.File(run / "snapshots" / "g000001.h5") as file:
         assert set(file.attrs) == set(table("snapshots/*.h5"))
         assert set(file) == {"theta"}
@@ -85,6 +85,17 @@ def test_phases(run: Path) -> None:
     assert told == pytest.approx(spent)  # one rank
     loop = ~np.isin(profile["phase"], [b"score", b"commit", b"write", b"evaluate", b"snapshot"])
     assert 0.9 * total < (end - start)[loop].sum() < total
+
+
+def test_figures(run: Path) -> None:
+    """Those of countdown's score, as the page describes them."""
+    described = table("/figures/COLUMN")
+    assert set(described) == {"generation", "NAME_mean", "NAME_std"}
+    with h5py.File(run / "run.h5") as file:
+        assert set(file["figures"]) == {"generation", "format_mean", "format_std"}
+        assert {name: column.dtype.name for name, column in file["figures"].items()} == {
+            name.replace("NAME", "format"): dtype for name, (dtype, *_) in described.items()
+        }
 
 
 def test_evaluations(run: Path) -> None:
