@@ -202,7 +202,7 @@ def as_reward(function: Callable[..., Any], name: str) -> Reward:
     if not inspect.isclass(function):
         if {"completions", "examples"} <= set(names) and set(wanted) <= {"completions", "examples"}:
             return Reward(name, function, columns=of_lists)
-        if "completions" in names:
+        if {"prompts", "completions", "completion_ids"} & set(names):
             needs = tuple((column,) for column in wanted if column not in _OF_TRL)
             needs_tokens = takes_all or "completion_ids" in names
             return Reward(name, function, columns=of_trl, needs=needs, needs_tokens=needs_tokens)

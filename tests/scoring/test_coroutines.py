@@ -140,6 +140,7 @@ def test_one_that_takes_its_process_along_costs_those_under_way(file: str, bad: 
 
 def test_a_child_that_comes_back_does_not_answer_for_its_parent(scorer: Scorer) -> None:
     assert rewards(score(scorer, ["fork", "x", "sleep 0.1"])) == [1, 1, 1]
+    assert rewards(score(scorer, ["raise", "raise", "x"])) == [-1, -1, 1]
 
 
 def test_what_it_prints_is_bounded(

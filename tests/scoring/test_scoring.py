@@ -165,6 +165,7 @@ def test_a_child_that_comes_back_does_not_answer_for_its_parent(scorer: Scorer) 
     scored = score(scorer, ["fork", "1", "2", "3"])
     assert [s.reward for s in scored.scores] == [-1, 1, 2, 3]  # "fork" is no number
     assert scored.num_failed == 1
+    assert [s.reward for s in score(scorer, ["4", "5", "6", "7"]).scores] == [4, 5, 6, 7]
 
 
 def test_what_a_reward_has_started_ends_with_it(scorer: Scorer, tmp_path: Path) -> None:

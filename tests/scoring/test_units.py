@@ -43,6 +43,11 @@ class Comparing(Task):
             time.sleep(1000)
         if "die" in texts:
             os._exit(5)
+        if "fork" in texts and os.fork():
+            time.sleep(0.2)  # and the child goes on at once
+        if "print" in texts:
+            for _ in range(10):
+                print("x" * 10**7)
         if "raise" in texts:
             raise ZeroDivisionError("all of them")
         if "too few" in texts:
@@ -57,12 +62,20 @@ class Comparing(Task):
         ]
 
 
-def score(texts: list[str], scope: Scope = "batch", group_size: int = 1, **settings: Any) -> Scored:
+def make_scorer(scope: Scope = "batch", **settings: Any) -> Scorer:
     config = ScoringConfig(**({"failure_reward": -1} | settings))
-    scorer = Scorer(partial(Comparing, TaskConfig(name="comparing"), scope), config, scope=scope)
+    return Scorer(partial(Comparing, TaskConfig(name="comparing"), scope), config, scope=scope)
+
+
+def submit(scorer: Scorer, texts: list[str], group_size: int = 1) -> Scored:
     samples = [Sample(completion=text, example={}) for text in texts]
+    return scorer.submit(samples, group_size, Progress(generation=3)).result(timeout=60)
+
+
+def score(texts: list[str], scope: Scope = "batch", group_size: int = 1, **settings: Any) -> Scored:
+    scorer = make_scorer(scope, **settings)
     try:
-        return scorer.submit(samples, group_size, Progress(generation=3)).result(timeout=60)
+        return submit(scorer, texts, group_size)
     finally:
         scorer.close()
 
@@ -100,6 +113,20 @@ def test_a_failure_costs_all_that_is_scored_at_once_and_no_more(bad: str, kind: 
     assert scored.error is not None
     assert scored.error.startswith(said)
     assert scored.num_scored == 6
+
+
+@pytest.mark.parametrize("scope", ["completion", "batch"])
+def test_one_that_forks_or_prints_without_end_costs_nothing(
+    scope: Scope, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer = make_scorer(scope)
+    for texts in (["fork", "print", "print", "x"], ["xx", "x", "x", "print"]):
+        whole = sum(map(len, texts))
+        expected = [1.0 if scope == "completion" else len(text) / whole for text in texts]
+        assert rewards(submit(scorer, texts)) == expected
+    scorer.close()
+    assert len(capfd.readouterr().out) <= 65536 + 8 * 4096
+    assert caplog.text.count("a reward prints more than 4096 bytes at once: the rest is left out") == 1
 
 
 def test_one_may_fail_and_one_may_have_no_reward() -> None:

@@ -68,6 +68,19 @@ def test_what_it_does_not_take_it_does_not_get(write: Write) -> None:  # noqa: F
     assert rewards(task, "1", "1", "2") == [1, 0, 1]
 
 
+def test_a_reward_of_tokens_alone(write: Write) -> None:  # noqa: F811
+    task = make(
+        write("def reward(completion_ids, **kwargs):\n    return [float(len(ids)) for ids in completion_ids]\n")
+    )
+    assert task.needs_tokens
+    assert rewards(task, "x", "xyz", "xy") == [1, 3, 2]
+
+
+def test_the_prompt_beside_one_completion(write: Write) -> None:  # noqa: F811
+    task = make(write("def reward(prompt, completion, example):\n    return len(prompt + completion)\n"))
+    assert (task.scope, rewards(task, "x", "xx", "")) == ("completion", [2, 3, 1])
+
+
 def test_lists_of_esmpis_own(write: Write) -> None:  # noqa: F811
     text = (
         "def reward(completions, examples):\n"

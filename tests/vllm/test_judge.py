@@ -48,20 +48,11 @@ def endpoint(smollm2: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = Path(sys.executable).parent / "vllm"
+
+    # what `vllm serve` starts; with the build for CPUs, which has another name, that command does not find itself
+    program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", smollm2)
     keys = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8")
-    command = [
-        program,
-        "serve",
-        smollm2,
-        "--served-model-name",
-        "judge",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        *keys,
-    ]
+    command = [*program, "--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port), *keys]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
