@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _SHOWN = ("kl_per_token", "theta_distance")
 """Further figures that are worth a place on the screen."""
+_LEAST_WAIT = 0.1
+"""Share of a generation that rank 0 waited for rewards, after generating, from which on it is shown."""
 _ALIKE = 10
 """Generations in a row in which all members have the same fitness, after which a warning says what to change."""
 
@@ -113,15 +115,15 @@ class Recorder:
             for name in MEMBER_DTYPE.names or ():
                 members[name] = made_here[name] if name in made_here else results[name]
             idle = float(idle_seconds(members["rank"], members["seconds"], self._num_ranks).mean())
-            if samples:
-                write_lines(member_samples_path(self._run.path, generation), samples)
+            kept = (member_samples_path(self._run.path, generation), samples)
             write = self._run.begin_commit(row, members, figures or {})
             # without a step size, members are a random search, which moves nothing
             alike = not step.coefficients.any() and step.alpha > 0
-        self._pending = self._thread.submit(self._finish_commit, write, row, figures or {}, idle, alike, watch)
+        self._pending = self._thread.submit(self._finish_commit, kept, write, row, figures or {}, idle, alike, watch)
 
     def _finish_commit(
         self,
+        kept: tuple[Path, Sequence[Mapping[str, Any]]],
         write: Callable[[], None],
         row: np.void,
         further: Mapping[str, float],
@@ -130,11 +132,16 @@ class Recorder:
         watch: Stopwatch,
     ) -> None:
         with watch.phase("write"):
+            if kept[1]:
+                write_lines(*kept)  # so that a committed generation has them
             write()
-        self._log_generation(row, idle, alike)
+        waited = watch.seconds.get("wait", 0.0)
+        self._log_generation(row, idle, waited, alike)
         left_out = {"generation", "theta_digest"} | ({"fitness_theta"} if np.isnan(row["fitness_theta"]) else set())
         figures = {name: float(row[name]) for name in row.dtype.names or () if name not in left_out}
-        self._write_to_sinks("generation", int(row["generation"]), {**further, **figures, "seconds_idle": idle})
+        self._write_to_sinks(
+            "generation", int(row["generation"]), {**further, **figures, "seconds_idle": idle, "seconds_wait": waited}
+        )
 
     def check(self) -> None:
         """Raise as `commit` does if a commit has failed; does not wait."""
@@ -188,13 +195,15 @@ class Recorder:
         if self._sinks is not None:
             self._sinks.write(group, generation, figures)
 
-    def _log_generation(self, row: np.void, idle: float, alike: bool) -> None:
+    def _log_generation(self, row: np.void, idle: float, waited_s: float, alike: bool) -> None:
         seconds = float(row["seconds_total"])
         self._generation_seconds.append(seconds)
         recent = self._generation_seconds[-10:]
         done = int(row["generation"]) + 1
         left = sum(recent) / len(recent) * (self._num_generations - done)
         waited = f"  idle {100 * idle / seconds:.0f} %" if self._num_ranks > 1 else ""
+        if waited_s > _LEAST_WAIT * seconds:
+            waited += f"  waiting for rewards {100 * waited_s / seconds:.0f} %"
         num_rewards = sum(int(row[f"num_score_{kind}"]) for kind in FAILURES)
         failed = f"  {counted(num_rewards, 'reward')} failed" if num_rewards else ""
         failed += f"  {counted(int(row['num_failed']), 'member')} failed" if row["num_failed"] else ""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import threading
 import time
 from pathlib import Path
@@ -60,11 +61,11 @@ def make(kind: type[RunFile], folder: Path) -> RunFile:
     return kind.create(folder / "run.h5", LEAST_CONFIG, 1, "", ["w"], {})
 
 
-def commit(recorder: Recorder, generation: int) -> None:
+def commit(recorder: Recorder, generation: int, watch: Stopwatch | None = None) -> None:
     messages = np.zeros(1, message_dtype(2))
     messages["fitness"] = generation, generation + 1
     step = Step(coefficients=np.array([-1, 1], np.float32), sigma=0.1, alpha=0.05, digest=generation + 7)
-    recorder.commit(generation, Results(messages, np.arange(2)), step, Stopwatch())
+    recorder.commit(generation, Results(messages, np.arange(2)), step, watch or Stopwatch())
 
 
 def test_a_commit_does_not_hold_up_what_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,6 +97,21 @@ def test_there_is_one_commit_at_a_time_and_all_else_comes_after_it(tmp_path: Pat
     assert run.writers == ["esmpi-commit", "esmpi-commit", "MainThread"]
     assert [int(row["theta_digest"]) for row in RunFile.open(run.path).generations] == [7, 8]
     recorder.close()
+
+
+def test_waiting_for_rewards_is_shown_if_it_is_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    recorder = Recorder(make(RunFile, tmp_path), 3)
+    for generation, waited in enumerate((0.05, 0.5)):
+        watch = Stopwatch()
+        watch.started -= 1  # a generation of a second
+        watch.add("wait", 0.0, waited)
+        commit(recorder, generation, watch)
+        recorder.wait()
+    recorder.close()
+    lines = [line for line in caplog.text.splitlines() if "done, left" in line]
+    assert "waiting" not in lines[0]
+    assert re.search(r"waiting for rewards (50|4\d) %  2/3 done", lines[1])  # a little more than a second has passed
 
 
 def test_what_cannot_be_written_ends_the_run_at_the_next_commit(
