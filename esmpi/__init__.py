@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from esmpi.launch.jobs import submit
     from esmpi.report.view import Run, open_run
     from esmpi.tasks.base import Score, Task
+    from esmpi.tasks.environments.base import Environment
 
 _HOMES = {
+    "Environment": "esmpi.tasks.environments.base",
     "Run": "esmpi.report.view",
     "Score": "esmpi.tasks.base",
     "Task": "esmpi.tasks.base",
@@ -32,7 +34,7 @@ _HOMES = {
 }
 """The module of each name. A name's module is imported when the name is first used."""
 
-__all__ = ["Run", "Score", "Task", "UserError", "__version__", "open_run", "submit", "tune"]
+__all__ = ["Environment", "Run", "Score", "Task", "UserError", "__version__", "open_run", "submit", "tune"]
 
 
 def __getattr__(name: str) -> Any:

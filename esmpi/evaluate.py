@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from esmpi.data.batch import in_parts
 from esmpi.engines import Completion, Engine, Request, Sampling
+from esmpi.episodes import first_prompts, spoken
 from esmpi.errors import SharedError
 from esmpi.es.fitness import pass_at_k
 from esmpi.es.random_streams import stream_seed
@@ -163,6 +164,7 @@ def _of_all_ranks(setup: "Setup", mine: Sequence[Completed]) -> dict[Item, Compl
 def recorded(score: Score) -> dict[str, Any]:
     """Return what is recorded of a score."""
     said = asdict(score)
+    del said["goes_on"]
     if not said["notes"]:
         del said["notes"]
     return said
@@ -255,8 +257,9 @@ def _complete(setup: "Setup", suite: str, generation: int, items: list[tuple[int
     config = setup.config
     seed = stream_seed(config.run.seed, f"evaluation of {suite}", generation)
     requests = make_requests(setup, suite, items, seed)
-    completions = setup.engine.generate(requests, sampling_of(config))
-    return Completed(items, [request.prompt for request in requests], completions)
+    examples = [setup.problems.suites[suite][index] for index, _ in items]
+    completions = setup.complete(requests, examples, sampling_of(config))
+    return Completed(items, first_prompts(requests, completions), completions)
 
 
 def _divergence(engine: Engine, batches: Sequence[Completed]) -> list[float]:
@@ -265,9 +268,10 @@ def _divergence(engine: Engine, batches: Sequence[Completed]) -> list[float]:
     It is q / p - log(q / p) - 1, with p the tuned model's and q the base model's probability of the token (Schulman,
     "Approximating KL divergence", 2020): never negative, and unbiased for tokens that the tuned model sampled.
     """
-    tuned = [engine.logprobs(batch.prompts, batch.completions) for batch in batches]
+    said = [spoken(batch.prompts, batch.completions) for batch in batches]
+    tuned = [engine.logprobs(*both) for both in said]
     engine.weights.show_base()
-    base = [engine.logprobs(batch.prompts, batch.completions) for batch in batches]
+    base = [engine.logprobs(*both) for both in said]
     engine.weights.restore()
     ratios = [
         base_logprob - tuned_logprob

@@ -10,6 +10,7 @@ import numpy as np
 
 from esmpi.batches import Batch
 from esmpi.engines import Completion
+from esmpi.episodes import first_prompts
 from esmpi.es.exact_sums import mean_and_std
 from esmpi.es.fitness import Fitness
 from esmpi.es.population import Results
@@ -40,10 +41,11 @@ class Evaluated:
     def keep(self, batch: Batch, completions: Sequence[Completion], count: int) -> None:
         """Keep the first completions, as evaluations record them."""
         num_samples = self.how.num_samples
-        for i, (request, example, one) in enumerate(zip(batch.requests, batch.examples, completions, strict=True)):
+        prompts = first_prompts(batch.requests, completions)
+        for i, (prompt, example, one) in enumerate(zip(prompts, batch.examples, completions, strict=True)):
             if i == count:
                 break
-            said = {"index": i // num_samples, "sample": i % num_samples, "example": example, "prompt": request.prompt}
+            said = {"index": i // num_samples, "sample": i % num_samples, "example": example, "prompt": prompt}
             self.kept.append(said | {"completion": one.text, "tokens": one.num_tokens, "truncated": one.truncated})
 
     @property

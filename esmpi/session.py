@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from esmpi.config.sections import HELD_OUT, Config
+from esmpi.data.problem import Prompt
 from esmpi.data.problems import Problems
 from esmpi.data.shots import with_shots
-from esmpi.engines import Completion, Engine, Sampling
+from esmpi.engines import Completion, Engine, Request, Sampling
+from esmpi.episodes import Episode, play, scored
 from esmpi.errors import UserError
 from esmpi.es.dispatch import Dispatch
 from esmpi.es.guard import Event
@@ -30,6 +32,7 @@ from esmpi.store.export import export
 from esmpi.store.run_file import RunFile
 from esmpi.store.snapshot_keeper import SnapshotKeeper
 from esmpi.tasks import Example, Progress, Sample, Task
+from esmpi.tasks.tools import without_tool_turns
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +52,27 @@ class Setup:
     """Of the members."""
 
     def prompt(self, example: Example) -> str:
-        """Return the text that the engine completes for a problem."""
-        variables = getattr(self.config.task, "chat_template_kwargs", {})
-        return self.engine.render(with_shots(self.task.prompt(example), self.problems.shots), **variables)
+        """Return the text that the engine completes for a problem, at first if there are several turns."""
+        return self.render(self.task.prompt(example))
+
+    def render(self, prompt: Prompt) -> str:
+        """Return the text of a prompt, with worked examples in front, and with the task's tools."""
+        variables = dict(getattr(self.config.task, "chat_template_kwargs", {}))
+        prompt = with_shots(prompt, self.problems.shots)
+        if self.task.tools and isinstance(prompt, list):
+            if self.engine.has_template_for("tools"):
+                variables["tools"] = self.task.tools
+            else:
+                prompt = without_tool_turns(prompt, self.task.tools)
+        return self.engine.render(prompt, **variables)
+
+    def complete(
+        self, requests: Sequence[Request], examples: Sequence[Example], sampling: Sampling
+    ) -> Sequence[Completion]:
+        """Complete requests with the engine, in as many turns as the task takes; `examples` are their problems."""
+        if self.task.takes_turns:
+            return play(self, requests, examples, sampling)
+        return self.engine.generate(requests, sampling)
 
     def submit(
         self, completions: Sequence[Completion], examples: Sequence[Example], num_samples: int, generation: int
@@ -61,6 +82,10 @@ class Setup:
         A reward that compares completions sees all of these, in this order, or those of a prompt. `generation` is that
         of theta.
         """
+        if self.task.takes_turns:
+            known: Future[Scored] = Future()
+            known.set_result(scored([completion for completion in completions if isinstance(completion, Episode)]))
+            return known
         samples = [
             Sample(
                 completion=completion.text,

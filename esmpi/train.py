@@ -13,7 +13,7 @@ import numpy as np
 from esmpi.batches import Batch, batches
 from esmpi.config.sections import HELD_OUT
 from esmpi.data.batch import in_parts
-from esmpi.engines import Completion
+from esmpi.engines import Completion, Sampling
 from esmpi.es.fitness import Fitness
 from esmpi.es.guard import Event, alpha_factor, decide
 from esmpi.es.member_columns import SENT
@@ -210,8 +210,9 @@ def begin_control(session: Session, batch_of: Callable[[int], Batch], watch: Sto
     todo, completions = batch_of(0), list[Completion]()
     with watch.phase("evaluate"):
         session.engine.weights.restore()
-        for part in in_parts(todo.requests, session.config.data.mini_batch_size):
-            completions += session.engine.generate(part, session.sampling)
+        for part in in_parts(range(len(todo.requests)), session.config.data.mini_batch_size):
+            requests = [todo.requests[i] for i in part]
+            completions += session.complete(requests, [todo.examples[i] for i in part], session.sampling)
     return session.begin_scoring(completions, todo.examples)
 
 
@@ -256,7 +257,16 @@ def wave_size_for(session: Session, batch: Batch) -> int:
     es = session.config.es
     part = batch.requests[: session.config.data.mini_batch_size]
     most = -(-es.population_size // session.comm.size)
-    return min(most, session.engine.wave_size(part, session.sampling, session.noise))
+    return min(most, session.engine.wave_size(part, longest_sampling(session), session.noise))
+
+
+def longest_sampling(session: Session) -> Sampling:
+    """Return a sampling with as many tokens as the conversation of an episode may have besides its first prompt."""
+    task, sampling, room = session.task, session.sampling, session.engine.max_length
+    num_tokens = task.max_turns * sampling.max_tokens
+    if task.max_episode_tokens is not None:
+        num_tokens = min(num_tokens, task.max_episode_tokens + sampling.max_tokens)
+    return replace(sampling, max_tokens=num_tokens if room is None else min(num_tokens, room))
 
 
 def evaluate_wave(
@@ -278,7 +288,7 @@ def evaluate_wave(
     completions: list[list[Completion]] = [[] for _ in wave]
     for part in in_parts(range(len(todo[0].requests)), config.data.mini_batch_size):
         asked = [replace(its.requests[i], member=place) for place, its in enumerate(todo) for i in part]
-        made = engine.generate(asked, session.sampling)
+        made = session.complete(asked, [its.examples[i] for its in todo for i in part], session.sampling)
         for place, done in enumerate(in_parts(made, len(part))):
             completions[place] += done
     times = (began, perturbed, time.perf_counter())

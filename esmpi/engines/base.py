@@ -223,6 +223,10 @@ class Engine(ABC):
         """Return the text of a prompt; messages go through the model's chat template, which may read `variables`."""
         return prompt if isinstance(prompt, str) else render_chat(self.tokenizer, prompt, variables)
 
+    def has_template_for(self, variable: str) -> bool:
+        """Return whether the model's chat template reads a variable."""
+        return _reads(getattr(getattr(self, "tokenizer", None), "chat_template", None), variable)
+
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt has."""
         return [len(ids) for ids in self.tokenizer(list(prompts))["input_ids"]]
@@ -297,7 +301,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], variables: Mappi
         )
     variables = variables or {}
     for name in variables:
-        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+        if not _reads(tokenizer.chat_template, name):
             raise UserError(f"task.chat_template_kwargs: the model's chat template does not read {name}: remove it")
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables))
@@ -306,3 +310,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], variables: Mappi
     first = tokenizer.bos_token
     adds_it = first is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(first) if adds_it else text
+
+
+def _reads(template: Any, variable: str) -> bool:
+    return re.search(rf"\b{re.escape(variable)}\b", str(template)) is not None

@@ -163,6 +163,7 @@ class Scorer:
                     scored.scores[place], scored.answers[place] = what
                 else:
                     scored.failures[kind] += 1
+                    scored.failed[place] = kind, what
                     if place < batch.first_failed:
                         batch.first_failed, scored.error = place, what
                     self._log_once(kind, what, sample.completion)

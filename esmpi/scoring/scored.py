@@ -18,6 +18,8 @@ class Scored:
     """What the task reads as each completion's answer; all None if the scorer was not asked for answers."""
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
     """How many completions have the failure reward, by kind."""
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """By place, the kind of failure and what went wrong."""
     error: str | None = None
     """What went wrong with the first completion that has the failure reward; None if there is none."""
     spans: list[tuple[float, float]] = field(default_factory=list)

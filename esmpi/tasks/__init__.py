@@ -7,7 +7,7 @@ from esmpi import plugins
 from esmpi.config.keys import PlugIn
 from esmpi.config.sections import TaskConfig
 from esmpi.data.problem import Example, Part, Prompt
-from esmpi.tasks.base import Progress, Sample, Scope, Score, Task
+from esmpi.tasks.base import Progress, Sample, Scope, Score, Task, Turns
 from esmpi.tasks.calls import Calls, OutOfTimeError
 
 ENTRY_POINTS = "esmpi.tasks"
@@ -71,6 +71,7 @@ __all__ = [
     "Score",
     "Task",
     "TaskConfig",
+    "Turns",
     "find_task",
     "make_task",
     "task_types",

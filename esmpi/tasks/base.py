@@ -23,6 +23,18 @@ evaluations all of `data.batch_size` problems. It depends on the config alone, n
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turns:
+    """What a model has said in an episode so far."""
+
+    seed: int
+    """For chance in the episode."""
+    completions: tuple[str, ...]
+    """Those of all turns; none at the beginning."""
+    is_over: bool = False
+    """Whether a limit ends the episode here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """A completion to score."""
 
@@ -31,6 +43,8 @@ class Sample:
     example: Example
     tokens: tuple[int, ...] = ()
     """The completion's tokens, if the task `needs_tokens`."""
+    turns: Turns | None = None
+    """The episode, if the task `takes_turns`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +72,8 @@ class Score:
     """Further numbers that are logged; a task gives the same names for each completion."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What is recorded with the completion alone, of types that JSON has."""
+    goes_on: Prompt | None = None
+    """If an episode is not over, what the engine completes next. There is no reward then."""
 
 
 class Task(ABC):
@@ -76,6 +92,15 @@ class Task(ABC):
     """Whether samples come with their tokens."""
     is_async: bool = False
     """Whether `score_async` is called in place of `score_together`."""
+    takes_turns: bool = False
+    """Whether a completion is answered until an episode is over. `score_together` then gets the `turns` of each sample,
+    and its scores say what `goes_on`."""
+    max_turns: int = 1
+    """Most completions of an episode."""
+    max_episode_tokens: int | None = None
+    """An episode ends with the turn by which it has this many new tokens. None: no limit."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """JSON schemas of functions that the model is told of."""
 
     @abstractmethod
     def __init__(self, config: Any):

@@ -53,3 +53,20 @@ def chat(form: ChatFormat, user: str, system: str = "") -> Prompt:
     if form == "gemma":
         return f"<start_of_turn>user\n{joined}<end_of_turn>\n<start_of_turn>model\n"
     return joined
+
+
+def reply(form: ChatFormat, user: str) -> str:
+    """Return what stands between a model's reply and its next one in a conversation that is a text: a user's message.
+
+    With the form `none`, that is the message on lines of its own.
+    """
+    if form == "chatml":
+        return f"<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    if form == "llama3":
+        return (
+            f"<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        )
+    if form == "gemma":
+        return f"<end_of_turn>\n<start_of_turn>user\n{user}<end_of_turn>\n<start_of_turn>model\n"
+    return f"\n{user}\n"

@@ -1,0 +1,168 @@
+"""The program that forks for each program that a model has written; `esmpi.sandbox` starts it and says how it is asked.
+
+It imports nothing of esmpi. A line of JSON on standard input is a question, a line on standard output its answer.
+"""
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import resource
+import secrets
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+_ALSO = ("_strptime", "encodings.ascii", "encodings.idna", "encodings.latin_1", "linecache", "traceback", "warnings")
+"""Modules that others load when a function is first called."""
+_TEXT = """
+read write close lseek fstat mmap mprotect munmap mremap madvise brk futex rt_sigaction rt_sigprocmask
+rt_sigreturn sigaltstack getpid gettid getppid getuid geteuid getgid getegid getrandom clock_gettime
+clock_getres gettimeofday clock_nanosleep nanosleep sched_yield sched_getaffinity getrusage times
+restart_syscall exit exit_group rseq set_robust_list membarrier
+"""
+_ALLOWED = tuple(_TEXT.split())
+"""System calls for computing. All others fail with EPERM: those that open, connect, start or send a signal."""
+_LONGEST = 500
+"""Characters of what went wrong."""
+
+
+def main() -> None:
+    """Answer questions until there are no more."""
+    questions = (json.loads(line) for line in sys.stdin)
+    settings = next(questions)
+    say(prepare(settings))
+    for question in questions:
+        say(run(question["program"], question["tests"], settings))
+
+
+def say(answer: dict[str, Any]) -> None:
+    """Write an answer."""
+    print(json.dumps(answer), flush=True)
+
+
+def prepare(settings: dict[str, Any]) -> dict[str, Any]:
+    """Load all modules, and try whether the sandbox holds: what is wrong is the answer's `problem`."""
+    for name in (*settings["modules"], *_ALSO):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            return {"problem": f"the module {name} cannot be imported: {error}"}
+    try:
+        import pyseccomp  # noqa: F401
+    except Exception as error:  # without the library libseccomp, a RuntimeError
+        return {"problem": f"seccomp is missing: {error}: pip install 'esmpi[code]', and the system's libseccomp"}
+    attempt = "import os\ntry:\n    os.open('/', os.O_RDONLY)\nexcept PermissionError:\n    held = True"
+    tried = run(attempt, ["assert held"], settings | {"time_limit_s": 60.0})
+    return {"problem": "" if tried["passed"] == [True] else f"seccomp does not hold here: {tried['problem']}"}
+
+
+def run(program: str, tests: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Run a program and its tests in a fork; return which tests passed, and what went wrong first."""
+    # what the program writes itself is not taken for a result
+    word = secrets.token_hex(16)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        work(program, tests, settings, theirs, word)
+    os.close(theirs)
+    results = list(read_results(ours, word, settings["time_limit_s"]))
+    os.close(ours)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    passed = [bool(done) for kind, done, _ in results if kind == "test"]
+    problem = next((text for _, _, text in results if text), "")
+    if len(passed) < len(tests) and not problem:
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if results and results[-1][0] == "late":
+            problem = f"no result after {settings['time_limit_s']:g} s"
+        elif number not in (0, signal.SIGKILL):
+            problem = f"the program was ended by {signal.Signals(number).name}"
+        else:
+            problem = "the program ended before its tests did"
+    return {"passed": passed + [False] * (len(tests) - len(passed)), "problem": problem[:_LONGEST]}
+
+
+def read_results(pipe: int, word: str, limit_s: float) -> Iterator[tuple[str, bool, str]]:
+    """Yield what the fork says of the program and of each test; and ("late", ...) when its time is over."""
+    end, rest = time.monotonic() + limit_s, b""
+    while True:
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([pipe], [], [], left)[0]:
+            yield "late", False, ""
+            return
+        block = os.read(pipe, 1 << 16)
+        if not block:
+            return
+        *lines, rest = (rest + block).split(b"\n")
+        rest = rest[-10_000:]
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, UnicodeDecodeError):
+                said, kind, done, text = json.loads(line)
+                if said == word:
+                    yield kind, done, text
+
+
+def work(program: str, tests: list[str], settings: dict[str, Any], pipe: int, word: str) -> None:
+    """Give up everything but computing, run the program and its tests, and end. Runs in the fork."""
+    try:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        results = os.dup2(pipe, 3)
+        os.closerange(4, 1 << 16)
+        limit(settings)
+        forbid()
+
+        def tell(kind: str, done: bool, text: str) -> None:
+            os.write(results, (json.dumps([word, kind, done, text[:_LONGEST]]) + "\n").encode())
+
+        namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+        failed = attempt(program, namespace)
+        tell("program", not failed, failed)
+        for test in tests if not failed else ():
+            failed = attempt(test, namespace)
+            tell("test", not failed, failed)
+    finally:
+        os._exit(0)
+
+
+def attempt(source: str, namespace: dict[str, Any]) -> str:
+    """Execute source; return what it raised in one line, empty if nothing."""
+    try:
+        exec(compile(source, "<program>", "exec", dont_inherit=True), namespace)
+    except BaseException as error:  # SystemExit as well
+        return " ".join(traceback.format_exception_only(error)[-1].split()) or type(error).__name__
+    return ""
+
+
+def limit(settings: dict[str, Any]) -> None:
+    """Set limits that the system keeps."""
+    seconds = int(settings["time_limit_s"]) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # of what the modules take already, and what the program may have besides
+    with open("/proc/self/statm", encoding="ascii") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + settings["memory"],) * 2)
+
+
+def forbid() -> None:
+    """Give up all system calls but those for computing."""
+    import pyseccomp
+
+    only = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
+    for name in _ALLOWED:
+        with contextlib.suppress(OSError):  # not every architecture has each of them
+            only.add_rule(pyseccomp.ALLOW, name)
+    only.load()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Countdown with a calculator: where the model writes an expression and `=`, the value is written for it.
+
+It needs `sampling.stop: ["="]` and `sampling.include_stop: true`, so that a turn ends there. Problems, prompt and
+reward are those of the task `countdown`, whose keys for problems are the parameters here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+from esmpi.data.problem import Example
+from esmpi.tasks.countdown import MAX_LENGTH, Countdown, CountdownConfig, evaluate
+from esmpi.tasks.environments.base import Answer, Environment
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_EXPRESSION = re.compile(r"[-+*/()0-9 \t]*\Z")
+
+
+class CountdownCalculator(Environment):
+    """Examples are those of `countdown`."""
+
+    def __init__(self, **params: Any):
+        ranges: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in params.items()
+        }
+        self._task = Countdown(CountdownConfig(name="countdown", **ranges))
+
+    def reset(self, example: Example, seed: int) -> str:
+        self._example, self._said, self._uses = example, "", 0
+        return self._task.prompt(example)
+
+    def step(self, completion: str) -> Answer:
+        self._said += completion
+        if not completion.endswith("="):
+            return self.finish()
+        value = _value_before(self._said.removesuffix("="))
+        self._said += value
+        self._uses += bool(value)
+        return {"append": value}
+
+    def finish(self) -> dict[str, Any]:
+        score = self._task.score(self._said, self._example)
+        return {
+            "reward": score.reward,
+            "correct": score.correct,
+            "parsed": score.parsed,
+            "calculated": self._uses,
+            **score.figures,
+        }
+
+    def check(self, example: Example) -> None:
+        self._task.check(example)
+
+    def key(self, example: Example) -> Hashable:
+        return self._task.key(example)
+
+    def generator(self, rng: np.random.Generator) -> Callable[[], Example]:
+        return self._task.generator(rng)
+
+
+def _value_before(text: str) -> str:
+    """Return the value of the expression at the end of a text; empty if there is none, or if it has no value."""
+    found = _EXPRESSION.search(text[-MAX_LENGTH:])
+    assert found is not None  # an empty one is always there
+    try:
+        return str(evaluate(found.group()))
+    except ValueError:
+        return ""
