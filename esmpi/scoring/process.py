@@ -16,7 +16,7 @@ from typing import Any
 
 from esmpi.config.sections import ScoringConfig
 from esmpi.scoring.output import Output, take
-from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task
+from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task, _rewards
 
 _LARGEST_REWARD = 1e100
 """Rewards of this size or more are treated as mistakes, so that sums cannot overflow."""
@@ -226,22 +226,22 @@ def _results(task: Task, unit: Unit, scores: Sequence[Score | BaseException], wi
 
 
 def _result(task: Task, sample: Sample, score: Score | BaseException, with_answers: bool) -> Result:
-    try:
-        if isinstance(score, BaseException):
-            raise score
-        if score.reward is not None and not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
-            raise ValueError(f"reward is {score.reward}")
-        answer = task.answer(sample.completion, sample.example) if with_answers else None
-    except OutOfTimeError as error:
-        return "timed_out", str(error)
-    except BaseException as error:
-        return "raised", _described(error)
-    return "ok", (score, answer)
+    fate = score
+    if not isinstance(score, BaseException):
+        try:
+            if score.reward is not None and not abs(score.reward) < _LARGEST_REWARD:  # NaN, too, is not
+                raise ValueError(f"reward is {score.reward}")
+            return "ok", (score, task.answer(sample.completion, sample.example) if with_answers else None)
+        except BaseException as error:
+            fate = error
+    assert isinstance(fate, BaseException)
+    return ("timed_out", str(fate)) if isinstance(fate, OutOfTimeError) else ("raised", _described(fate))
 
 
 def _described(error: BaseException) -> str:
     """Return an error that a reward raised in one line of bounded length, with the place."""
     words = " ".join(traceback.format_exception_only(error)[-1].split())  # works even if __str__ raises
-    places = traceback.extract_tb(error.__traceback__)
+    # where it says what is wrong with a reward, the line is the reward's own, or there is none
+    places = [place for place in traceback.extract_tb(error.__traceback__) if place.filename != _rewards.__file__]
     place = f" ({os.path.basename(places[-1].filename)}, line {places[-1].lineno})" if places else ""
     return f"{words[:_LONGEST_TEXT]}{place}"

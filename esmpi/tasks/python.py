@@ -176,19 +176,18 @@ class PythonTask(Task):
         scores: list[Score | BaseException] = []
         for place, its in enumerate(zip(*parts, strict=True)):
             notes = {column: values[place] for column, values in sheet.notes.items()}
+            failed = next((part for part in its if isinstance(part, BaseException)), None)
+            if failed is not None:
+                scores.append(failed)
+                continue
             try:
-                scores.append(self._put_together(its, metrics, notes))
+                by_name = dict(zip(self._weights, its, strict=True))
+                scores.append(self._put_together(by_name, metrics, notes))
             except Exception as error:
                 scores.append(error)
         return scores
 
-    def _put_together(
-        self, found: Sequence[RewardPart | BaseException], metrics: Mapping[str, float], notes: Mapping[str, Any]
-    ) -> Score:
-        for part in found:
-            if isinstance(part, BaseException):
-                raise part
-        parts: dict[str, Any] = dict(zip(self._weights, found, strict=True))
+    def _put_together(self, parts: Mapping[str, Any], metrics: Mapping[str, float], notes: Mapping[str, Any]) -> Score:
         rewards: dict[str, float] = {name: part["reward"] for name, part in parts.items() if part["reward"] is not None}
         total = float(sum(self._weights[name] * reward for name, reward in rewards.items())) if rewards else None
         figures = {

@@ -154,7 +154,11 @@ EVERYWHERE, TRAINING = "everywhere", "in training"
 FATES = {
     "raises": (EVERYWHERE, "raise KeyError('score')", "KeyError: 'score' (mine.py, line 8)"),
     "raises later": (TRAINING, "raise KeyError('score')", "KeyError: 'score' (mine.py, line 8)"),
-    "one for all": (TRAINING, "return [1.0]", "ValueError: reward returned 1 reward for 8 completions: it must return"),
+    "one for all": (
+        TRAINING,
+        "return [1.0]",
+        "ValueError: reward returned 1 reward for 8 completions: it must return one for each. Correct the reward, or ",
+    ),
     "none": (EVERYWHERE, "return [None] * len(completions)", "every reward is None. Correct the reward, or set "),
     "hangs": (EVERYWHERE, "time.sleep(1000)", "no reward after 1 s (8 completions). Correct the reward, or set "),
 }

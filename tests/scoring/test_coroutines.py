@@ -39,8 +39,8 @@ async def alone(completion, example):
             except BaseException:
                 pass
     if what == "print":
-        print("x" * 10**8)
-        os.write(2, b"y" * 10**8)
+        print("x" * 10**7)
+        os.write(2, b"y" * 10**7)
     if what == "flaky":
         with open(example["tries"], "a+") as file:
             file.write("x")
@@ -144,8 +144,9 @@ def test_a_child_that_comes_back_does_not_answer_for_its_parent(scorer: Scorer) 
 
 
 def test_what_it_prints_is_bounded(
-    scorer: Scorer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    file: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    scorer = make_scorer(file, time_limit_s=60)
     assert rewards(score(scorer, ["x", *["print"] * 3])) == [1] * 4
     scorer.close()
     printed = capfd.readouterr()
