@@ -91,7 +91,7 @@ class Scripted:
 
 def terms(tuned: list[float], base: list[float]) -> list[float]:
     engine: Any = Scripted(tuned, base)
-    batch: Any = Completed([(0, 0)], [""], [])
+    batch: Any = Completed([(0, 0)], [""], [Completion(text="", num_tokens=0, truncated=False)])
     found = _divergence(engine, [batch])
     assert engine.restored == 1
     assert not engine.shown
