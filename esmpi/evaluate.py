@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from esmpi.data.batch import in_parts
@@ -121,6 +121,8 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
     config, comm = setup.config, setup.comm
     examples = setup.problems.suites[suite]
     setup.engine.weights.restore()
+    if suite in setup.harness:
+        return _ask(setup, suite, generation, started)
     mine, marking = list[Completed](), Marking(setup, suite, generation)
     for number, items in enumerate(calls(setup.config, len(examples))):
         if number % comm.size == comm.rank:
@@ -260,6 +262,20 @@ def _complete(setup: "Setup", suite: str, generation: int, items: list[tuple[int
     examples = [setup.problems.suites[suite][index] for index, _ in items]
     completions = setup.complete(requests, examples, sampling_of(config))
     return Completed(items, first_prompts(requests, completions), completions)
+
+
+def _ask(setup: "Setup", suite: str, generation: int, started: float) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Collective. Evaluate theta, which is live, on a suite of lm-evaluation-harness; see `evaluate`."""
+    config, comm, harness = setup.config, setup.comm, setup.harness[suite]
+    seed = stream_seed(config.run.seed, f"evaluation of {suite}", generation)
+    answers = harness.ask(setup.engine, comm, most_at_once(config), seed)
+    outcome = None
+    with comm.together():
+        if comm.is_root:  # a task's program may not give the same everywhere, and what the guard does depends on it
+            outcome = asdict(harness.score(answers))
+    found = comm.allgather_object(outcome)[0]
+    result = evaluation_of(found["samples"], len(found["samples"]), 0, started, found["figures"])
+    return replace(result, accuracy=found["accuracy"]), found["samples"]
 
 
 def _divergence(engine: Engine, batches: Sequence[Completed]) -> list[float]:

@@ -81,8 +81,8 @@ def check_resumable(run: RunFile, config: Config, model_digest: int, digests: Di
             f"undo the change, or choose another run.name; or, {_advice(run)}"
         )
     if run.attributes["data_digest"] != digests.data:
-        hint = ""
-        if config.data.train == GENERATED and config.eval.suites != run.attributes["config"]["eval"].get("suites", {}):
+        hint, now_suites = "", config.to_dict()["eval"]["suites"]
+        if config.data.train == GENERATED and now_suites != run.attributes["config"]["eval"].get("suites", {}):
             hint = " (a suite that shares problems with the generated training problems changes these)"
         raise UserError(
             f"data.train, data.eval: {here} holds a run on other problems, or on the same in another order{hint}; "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from esmpi.store.snapshot_keeper import SnapshotKeeper
 from esmpi.tasks import Example, Progress, Sample, Task
 from esmpi.tasks.tools import without_tool_turns
 
+if TYPE_CHECKING:
+    from esmpi.harness.suite import Suite
+
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +54,8 @@ class Setup:
     scorer: Scorer
     noise: Noise
     """Of the members."""
+    harness: "dict[str, Suite]" = field(default_factory=dict)
+    """Those of the suites that are tasks of lm-evaluation-harness."""
 
     def prompt(self, example: Example) -> str:
         """Return the text that the engine completes for a problem, at first if there are several turns."""

@@ -20,6 +20,7 @@ from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
 from esmpi.es.fitness import Fitness
 from esmpi.files import clean_up, locked
+from esmpi.harness import open_suites
 from esmpi.identity import Digests, digest_of
 from esmpi.launch.gpus import shared_gpus
 from esmpi.model.base_model import BaseModel
@@ -91,7 +92,9 @@ def open_setup(
     with watch.phase("model"):
         model = _model_folder(config, comm, place)
     with comm.together():
-        problems = load_problems(config.data, task, config.run.seed, config.eval.suites)
+        problems = load_problems(config.data, task, config.run.seed, config.eval.sources)
+        harness = open_suites(config.eval)
+        problems.suites.update({name: suite.examples for name, suite in harness.items()})
         base = BaseModel(model)
         with watch.phase("engine"):
             members_noise = (noise or NoiseSettings.of(asdict(config.es))).noise(base)
@@ -106,6 +109,7 @@ def open_setup(
             problems=problems,
             scorer=scorer,
             noise=members_noise,
+            harness=harness,
         )
         _check_prompts(setup)
     everyone = comm.allgather_object([place.host, engine.gpus()])
@@ -152,7 +156,7 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     with comm.together():
         if comm.is_root:
             run = open_run_file(config, setup.engine, digests)
-            start = provenance(comm.size, engine_packages(config))
+            start = provenance(comm.size, (*engine_packages(config), *(["lm_eval"] if setup.harness else [])))
             start["noise"] = noise.describe(setup.base)
             run.attributes["provenance"].append(start)
             run.write()
@@ -254,9 +258,12 @@ def _check_prompts(setup: Setup) -> None:
     config, engine = setup.config, setup.engine
     for temperature in (config.sampling.temperature, config.eval.temperature):
         engine.check(Sampling.at(temperature, config.sampling))
+    for suite in setup.harness.values():
+        suite.check(engine)
     suites = {
         "data.eval" if suite == HELD_OUT else f"eval.suites: {suite}": examples
         for suite, examples in setup.problems.suites.items()
+        if suite not in setup.harness
     }
     for part, examples in {"data.train": setup.problems.train, **suites}.items():
         lengths = engine.prompt_lengths([setup.prompt(example) for example in examples])

@@ -262,7 +262,7 @@ def open_idle_session(comm: Any, folder: Path, population: int, generations: int
         base=BaseModel(fetch_model(config.model.path)),
         engine=engine,
         task=task,
-        problems=load_problems(config.data, task, config.run.seed, config.eval.suites),
+        problems=load_problems(config.data, task, config.run.seed, config.eval.sources),
         scorer=IdleScorer(),
         noise=FULL,
         recorder=Recorder(run, generations),

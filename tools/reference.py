@@ -21,7 +21,7 @@ from notebook_page import notebook
 
 from esmpi.commands import commands
 from esmpi.config.keys import default_of, key_of
-from esmpi.config.sections import Config, EngineSection, TaskConfig
+from esmpi.config.sections import Config, EngineSection, EvalConfig, HarnessSuite, TaskConfig
 from esmpi.engines import engine_types
 from esmpi.tasks import task_types
 
@@ -103,6 +103,8 @@ def type_text(hint: typing.Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     arguments = typing.get_args(hint)
+    if HarnessSuite in arguments:
+        return "text or suite of lm-evaluation-harness"
     if type(None) in arguments:
         return " or ".join([*(type_text(one) for one in arguments if one is not type(None)), "null"])
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -133,6 +135,9 @@ def config_page() -> str:
         if section is EngineSection:
             for kind, engine in engine_types().items():
                 lines += [f"### engine: {kind}", "", *rows(engine, "engine", EngineSection), ""]
+        if section is EvalConfig:
+            lines += ["### A suite of lm-evaluation-harness", "", inspect.cleandoc(HarnessSuite.__doc__ or ""), ""]
+            lines += [*rows(HarnessSuite, "eval.suites.NAME"), ""]
         if section is TaskConfig:
             for task in task_types():
                 lines += [f"### task: {task.name}", "", *rows(task.config_type, "task", TaskConfig), ""]

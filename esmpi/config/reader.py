@@ -207,6 +207,7 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
             raise ConfigError(
                 f"{section}.{key}: must be one of {', '.join(choices or names)}; got {reprlib.repr(value)}"
             )
+        _check_inner(f"{section}.{key}", hints[key], value)
         for name in value if names and isinstance(value, list) else ():
             if name not in names:
                 raise ConfigError(f"{section}.{key}: must be among {', '.join(names)}; got {reprlib.repr(name)}")
@@ -226,6 +227,23 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
             example = json.dumps(keys[key].strip("[]"))
             raise ConfigError(f"{section}.{key}: must be a list: '{section}.{key}=[{example}]'") from None
         raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {reprlib.repr(keys.get(key))}") from None
+
+
+def _check_inner(place: str, hint: Any, value: Any) -> None:
+    """Raise ConfigError for an unknown key of a section that is a value of a mapping, such as `eval.suites`."""
+    if typing.get_origin(hint) is not dict or not isinstance(value, dict):
+        return
+    valid = typing.get_args(hint)[1]
+    own = {
+        name
+        for part in typing.get_args(valid)
+        if isinstance(part, type) and dataclasses.is_dataclass(part)
+        for name in _fields(part)
+    }
+    for name, inner in value.items():
+        for key in inner if own and isinstance(inner, dict) else ():
+            if key not in own:
+                raise ConfigError(f"{place}: {name}: {key}: unknown key{nearest(str(key), own)}")
 
 
 def _fields(section_type: type) -> "dict[str, dataclasses.Field[Any]]":

@@ -398,14 +398,31 @@ class ScoringConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HarnessSuite(Section):
+    """A suite of lm-evaluation-harness, as a value of `eval.suites`. Needs `pip install 'esmpi[lm-eval]'`."""
+
+    lm_eval: str = key(changes_result="by_digest")
+    """Name of a task, a group or a tag of the harness."""
+    include_path: str | None = key(None, changes_result="by_digest")
+    """A folder with task files of your own; its tasks take precedence over those that the harness comes with."""
+    metric: str | None = key(None, changes_result="by_digest")
+    """The metric of the task that counts as accuracy, as `METRIC` or `METRIC,FILTER`; higher must be better. null: acc,
+    else exact_match, else the task's first metric, with the task's first filter."""
+    limit: int | None = key(None, minimum=1, changes_result="by_digest")
+    """Use only so many problems of each task, the first ones. null: all."""
+    num_fewshot: int | None = key(None, minimum=0, changes_result="by_digest")
+    """Number of solved examples in front of each problem. null: as the task says."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig(Section):
     """When and how held-out problems are evaluated."""
 
     every: int | None = key(None, minimum=1, changes_result="no")
     """Evaluate every so many generations. null: only before the first and after the last."""
-    suites: dict[str, str] = key(factory=dict, changes_result="by_digest")
-    """Further held-out problems by name: sources as for `data.eval`. They are only reported, and do not decide which
-    generation is the best."""
+    suites: dict[str, str | HarnessSuite] = key(factory=dict, changes_result="by_digest")
+    """Further held-out problems by name: sources as for `data.eval`, or tasks of lm-evaluation-harness. They are only
+    reported, and do not decide which generation is the best."""
     retention: tuple[str, ...] = ()
     """Names of those suites that show what the model forgets, for `guard.max_retention_drop`."""
     num_samples: int = key(1, minimum=1, maximum=10_000)
@@ -431,6 +448,11 @@ class EvalConfig(Section):
             require(name != HELD_OUT, f"suites: {HELD_OUT} is the name of the problems of data.eval")
         for name in self.retention:
             require(name in self.suites, f"retention: {name} is none of eval.suites")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The suites whose problems the run's own task completes and scores: where those come from, by name."""
+        return {name: source for name, source in self.suites.items() if isinstance(source, str)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import date, time
 from io import StringIO
 from itertools import islice
@@ -175,7 +175,8 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
             found = datasets.load_from_disk(str(path))
         else:
             name, _, subset = source.partition(":")
-            with _offline_if_unreachable(name):
+            # otherwise it would retry for half a minute
+            with nullcontext() if hub_answers(name) else offline():
                 found = datasets.load_dataset(name, subset or None)
     except Exception as error:  # many libraries are involved: no network, no such data set, a damaged file
         advice = ""
@@ -189,20 +190,28 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
     return found
 
 
-@contextmanager
-def _offline_if_unreachable(name: str) -> Iterator[None]:
-    """Restrict `datasets` to its cache if the hub cannot be reached. It would otherwise retry for half a minute."""
-    import datasets
-    from huggingface_hub import HfApi, constants
+def hub_answers(name: str = "any/name") -> bool:
+    """Return whether the hub can be reached, asking it for a data set."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     try:
         HfApi().dataset_info(name, timeout=_REACH_S)
     except HfHubHTTPError:
-        pass  # the hub answers, and `datasets` will report the error
+        return True  # and `datasets` will report the error
     except Exception:  # the exception's type depends on the HTTP library, and so on the version
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        return False
+    return True
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Restrict `datasets` to its cache and to local files."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from esmpi.data.problems import check_files
 from esmpi.engines import engine_config
 from esmpi.errors import UserError, nearest
 from esmpi.es.population import share
+from esmpi.harness import check_harness, harness_suites
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.model.noise_settings import NoiseSettings
@@ -22,7 +23,8 @@ def check_inputs(config: Config) -> BaseModel | None:
     UserError
         If something is missing.
     """
-    check_files(config.data, config.eval.suites)
+    check_files(config.data, config.eval.sources)
+    check_harness(harness_suites(config.eval))
     if config.run.fork is not None and not (config.directory / "run.h5").exists():  # then the fork is still to be made
         parent = config.run.fork[0]
         names = [str(entry) for entry in parent.parent.iterdir()] if parent.parent.is_dir() else []

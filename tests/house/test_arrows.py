@@ -22,7 +22,7 @@ FLOORS = (
     ("episodes",),
     ("launch", "record", "report"),
     ("identity",),
-    ("rewards", "scoring", "store"),
+    ("rewards", "scoring", "store", "harness"),
     ("engines", "tasks"),
     ("weights", "data", "sandbox"),
     ("model", "es"),

@@ -1,8 +1,9 @@
 """Load an engine, put it through its paces, and print what its weights are: python state.py JSON.
 
 The JSON object has `kind`, `path`, `dtype`, `engine` (further keys of the engine section), `prompts`, `max_tokens`,
-`rank`, `scale` and `exclude` (of the noise of a wave; rank 0 for none) and `fault` (what to break, or null). One JSON
-object is the last line of the output. An engine needs a process of its own.
+`rank`, `scale` and `exclude` (of the noise of a wave; rank 0 for none), `harness` (whether lm-evaluation-harness asks
+something) and `fault` (what to break, or null). One JSON object is the last line of the output. An engine needs a
+process of its own.
 """
 
 import hashlib
@@ -10,7 +11,8 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,8 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     engine.weights.restore()
     found["restored"] = hashes(engine)
     found["restored_says"] = say()
+    if asked["harness"]:
+        found["harness"] = ask_harness(engine, prompts)
     found["digest"] = engine.weights.digest()
     engine.weights.update(SEEDS, COEFFICIENTS)
     found["updated_digest"] = engine.weights.digest()
@@ -110,6 +114,25 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     found["theta"] = {name: digest_of(tensor) for name, tensor in engine.weights.tensors()}
     found["loaded"] = load_and_digest(engine)
     return found
+
+
+def ask_harness(engine: Engine, prompts: list[str]) -> list[dict[str, Any]] | None:
+    """Return the answers to requests of lm-evaluation-harness; None where it is not installed."""
+    if find_spec("lm_eval") is None:
+        return None
+    from lm_eval.api.instance import Instance
+
+    from esmpi.harness.model import EngineModel, check
+
+    keys = {"until": ["</answer>", "<eos>"], "max_gen_toks": 30}
+    arguments = [(prompt + " ", f"{i}+7=10") for i, prompt in enumerate(prompts)] + [("", "12+3=15")]
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in arguments]
+    requests += [Instance("generate_until", {}, (prompt, keys), 0) for prompt in prompts]
+    # what greedy decoding says is a continuation, too
+    [said] = engine.generate([Request(prompt=prompts[0])], Sampling(max_tokens=3))
+    requests.append(Instance("loglikelihood", {}, (prompts[0], said.text), 0))
+    check(engine, requests)
+    return [asdict(answer) for answer in EngineModel(engine, Comm(), 5).answers(requests)]
 
 
 def compare_wave(engine: Engine, waves: Waves, prompts: list[str], sampling: Sampling, scale: float) -> dict[str, Any]:

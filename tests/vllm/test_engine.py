@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import state
-from support import VLLM_SMALL
+from support import VLLM_SMALL, require
 
 from esmpi.engines import Waves
 from esmpi.engines.vllm import VllmConfig
@@ -46,12 +46,13 @@ def run_state(
     rank: int = 0,
     scale: float = 0.02,
     exclude: tuple[str, ...] = (),
+    harness: bool = False,
     **engine: Any,
 ) -> State:
     """Return what state.py says of an engine in a process of its own."""
     engine = ({} if kind == "hf" else VLLM_SMALL) | {"num_threads": 1} | engine
     asked = {"kind": kind, "path": path, "dtype": dtype, "engine": engine, "prompts": prompts, "fault": fault}
-    asked |= {"max_tokens": max_tokens, "rank": rank, "scale": scale, "exclude": exclude}
+    asked |= {"max_tokens": max_tokens, "rank": rank, "scale": scale, "exclude": exclude, "harness": harness}
     if launcher:
         command = [*launcher, sys.executable, str(STATE), json.dumps(asked)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -68,12 +69,12 @@ def run_state(
 
 @pytest.fixture(scope="module")
 def tiny_hf() -> State:
-    return run_state("hf")
+    return run_state("hf", harness=True)
 
 
 @pytest.fixture(scope="module")
 def tiny_vllm(vllm: None) -> State:
-    return run_state("vllm")
+    return run_state("vllm", harness=True)
 
 
 WEIGHTS = ("num_weights", "perturbed", "restored", "digest", "updated_digest", "updated_perturbed", "theta", "updated")
@@ -106,6 +107,14 @@ def test_log_probabilities_are_those_of_engine_hf(tiny_hf: State, tiny_vllm: Sta
             assert one == pytest.approx(other, abs=2e-5)
     assert [len(one) for one in tiny_hf["logprobs"]] == [1, 2, 3, 4]
     assert tiny_hf["logprobs"][3] != pytest.approx(tiny_hf["base_logprobs"][3], abs=1e-2)
+
+
+def test_lm_evaluation_harness_gets_the_same_answers(tiny_hf: State, tiny_vllm: State) -> None:
+    require("lm-eval", tiny_hf["harness"] is not None, "pip install 'esmpi[lm-eval]'")
+    for one, other in zip(tiny_vllm["harness"], tiny_hf["harness"], strict=True):
+        assert (one.pop("logprob") or 0) == pytest.approx(other.pop("logprob") or 0, abs=1e-4)
+        assert one == other
+    assert [one["is_greedy"] for one in tiny_hf["harness"]] == [False] * 5 + [None] * 4 + [True]
 
 
 def test_a_bfloat16_base_stands_for_theta_in_live_weights_only(tiny_vllm: State) -> None:
