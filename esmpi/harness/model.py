@@ -35,7 +35,8 @@ class Answer:
     @property
     def response(self) -> Any:
         """What the harness expects: a text, or a pair of log-probability and whether it is greedy."""
-        return self.text if self.logprob is None else (self.logprob, self.is_greedy)
+        # tasks with choices want some truth value, and only some of their metrics read it
+        return self.text if self.logprob is None else (self.logprob, bool(self.is_greedy))
 
 
 class EngineModel(LM):  # type: ignore[misc]  # the library has no types
@@ -61,7 +62,7 @@ class EngineModel(LM):  # type: ignore[misc]  # the library has no types
         self._engine, self._comm, self._batch_size, self._seed = engine, comm, batch_size, seed
         self._with_greedy = with_greedy
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool | None]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) its log-probability and whether it is greedy."""
         return [answer.response for answer in self.answers(requests)]
 

@@ -10,7 +10,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,30 +184,33 @@ class Suite:
 
 def _load(what: str, config: HarnessSuite) -> dict[str, Task]:
     """Return the tasks of a name, by their own names."""
-    name, folder = config.lm_eval, config.include_path
-    manager = None
-    if folder is not None:  # the harness's own fourteen thousand files take seconds
-        own = TaskManager(include_path=str(Path(folder).expanduser()), include_defaults=False)
-        manager = own if name in own.all_subtasks else None
-    if manager is None:
-        manager = TaskManager(include_path=None if folder is None else str(Path(folder).expanduser()))
+    name = config.lm_eval
+    folder = None if config.include_path is None else str(Path(config.include_path).expanduser())
+    if folder is not None:  # first without the fourteen thousand files of the harness, which take seconds
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if name in own.all_subtasks:
+            return _load_from(what, own, name)
+        if name in own.all_tasks:
+            with suppress(Exception), offline():  # it may name tasks of the harness
+                return dict(own.load(name)["tasks"])
+    manager = TaskManager(include_path=folder)
     if name not in manager.all_tasks:
-        also = "" if folder is None else f", nor has {folder}"
+        also = "" if folder is None else f", nor has {config.include_path}"
         raise UserError(f"{what}: lm-evaluation-harness has no task {name}{also}{nearest(name, manager.all_tasks)}")
+    return _load_from(what, manager, name)
+
+
+def _load_from(what: str, manager: TaskManager, name: str) -> dict[str, Task]:
     try:
         with offline():  # what is on this machine needs no network
             return dict(manager.load(name)["tasks"])
     except Exception as error:  # many libraries are involved
-        if hub_answers():
-            return _load_from_hub(what, manager, name)
-        raise UserError(
-            f"{what}: task {name} cannot be loaded: {said(error).rstrip('.')}; without internet: load it once where "
-            f"there is, with the same HF_HOME, or write a task with data of your own and name its folder as "
-            f"include_path"
-        ) from error
-
-
-def _load_from_hub(what: str, manager: TaskManager, name: str) -> dict[str, Task]:
+        if not hub_answers():
+            raise UserError(
+                f"{what}: task {name} cannot be loaded: {said(error).rstrip('.')}; without internet: load it once "
+                f"where there is, with the same HF_HOME, or write a task with data of your own and name its folder as "
+                f"include_path"
+            ) from error
     try:
         return dict(manager.load(name)["tasks"])
     except Exception as error:
