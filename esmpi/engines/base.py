@@ -171,7 +171,8 @@ class Engine(ABC):
     weights: "ModelWeights"
     """Theta and the live weights."""
     tokenizer: Any
-    """The model's tokenizer, as transformers has it. An engine without one overrides `render` and `prompt_lengths`."""
+    """The model's tokenizer, as transformers has it. An engine without one overrides `render` and `prompt_lengths`, and
+    evaluates no suites of lm-evaluation-harness."""
 
     @property
     @abstractmethod
