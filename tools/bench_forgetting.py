@@ -5,7 +5,7 @@ of three numbers, and is evaluated on both: Countdown, as a task of lm-evaluatio
 this needs `pip install 'esmpi[lm-eval]'`. Settings and run seeds are as in
 tools/bench_strategies.py: a run with one thread each, kept in --folder, where the same command skips what is finished.
 
-    python tools/bench_forgetting.py --seeds 5
+    python tools/bench_forgetting.py
 
 The table has, in percent, the accuracy of the new skill and of Countdown after some generations, and at last the
 distance of theta from the model that the runs began with; mean and standard deviation (ddof 1) over the run seeds.
@@ -43,7 +43,6 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 OLD = "countdown"
 SETTINGS = {
     "none": (),
-    "anchor 1": ("es.anchor=1",),
     "anchor 3": ("es.anchor=3",),
     "anchor 10": ("es.anchor=10",),
     "distance 6": ("es.max_distance=6",),
@@ -145,7 +144,8 @@ def table(found: dict[str, list[dict[str, dict[int, list[float]]]]], after: list
     for name, runs in found.items():
         cells = [spread([run[suite][at][0] for run in runs]) for suite in (HELD_OUT, OLD) for at in generations]
         distances = [run[HELD_OUT][after[-1]][1] / 100 for run in runs]  # `plus_minus` writes percents
-        lines.append([name, *cells, plus_minus(float(np.mean(distances)), float(np.std(distances, ddof=1)))])
+        deviation = float(np.std(distances, ddof=1)) if len(runs) > 1 else None
+        lines.append([name, *cells, plus_minus(float(np.mean(distances)), deviation)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
