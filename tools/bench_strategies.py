@@ -54,6 +54,7 @@ SETTINGS = {
     "rank_1": Setting(("es.noise=low_rank", "es.rank=1")),
     "rank_4": Setting(("es.noise=low_rank", "es.rank=4")),
     "rank_16": Setting(("es.noise=low_rank", "es.rank=16")),
+    "larger_alpha": Setting(step=1.5),
     "antithetic": Setting(("es.antithetic=true",)),
     # Steps undo the shaping's own scale at N 30, so that an update is about as long as with z-scores.
     "centered_rank": Setting(("es.shaping=centered_rank",), step=3.35),
