@@ -1,6 +1,7 @@
 """Completions of two evaluations side by side: what became right or wrong, with the words that changed."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,13 +100,18 @@ def _place(sample: Mapping[str, Any], line: int) -> tuple[int, int]:
 
 
 def change_of(found: Sequence[Pair]) -> Change | None:
-    """Return how the problems of some pairs changed, None without any."""
+    """Return how the problems of some pairs changed, None without any.
+
+    Completions to which no reward applied count neither before nor after, as for the accuracy.
+    """
     before: dict[int, list[bool]] = {}
     after: dict[int, list[bool]] = {}
     for line, (old, new) in enumerate(found):
+        if math.isnan(old["reward"] + new["reward"]):
+            continue
         before.setdefault(_place(new, line)[0], []).append(old["correct"])
         after.setdefault(_place(new, line)[0], []).append(new["correct"])
-    return change(list(before.values()), list(after.values())) if found else None
+    return change(list(before.values()), list(after.values())) if before else None
 
 
 def kind_of(pair: Pair) -> str:

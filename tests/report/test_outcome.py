@@ -74,3 +74,21 @@ def test_several_completions_of_a_problem_are_one_problem(tmp_path: Path) -> Non
     assert outcome.change is not None
     assert (outcome.change.num_better, outcome.change.num_worse, outcome.change.difference) == (2, 0, 0.5)
     assert outcome.change.p_value == 0.5
+
+
+def test_completions_without_a_reward_do_not_count(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_problems=6)
+    path = samples_path(run.path, "held_out", 12)
+    lines = read_samples(run, "held_out", 12)
+    for i, line in enumerate(lines):
+        line.update(correct=True, reward=None if i < 4 else 1.0)
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    was_right = sum(sample["correct"] for sample in read_samples(run, "held_out", 0)[4:])
+    outcome = outcome_of(RunFile.open(run.path))
+    assert outcome is not None
+    assert outcome.change is not None
+    assert outcome.change.num_better == 2 - was_right
+    path.write_text("".join(f"{json.dumps(line | {'reward': None})}\n" for line in lines))
+    outcome = outcome_of(RunFile.open(run.path))
+    assert outcome is not None
+    assert outcome.change is None
