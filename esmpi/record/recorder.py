@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +71,8 @@ class Recorder:
     def __init__(self, run: RunFile | None, num_generations: int, sinks: Sequence[str] = (), num_ranks: int = 1):
         self._run = run
         self._sinks = Sinks(sinks, run.path.parent, run.attributes, run.num_generations) if run else None
+        if run is not None:
+            self._repeat_evaluations(run)
         self._num_generations = num_generations
         self._num_ranks = num_ranks
         self._generation_seconds: list[float] = []
@@ -190,6 +193,15 @@ class Recorder:
             self._thread.shutdown()
             if self._sinks is not None:
                 self._sinks.close()
+
+    def _repeat_evaluations(self, run: RunFile) -> None:
+        """Write to the sinks the evaluations of theta as it is, which they drop when they are opened."""
+        for suite, rows in run.evaluations.items():
+            for row in rows:
+                figures = {name: float(value) for name, value in row.items() if not math.isnan(value)}
+                generation = int(figures.pop("generation"))
+                if generation >= run.num_generations:
+                    self._write_to_sinks(suite, generation, figures)
 
     def _write_to_sinks(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         if self._sinks is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esmpi import plugins
-from esmpi.errors import UserError
+from esmpi.errors import UserError, said
 from esmpi.record.sinks.base import Sink
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Sinks:
     Raises
     ------
     UserError
-        If a sink's package is not installed.
+        If a sink cannot be opened, for example because its package is not installed.
     """
 
     def __init__(self, names: Sequence[str], directory: Path, attributes: Mapping[str, Any], first: int):
@@ -35,6 +35,10 @@ class Sinks:
                 self._open[name] = find_sink(name)(directory, attributes, first)
             except ImportError as error:
                 raise UserError(f"log.sinks: {name} is not installed: pip install 'esmpi[{name}]'") from error
+            except UserError:
+                raise
+            except Exception as error:  # whatever a library raises
+                raise UserError(f"log.sinks: {name} cannot be opened: {said(error)}") from error
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         """Add figures of a generation to every sink."""

@@ -20,7 +20,8 @@ class Sink(ABC):
         attributes : mapping
             Those of the run file, such as `run_uuid` and `config`.
         first : int
-            The generation that comes next: what an earlier start wrote from there on is not part of the run.
+            The generation that comes next. What an earlier start wrote from there on is not part of the run, and is
+            to be dropped: evaluations of theta of this generation that are part of it are written again.
         """
 
     @abstractmethod

@@ -1,0 +1,31 @@
+"""Sink `csv`: figures as a table."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from esmpi.files import write_whole
+from esmpi.record.sinks.base import Sink
+
+_HEAD = ["group", "generation", "name", "value"]
+
+
+class Csv(Sink):
+    """Rows of group, generation, name and value in `<run directory>/figures.csv`: one for each figure."""
+
+    def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
+        path = directory / "figures.csv"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [row for row in csv.reader(lines[1:]) if len(row) == len(_HEAD) and int(row[1]) < first]
+        write_whole(path, b"")
+        self._file = path.open("a", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerows([_HEAD, *kept])
+
+    def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
+        self._writer.writerows([group, generation, name, repr(float(value))] for name, value in figures.items())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
