@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import islice
 from typing import Any
 
 from esmpi.errors import UserError
@@ -45,10 +46,13 @@ class Shown:
     """Bytes that it takes in a page, about."""
 
 
-def read_samples(run: History, suite: str, generation: int, texts: bool = True) -> list[Sample]:
+def read_samples(
+    run: History, suite: str, generation: int, texts: bool = True, most: int | None = None
+) -> list[Sample]:
     """Return the samples of an evaluation; none if their file is missing, as in a run that was copied without it.
 
-    Without `texts`, prompts and completions are left out: they are most of what a file holds, which may be much.
+    Without `texts`, prompts and completions are left out: they are most of what a file holds, which may be much. With
+    `most`, only so many lines are read.
 
     Raises
     ------
@@ -58,7 +62,7 @@ def read_samples(run: History, suite: str, generation: int, texts: bool = True) 
     path = samples_path(run.path, suite, generation)
     try:
         with path.open(encoding="utf-8") as file:
-            return [_checked(json.loads(line), texts) for line in file if not line.isspace()]
+            return [_checked(json.loads(line), texts) for line in islice(file, most) if not line.isspace()]
     except OSError:
         return []
     except (ValueError, TypeError) as error:

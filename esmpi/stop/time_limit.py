@@ -3,10 +3,11 @@
 import logging
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from esmpi.mpi.launcher import slurm_job
 
@@ -62,6 +63,29 @@ def job_end(environ: Mapping[str, str] = os.environ) -> float:
         log.warning("run.stop_before_limit: Slurm does not say how much time is left (%s): not watched", error)
         return float("inf")
     return time.time() + left
+
+
+def job_ends(jobs: Collection[str]) -> dict[str, float]:
+    """Return when running Slurm jobs end, in seconds of `time.time()`, as far as Slurm knows them on this machine.
+
+    For who looks on from outside. Without Slurm, or if it does not answer within seconds, the result is empty.
+
+    Parameters
+    ----------
+    jobs : collection of str
+        Their numbers.
+    """
+    if not jobs or shutil.which("squeue") is None:
+        return {}
+    command = ["squeue", "--noheader", f"--jobs={','.join(sorted(jobs))}", "--states=RUNNING", "--format=%A %L"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        lines = [line.split() for line in done.stdout.splitlines()]
+        left = {job: parse_duration(text) for job, text in lines if text != "INVALID"}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+    now = time.time()
+    return {job: now + seconds for job, seconds in left.items() if seconds < float("inf")}
 
 
 def parse_duration(text: str) -> float:

@@ -35,7 +35,11 @@ from esmpi.store.validation import check_contents
 H = TypeVar("H", bound=History)
 
 
-def read_run(path: Path, make: Callable[[Path, dict[str, Any]], H]) -> tuple[H, list[Segment]]:
+def read_run(
+    path: Path,
+    make: Callable[[Path, dict[str, Any]], H],
+    members_of: Callable[[Path, Segment], list[np.ndarray]] = read_segment,
+) -> tuple[H, list[Segment]]:
     """Read a run file and the segments that belong to it.
 
     Parameters
@@ -43,6 +47,8 @@ def read_run(path: Path, make: Callable[[Path, dict[str, Any]], H]) -> tuple[H, 
     path : Path
     make : callable
         Makes the history from its path and attributes.
+    members_of : callable
+        Reads a segment; `without_segment` leaves it unread, for who needs only the last members.
 
     Returns
     -------
@@ -60,7 +66,7 @@ def read_run(path: Path, make: Callable[[Path, dict[str, Any]], H]) -> tuple[H, 
             run = make(path, _read_attributes(path, file))
             segments = [Segment(**entry) for entry in run.attributes.pop("segments")]
             log_only = run.attributes["log_only"]
-            run.members = _read_members(run, file, segments)
+            run.members = _read_members(run, file, segments, members_of)
             run.generations = list(_read_generations(file, log_only))
             for suite, group in file["evaluations"].items():
                 run.evaluations[suite] = _read_rows(group)
@@ -75,6 +81,11 @@ def read_run(path: Path, make: Callable[[Path, dict[str, Any]], H]) -> tuple[H, 
     # all that h5py and json raise
     except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as a run file: {error}") from error
+
+
+def without_segment(_run_file: Path, segment: Segment) -> list[np.ndarray]:
+    """Return no members for each generation of a segment, whose file is not opened."""
+    return [np.empty(0, MEMBER_DTYPE)] * (segment.end - segment.first)
 
 
 def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
@@ -99,9 +110,14 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
     return attributes | {"format_version": FORMAT_VERSION}
 
 
-def _read_members(run: History, file: h5py.File, segments: Sequence[Segment]) -> list[np.ndarray]:
+def _read_members(
+    run: History,
+    file: h5py.File,
+    segments: Sequence[Segment],
+    members_of: Callable[[Path, Segment], list[np.ndarray]],
+) -> list[np.ndarray]:
     columns = [name for name in LOG_ONLY if name in file["members"]] if run.attributes["log_only"] else None
-    members = [row for segment in segments for row in read_segment(run.path, segment)]
+    members = [row for segment in segments for row in members_of(run.path, segment)]
     group = file["tail" if segments else "members"]
     members += rows_of(read_columns(group, MEMBER_DTYPE, columns, defaults=MEMBER_DEFAULTS))
     if columns == ["coefficient"]:
