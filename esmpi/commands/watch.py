@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -67,8 +68,17 @@ def _watch(arguments: argparse.Namespace) -> int:
             page.update(views)
         console.print(frame(views, console, time.time(), page.told if page else ""))
         return 0 if any(view.facts is not None for view in views) else 2
+    asked: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    # HDF5 turns what is raised while it reads into an error of its own, so ctrl-c is also noted.
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)  # gives the cursor back, too
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
+        while not asked:
             footer = f"{time.strftime('%H:%M:%S')}  every {arguments.every:g} s  ctrl-c ends"
             live.update(frame(views, console, time.time(), f"{footer}{page.told if page else ''}"), refresh=True)
             if page is not None:
@@ -78,6 +88,7 @@ def _watch(arguments: argparse.Namespace) -> int:
                 return 0
             time.sleep(arguments.every)
             views = watcher.look()
+    return 0
 
 
 class _Page:
@@ -85,7 +96,7 @@ class _Page:
 
     def __init__(self, arguments: argparse.Namespace):
         self._arguments = arguments
-        self._shown: list[tuple[int, ...]] = []
+        self._shown: list[object] = []
         self._next = 0.0
         self.told = ""
         """What a frame says of it."""
@@ -93,7 +104,7 @@ class _Page:
     def update(self, views: "list[View]") -> None:
         """Write the page if there is something new to show."""
         readable = [view for view in views if view.facts is not None and not view.trouble]
-        seen = [view.seen for view in readable]
+        seen: list[object] = [view.seen for view in readable]
         ended = all(view.state in ("finished", "stopped") for view in views)
         if not readable or seen == self._shown or (time.monotonic() < self._next and not ended):
             return

@@ -183,7 +183,7 @@ def _time_left(view: View, facts: Facts, now: float) -> Text:
 def _texts(rows: Iterator[tuple[str, Text]], width: int) -> Iterator[RenderableType]:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(width=_LABEL, no_wrap=True, style="dim")
-    grid.add_column(width=width - _LABEL - 2, overflow="fold")
+    grid.add_column(width=max(1, width - _LABEL - 2), overflow="fold")
     for name, text in rows:
         grid.add_row(name, text)
     if grid.row_count:

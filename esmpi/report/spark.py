@@ -46,7 +46,9 @@ def one_line(text: str, most: int) -> str:
 def _middle(text: str, most: int) -> str:
     if len(text) <= most:
         return text
-    half = max(0, most - 5) // 2
+    if most < 8:
+        return text[:most]
+    half = (most - 5) // 2
     return f"{text[: most - 5 - half]} ... {text[len(text) - half :]}"
 
 

@@ -22,6 +22,7 @@ from esmpi.stop.time_limit import job_ends
 from esmpi.store.history import History
 from esmpi.store.reader import read_run, without_segment
 from esmpi.store.run_file import RUN_FILE, run_file_path
+from esmpi.store.seal import USERBLOCK
 
 RECENT = 10
 """Generations that "recent" means."""
@@ -117,7 +118,8 @@ class View:
     """Seconds since the file was replaced."""
     ends: float | None = None
     """When the job ends, in seconds of `time.time()`; None if that is not known."""
-    seen: tuple[int, ...] = field(default=(), repr=False)
+    seen: tuple[int, int, bytes] | None = field(default=None, repr=False)
+    """Time, size and seal of the file that `facts` are of; None to read it at the next look."""
 
     @property
     def state(self) -> str:
@@ -197,24 +199,25 @@ def _update(view: View) -> None:
         # Opened, because clients of NFS may answer a plain stat from what they knew a minute ago.
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
+            # Its seal: two commits of the same size may fall into one tick of a file server's clock.
+            seen = (status.st_mtime_ns, status.st_size, file.read(USERBLOCK))
     except FileNotFoundError:
-        view.trouble, view.seen = ("the run file is gone" if view.facts else ""), ()
+        view.trouble, view.seen = ("the run file is gone" if view.facts else ""), None
         return
     except OSError as error:
-        view.trouble, view.seen = f"{path} cannot be read just now: {error.strerror}", ()
+        view.trouble, view.seen = f"{path} cannot be read just now: {error.strerror}", None
         return
     view.age_s = max(0.0, time.time() - status.st_mtime)
-    seen = (status.st_ino, status.st_mtime_ns, status.st_size)
     if seen == view.seen:
         return
     try:
         view.facts = facts_of(read_run(path, History, without_segment)[0])
         view.trouble, view.seen = "", seen
     except UserError as error:
-        view.trouble, view.seen = str(error), ()
+        view.trouble, view.seen = str(error), None
     # of a file that is well formed, but that no esmpi wrote
     except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-        view.trouble, view.seen = f"{path} cannot be shown: {said(error)}", ()
+        view.trouble, view.seen = f"{path} cannot be shown: {said(error)}", None
 
 
 def facts_of(run: History) -> Facts:
@@ -222,9 +225,13 @@ def facts_of(run: History) -> Facts:
 
     Raises
     ------
+    UserError
+        If it is a log-only file.
     LookupError, TypeError, ValueError
         If it is not as esmpi writes it.
     """
+    if run.attributes["log_only"]:
+        raise UserError(f"{run.path} is a log-only file, which has no figures of the training: watch the run itself")
     config, events = run.attributes["config"], run.attributes["events"]
     table = table_of(run)
     recent = table[-RECENT:]
@@ -276,7 +283,7 @@ def _steps(run: History, table: np.ndarray, config: Mapping[str, Any]) -> np.nda
 
     They span two evaluations, if there are any, because an evaluation may take as long as many generations.
     """
-    if run.attributes["log_only"] or not len(table):
+    if not len(table):
         return np.empty(0)
     starts = run.attributes["provenance"]
     began = float(starts[-1].get("unix_time", 0)) if starts else 0.0

@@ -85,6 +85,7 @@ def test_help_lists_every_command_with_a_line_of_its_own(capsys: pytest.CaptureF
         "run",
         "submit",
         "sweep",
+        "watch",
     ]
     assert list(COMMANDS) == names
     with pytest.raises(SystemExit, match="0"):

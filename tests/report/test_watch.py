@@ -63,7 +63,7 @@ def draw(views: list[View], width: int, height: int = 50, now: float | None = No
     return text
 
 
-@pytest.mark.parametrize("width", [30, 80, 160])
+@pytest.mark.parametrize("width", [10, 30, 80, 160])
 def test_a_frame_has_the_facts_and_fits_the_terminal(tmp_path: Path, width: int) -> None:
     run = half_way(tmp_path / "run", generations=40)
     text = draw(Watcher([tmp_path / "run"]).look(), width)
@@ -118,6 +118,13 @@ def test_a_file_is_read_only_if_it_has_changed(tmp_path: Path) -> None:
     assert view.facts is not None
     assert view.facts.done == 13
     assert "13 of 100 generations" in draw([view], 80)
+    before = run.path.stat()
+    run.attributes["config"]["es"]["generations"] = 200
+    run.write()
+    os.utime(run.path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as within one tick of a file server's clock
+    assert run.path.stat().st_size == before.st_size
+    watcher.look()
+    assert "13 of 200 generations" in draw([view], 80)
 
 
 def test_a_file_that_is_not_there_or_damaged_is_looked_at_again(tmp_path: Path) -> None:
@@ -149,6 +156,11 @@ def test_a_file_that_is_not_there_or_damaged_is_looked_at_again(tmp_path: Path) 
     run.write()
     watcher.look()
     assert "g000012.held_out.jsonl is damaged" in draw([view], 160)
+    run.attributes["log_only"] = True
+    run.write()
+    watcher.look()
+    assert "is a log-only file, which has no figures of the training: watch the run itself" in draw([view], 160)
+    run.attributes["log_only"] = False
     run.attributes["config"]["es"]["generations"] = "many"  # well formed, but by no esmpi
     run.write()
     watcher.look()
@@ -286,7 +298,7 @@ def test_a_terminal(tmp_path: Path) -> None:
 
         def until(text: bytes) -> bytes:
             nonlocal seen
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 60
             while text not in seen:
                 assert time.monotonic() < deadline, seen
                 if select.select([ours], [], [], 1)[0]:
@@ -316,12 +328,13 @@ def test_a_terminal(tmp_path: Path) -> None:
     grow(run, rng, 14)
     run.attributes["config"]["es"]["generations"] = 20
     run.write()
-    process, until = start()
-    until(b"15 of 20 generations")
-    process.send_signal(signal.SIGINT)
-    shown = until(b"\x1b[?25h")  # the cursor is back
-    assert process.wait(30) == 0
-    assert b"Traceback" not in shown
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process, until = start()
+        until(b"15 of 20 generations")
+        process.send_signal(number)
+        shown = until(b"\x1b[?25h")  # the cursor is back
+        assert process.wait(30) == 0
+        assert b"Traceback" not in shown
 
 
 def test_sparklines() -> None:
@@ -338,5 +351,6 @@ def test_durations_and_lines() -> None:
     seconds = (7, 754, 3723, 200000, -1, np.nan)
     assert [duration(one) for one in seconds] == ["0:07", "12:34", "1:02:03", "2 d 7 h", "0:00", "-"]
     assert one_line(" a\n\tb\x07 ", 20) == "a b\\x07"
+    assert [one_line("abcdefghijk", most) for most in (0, 3, 8)] == ["", "abc", "ab ... k"]
     assert one_line("x" * 50 + "end", 12) == "xxxx ... end"
     assert len(one_line("\x07" * 10**6, 40)) == 40
