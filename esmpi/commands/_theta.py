@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 from esmpi.arguments import add_generation, add_run
+from esmpi.commands._progress import Progress
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel
@@ -51,14 +52,16 @@ def rebuild(arguments: argparse.Namespace, verify: bool = False) -> "tuple[RunFi
     def tell(verified: int) -> None:
         print(f"generation {verified}: theta {file.digest_after(verified):016x}, as the run file has it", flush=True)
 
-    weights = replay(
-        file,
-        base,
-        generation,
-        len(os.sched_getaffinity(0)),
-        from_base=arguments.from_base or verify,
-        check=tell if verify else None,
-    )
+    with Progress("generations replayed") as progress:
+        weights = replay(
+            file,
+            base,
+            generation,
+            len(os.sched_getaffinity(0)),
+            from_base=arguments.from_base or verify,
+            check=tell if verify else None,
+            progress=None if verify else progress,  # which has a line for each generation
+        )
     if verify:
         count = len(file.steps_to(generation))
         if count == generation:

@@ -198,7 +198,8 @@ def _samples(facts: Facts, width: int, most: int, console: Console) -> Renderabl
     for sample in shown:
         right = sample["correct"]
         head = Text.assemble(("right" if right else "wrong", "green" if right else "red"))
-        head.append(f"  {sample['reward']:.2f}  ", style="dim")
+        reward = "-" if math.isnan(sample["reward"]) else f"{sample['reward']:.2f}"
+        head.append(f"  {reward}  ", style="dim")
         head.append(one_line(_problem(sample), 4 * width))
         head.no_wrap, head.overflow = True, "ellipsis"
         lines += [head, *_cut(sample["completion"], width - 2, console)]

@@ -33,6 +33,7 @@ def replay(
     *,
     from_base: bool = True,
     check: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Weights:
     """Rebuild theta of a generation, and check it against the digest in the run file.
 
@@ -49,6 +50,8 @@ def replay(
     check : callable, optional
         If given, the digest is compared after every generation, not only the last one, and this is called with the
         number of each generation that is right.
+    progress : callable, optional
+        Called after every update with how many are done, and how many there are to do.
 
     Raises
     ------
@@ -63,7 +66,8 @@ def replay(
     steps = run.steps_to(generation)
     first = 0 if from_base else _load_snapshot(run, weights, base, steps)
     settings = noise = None
-    for i in steps_after(steps, first):
+    ahead = steps_after(steps, first)
+    for done, i in enumerate(ahead, 1):
         if noise is None or run.noise(i) != settings:  # it may change where a run was forked
             settings = run.noise(i)
             noise = settings.noise(base)
@@ -74,6 +78,8 @@ def replay(
             _compare(run, weights, i + 1, f"the log does not lead to theta of generation {i + 1}")
         if check is not None:
             check(i + 1)
+        if progress is not None:
+            progress(done, len(ahead))
     return weights
 
 
