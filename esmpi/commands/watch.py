@@ -79,8 +79,10 @@ def _watch(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, end)  # gives the cursor back, too
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while not asked:
-            footer = f"{time.strftime('%H:%M:%S')}  every {arguments.every:g} s  ctrl-c ends"
-            live.update(frame(views, console, time.time(), f"{footer}{page.told if page else ''}"), refresh=True)
+            footer = (
+                f"{time.strftime('%H:%M:%S')}  every {arguments.every:g} s  ctrl-c ends  {page.told if page else ''}"
+            )
+            live.update(frame(views, console, time.time(), footer), refresh=True)
             if page is not None:
                 page.update(views)
             if all(view.state in ("finished", "stopped") for view in views) and not watcher.has_folders:
@@ -110,10 +112,10 @@ class _Page:
             return
         began = time.monotonic()
         try:
-            self.told = f"  page: {self._write(readable, len(views) == 1)}"
+            self.told = f"page: {self._write(readable, len(views) == 1)}"
             self._shown = seen
         except UserError as error:  # such as a run file that has vanished since it was looked at
-            self.told = f"  no page: {' '.join(str(error).split())}"
+            self.told = f"no page: {' '.join(str(error).split())}"
         self._next = time.monotonic() + (time.monotonic() - began) / _PAGE_SHARE
 
     def _write(self, views: "list[View]", alone: bool) -> Path:
