@@ -1,10 +1,12 @@
 """Sinks: looking on must not end a run."""
 
 import builtins
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import require
 
 from esmpi.errors import UserError
 from esmpi.record import sinks as sinks_module
@@ -49,3 +51,34 @@ def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(builtins, "__import__", without_wandb)
     with pytest.raises(UserError, match=r"pip install 'esmpi\[wandb\]'"):
         Sinks(["wandb"], tmp_path, {}, 0)
+
+
+ATTRIBUTES = {"run_uuid": "0123", "config": {"run": {"name": "x"}}}
+
+
+def test_wandb_is_offline_where_there_is_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    require("mpi", importlib.util.find_spec("wandb") is not None, "pip install 'esmpi[wandb]'")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    sinks = Sinks(["wandb"], tmp_path, ATTRIBUTES, 0)
+    sinks.write("generation", 0, {"x": 1.0})
+    sinks.close()
+    assert f"`wandb sync {tmp_path}/wandb/offline-run-*`" in caplog.text
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_wandb_without_a_key_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("mpi", importlib.util.find_spec("wandb") is not None, "pip install 'esmpi[wandb]'")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"wandb does not start: .*Run `wandb login`, or set WANDB_API_KEY"):
+        Sinks(["wandb"], tmp_path, ATTRIBUTES, 0)
+
+
+def test_a_sink_that_cannot_be_opened_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "figures.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"log\.sinks: jsonl cannot be opened: .*figures\.jsonl"):
+        Sinks(["jsonl"], tmp_path, ATTRIBUTES, 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from esmpi.errors import UserError, said
+from esmpi.errors import UserError
 from esmpi.record.sinks.base import Sink
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class WeightsAndBiases(Sink):
             )
         except wandb.errors.UsageError as error:
             raise UserError(
-                f"log.sinks: wandb does not start: {said(error)}: run `wandb login`, or set WANDB_API_KEY, or "
-                f"WANDB_MODE=offline"
+                f"log.sinks: wandb does not start: {str(error).rstrip('.')}. Run `wandb login`, or set WANDB_API_KEY, "
+                f"or WANDB_MODE=offline"
             ) from None
         self._run.define_metric("*", step_metric="generation")
 
