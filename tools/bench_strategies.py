@@ -55,6 +55,8 @@ SETTINGS = {
     "rank_4": Setting(("es.noise=low_rank", "es.rank=4")),
     "rank_16": Setting(("es.noise=low_rank", "es.rank=16")),
     "larger_alpha": Setting(step=1.5),
+    # as long as the perturbations and updates of `std`: the root mean square of its factors, times 0.1, is 0.0037
+    "larger_both": Setting(("es.sigma=0.0037",), step=1.23),
     "antithetic": Setting(("es.antithetic=true",)),
     # Steps undo the shaping's own scale at N 30, so that an update is about as long as with z-scores.
     "centered_rank": Setting(("es.shaping=centered_rank",), step=3.35),
