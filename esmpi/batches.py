@@ -54,6 +54,6 @@ def make_requests(session: "Session", examples: Sequence[Example]) -> list[Reque
     seed = stream_seed(session.config.run.seed, "sampling", session.generation)
     return [
         Request(prompt=prompt, seed=(seed + sample * len(examples) + i) % 2**63)
-        for i, prompt in enumerate(map(session.prompt, examples))
+        for i, prompt in enumerate(map(session.first_prompt, examples))
         for sample in range(session.config.sampling.num_samples)
     ]

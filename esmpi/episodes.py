@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from esmpi.config.sections import Config
 from esmpi.data.problem import Prompt
 from esmpi.engines import Completion, Engine, Request, Sampling
+from esmpi.errors import UserError
 from esmpi.scoring import Scored, Scorer
 from esmpi.tasks import Example, Sample, Score, Task, Turns
 
@@ -30,6 +32,7 @@ class Episode(Completion):
 class Player(Protocol):
     """What episodes are played with: see `esmpi.session.Setup`."""
 
+    config: Config
     engine: Engine
     scorer: Scorer
     task: Task
@@ -42,6 +45,7 @@ class Player(Protocol):
 class _Open:
     """An episode that is not over."""
 
+    place: int
     request: Request
     example: Example
     turns: list[tuple[str, Completion]] = field(default_factory=list)
@@ -56,7 +60,7 @@ class _Open:
 
     def as_sample(self) -> Sample:
         said = tuple(completion.text for _, completion in self.turns)
-        turns = Turns(seed=self.request.seed, completions=said, is_over=self.cut)
+        turns = Turns(seed=self.request.seed, completions=said, is_over=self.cut, place=self.place)
         return Sample(completion=said[-1] if said else "", example=self.example, turns=turns)
 
     def next_request(self) -> Request:
@@ -89,7 +93,7 @@ def play(player: Player, requests: Sequence[Request], examples: Sequence[Example
         Of each turn.
     """
     done: dict[int, Episode] = {}
-    left = {place: _Open(*both) for place, both in enumerate(zip(requests, examples, strict=True))}
+    left = {place: _Open(place, *both) for place, both in enumerate(zip(requests, examples, strict=True))}
     while left:
         answers = player.scorer.submit([episode.as_sample() for episode in left.values()]).result()
         next(iter(left.values())).spans.extend(answers.spans)
@@ -97,8 +101,12 @@ def play(player: Player, requests: Sequence[Request], examples: Sequence[Example
             failure = answers.failed.get(place)
             if failure is not None or score.goes_on is None:
                 done[number] = left.pop(number).close(score, failure)
-            else:
+                continue
+            try:
                 left[number].prompt = player.render(score.goes_on)
+            except UserError as error:  # the chat template refuses what the environment said
+                failed = Score(reward=player.config.scoring.failure_reward, correct=False)
+                done[number] = left.pop(number).close(failed, ("raised", str(error)))
         _cut(player, list(left.values()), sampling)
         asked = [episode for episode in left.values() if not episode.cut]
         completions = player.engine.generate([episode.next_request() for episode in asked], sampling) if asked else []

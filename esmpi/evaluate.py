@@ -251,7 +251,8 @@ def make_requests(setup: "Setup", suite: str, items: Sequence[tuple[int, int]], 
     examples = setup.problems.suites[suite]
     seed += items[0][1] * len(examples) + items[0][0]
     return [
-        Request(prompt=setup.prompt(examples[index]), seed=(seed + i) % 2**63) for i, (index, _) in enumerate(items)
+        Request(prompt=setup.first_prompt(examples[index]), seed=(seed + i) % 2**63)
+        for i, (index, _) in enumerate(items)
     ]
 
 

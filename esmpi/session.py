@@ -61,6 +61,10 @@ class Setup:
         """Return the text that the engine completes for a problem, at first if there are several turns."""
         return self.render(self.task.prompt(example))
 
+    def first_prompt(self, example: Example) -> str:
+        """Return the text of a request; empty if the task begins each episode itself, in a process for rewards."""
+        return "" if self.task.takes_turns else self.prompt(example)
+
     def render(self, prompt: Prompt) -> str:
         """Return the text of a prompt, with worked examples in front, and with the task's tools."""
         variables = dict(getattr(self.config.task, "chat_template_kwargs", {}))

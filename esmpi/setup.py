@@ -85,9 +85,12 @@ def open_setup(
                 raise UserError(
                     f"scoring.{name}: has no effect: no reward of task {config.task.name} is a coroutine (async def)"
                 )
+    own_s, limit_s = getattr(config.task, "time_limit_s", 0.0), config.scoring.time_limit_s
+    if own_s >= limit_s:
+        raise SharedError(f"task.time_limit_s: must be below scoring.time_limit_s, {limit_s:g}, got {own_s:g}")
     # by the source that was read just now: a process that is started in a week does not read another one
     make = partial(make_task, config.task, task.source)
-    scorer = Scorer(make, config.scoring, voting is not None, task.scope, task.is_async, comm.size)
+    scorer = Scorer(make, config.scoring, voting is not None, task.scope, task.is_async, comm.size, task.takes_turns)
     stack.callback(scorer.close)
     with watch.phase("model"):
         model = _model_folder(config, comm, place)

@@ -1,5 +1,6 @@
 """A language model behind an OpenAI-compatible endpoint, such as `vllm serve`, as a reward."""
 
+import math
 import os
 import re
 import reprlib
@@ -11,7 +12,8 @@ from esmpi.data.problem import Example, Prompt
 from esmpi.errors import UserError
 from esmpi.tasks.base import load_extra
 
-_NUMBER = r"[-+]?\d+(?:\.\d+)?"
+_NUMBER = r"([-+]?(?:\d+(?:\.\d+)?|\.\d+))(?:\s*(?:/|out of)\s*\d+(?:\.\d+)?)?"
+"""A number, or what stands before "/ 10" or "out of 10"."""
 _LONGEST_TEXT = 200
 
 
@@ -35,7 +37,7 @@ class Judge:
     parse : str or callable
         How the reply becomes the reward: a regular expression, whose last match is the number (its first group, if it
         has one); or a function of the reply that returns what a reward function may return. By default, the last
-        number.
+        number, or what stands before "/ 10" or "out of 10".
     between : (float, float), optional
         The least and the largest reward. A reply outside of it is an error, as one without a number is.
     system : str, optional
@@ -100,15 +102,17 @@ class Judge:
 
     def _read(self, reply: str) -> Any:
         if not isinstance(self._parse, str):
-            return self._parse(reply)
-        found = list(re.finditer(self._parse, reply))
-        if not found:
-            raise ValueError(f"the judge's reply has no reward: {reprlib.repr(reply)}")
-        reward = float(found[-1][1] if found[-1].re.groups else found[-1][0])
-        if self._between is not None and not self._between[0] <= reward <= self._between[1]:
-            low, high = self._between
+            result = self._parse(reply)
+            reward = result.get("reward") if isinstance(result, Mapping) else result
+        else:
+            found = list(re.finditer(self._parse, reply))
+            if not found:
+                raise ValueError(f"the judge's reply has no reward: {reprlib.repr(reply)}")
+            result = reward = float(found[-1][1] if found[-1].re.groups else found[-1][0])
+        low, high = self._between or (-math.inf, math.inf)
+        if isinstance(reward, int | float) and not low <= reward <= high:
             raise ValueError(f"the judge's reward {reward:g} is not between {low:g} and {high:g}")
-        return reward
+        return result
 
     def _headers(self) -> dict[str, str]:
         key = os.environ.get("OPENAI_API_KEY") if self._api_key is None else _expanded("api_key", self._api_key)

@@ -9,6 +9,7 @@ claim to have passed.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,13 @@ class Outcome:
     """For each test, whether it ran without an exception."""
     problem: str = ""
     """What went wrong first: an exception in one line, or the limit that ended the program; empty if nothing did."""
+
+
+def _environment() -> dict[str, str]:
+    """Return the server's environment: none of the user's secrets, and the same order of sets in each process."""
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # programs cannot start any
+    libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}
+    return {"PYTHONHASHSEED": "0", **dict.fromkeys(threads, "1"), **libraries}
 
 
 class Sandbox:
@@ -77,9 +85,11 @@ class Sandbox:
     def _start(self) -> None:
         if sys.platform != "linux":
             raise UserError(f"task.name: code that a model writes runs on Linux only, not on {sys.platform}")
-        # isolated: neither the user's environment nor the working directory decide what is imported
-        command = [sys.executable, "-I", str(Path(__file__).with_name("server.py"))]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # neither the working directory nor the user's own packages decide what is imported
+        command = [sys.executable, "-s", "-P", str(Path(__file__).with_name("server.py"))]
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
+        )
         said = self._ask(self._settings)
         if said["problem"]:
             self.close()

@@ -4,10 +4,12 @@ It imports nothing of esmpi. A line of JSON on standard input is a question, a l
 """
 
 import contextlib
+import ctypes
 import errno
 import importlib
 import json
 import os
+import random
 import resource
 import secrets
 import select
@@ -30,20 +32,25 @@ _ALLOWED = tuple(_TEXT.split())
 """System calls for computing. All others fail with EPERM: those that open, connect, start or send a signal."""
 _LONGEST = 500
 """Characters of what went wrong."""
+_LONGEST_LINE = 10_000
+_KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def main() -> None:
     """Answer questions until there are no more."""
     questions = (json.loads(line) for line in sys.stdin)
+    # what modules print when they are imported is no answer
+    answers = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115  # for as long as this process lives
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
     settings = next(questions)
     say(prepare(settings))
     for question in questions:
         say(run(question["program"], question["tests"], settings))
-
-
-def say(answer: dict[str, Any]) -> None:
-    """Write an answer."""
-    print(json.dumps(answer), flush=True)
 
 
 def prepare(settings: dict[str, Any]) -> dict[str, Any]:
@@ -72,11 +79,13 @@ def run(program: str, tests: list[str], settings: dict[str, Any]) -> dict[str, A
         os.close(ours)
         work(program, tests, settings, theirs, word)
     os.close(theirs)
-    results = list(read_results(ours, word, settings["time_limit_s"]))
-    os.close(ours)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    passed = [bool(done) for kind, done, _ in results if kind == "test"]
+    try:
+        results = list(read_results(ours, word, settings["time_limit_s"], len(tests) + 1))
+    finally:
+        os.close(ours)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    passed = [done for kind, done, _ in results if kind == "test"][: len(tests)]
     problem = next((text for _, _, text in results if text), "")
     if len(passed) < len(tests) and not problem:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -89,10 +98,10 @@ def run(program: str, tests: list[str], settings: dict[str, Any]) -> dict[str, A
     return {"passed": passed + [False] * (len(tests) - len(passed)), "problem": problem[:_LONGEST]}
 
 
-def read_results(pipe: int, word: str, limit_s: float) -> Iterator[tuple[str, bool, str]]:
+def read_results(pipe: int, word: str, limit_s: float, most: int) -> Iterator[tuple[str, bool, str]]:
     """Yield what the fork says of the program and of each test; and ("late", ...) when its time is over."""
-    end, rest = time.monotonic() + limit_s, b""
-    while True:
+    end, rest, count = time.monotonic() + limit_s, b"", 0
+    while count < most:
         left = end - time.monotonic()
         if left <= 0 or not select.select([pipe], [], [], left)[0]:
             yield "late", False, ""
@@ -101,12 +110,14 @@ def read_results(pipe: int, word: str, limit_s: float) -> Iterator[tuple[str, bo
         if not block:
             return
         *lines, rest = (rest + block).split(b"\n")
-        rest = rest[-10_000:]
+        rest = rest[-_LONGEST_LINE:]
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError, UnicodeDecodeError):
-                said, kind, done, text = json.loads(line)
+            # a program may write anything there
+            with contextlib.suppress(Exception):
+                said, kind, done, text = json.loads(line[-_LONGEST_LINE:])
                 if said == word:
-                    yield kind, done, text
+                    count += 1
+                    yield str(kind), bool(done), str(text)
 
 
 def work(program: str, tests: list[str], settings: dict[str, Any], pipe: int, word: str) -> None:
@@ -117,6 +128,8 @@ def work(program: str, tests: list[str], settings: dict[str, Any], pipe: int, wo
             os.dup2(nothing, number)
         results = os.dup2(pipe, 3)
         os.closerange(4, 1 << 16)
+        ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+        random.seed(0)  # the same for each program; a fork draws its own otherwise
         limit(settings)
         forbid()
 

@@ -37,7 +37,8 @@ class _Chunk:
     """A part of a batch."""
 
     batch: _Batch
-    start: int
+    places: Sequence[int]
+    """Of the units' samples in the batch."""
     units: list[Unit]
     progress: Progress
 
@@ -58,6 +59,8 @@ class Scorer:
         Whether the task has coroutines.
     num_ranks : int
         How many ranks share the rate limit.
+    takes_turns : bool
+        Whether samples are turns of episodes. Each episode has a process of its own, which knows what came before.
     """
 
     def __init__(
@@ -68,15 +71,18 @@ class Scorer:
         scope: Scope = "completion",
         is_async: bool = False,
         num_ranks: int = 1,
+        takes_turns: bool = False,
     ):
         num_processes = num_ranks * config.num_processes
         self._start_process = partial(Process, make_task, config, num_processes, with_answers)
         self._config, self._scope, self._is_async = config, scope, is_async
-        self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._takes_turns = takes_turns
+        shared: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._queues = [queue.SimpleQueue() if takes_turns else shared for _ in range(config.num_processes)]
         self._lock = threading.Lock()
         self._seen: set[str] = set()
         self._threads = [
-            threading.Thread(target=self._run, daemon=True, name=f"esmpi-scorer-{i}")
+            threading.Thread(target=self._run, args=(self._queues[i],), daemon=True, name=f"esmpi-scorer-{i}")
             for i in range(config.num_processes)
         ]
         for thread in self._threads:
@@ -102,6 +108,12 @@ class Scorer:
         if not samples:
             batch.future.set_result(scored)
             return batch.future
+        if self._takes_turns:
+            for number, own in enumerate(self._queues):
+                places = [i for i, one in enumerate(samples) if _episode_of(one) % len(self._queues) == number]
+                if places:
+                    own.put(_Chunk(batch, places, [[samples[i]] for i in places], progress or Progress()))
+            return batch.future
         size = {"completion": 1, "group": group_size, "batch": len(samples)}[self._scope]
         # coroutines are under way at once, so a process best has all of them
         chunk = -(-len(samples) // self._config.num_processes) if self._is_async else _CHUNK
@@ -109,21 +121,21 @@ class Scorer:
         for start in range(0, len(samples), step):
             end = min(start + step, len(samples))
             units = [samples[first : min(first + size, end)] for first in range(start, end, size)]
-            self._chunks.put(_Chunk(batch, start, units, progress or Progress()))
+            self._queues[0].put(_Chunk(batch, range(start, end), units, progress or Progress()))
         return batch.future
 
     def close(self) -> None:
         """End the processes."""
-        for _ in self._threads:
-            self._chunks.put(None)
+        for own in self._queues:
+            own.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _run(self) -> None:
+    def _run(self, chunks: "queue.SimpleQueue[_Chunk | None]") -> None:
         """Feed one process, and replace it when it is lost. Runs in a thread for each."""
         process = self._start_process()
         try:
-            while (chunk := self._chunks.get()) is not None:
+            while (chunk := chunks.get()) is not None:
                 try:
                     process = self._score(process, chunk)
                 except Exception as error:  # a fault of the pool itself: raised where the result is awaited
@@ -135,13 +147,16 @@ class Scorer:
     def _score(self, process: Process, chunk: _Chunk) -> Process:
         """Score a chunk; return the process that is there afterwards."""
         started = time.perf_counter()
+        # an episode may have to be played again from its beginning
+        turns = [len(one.turns.completions) for unit in chunk.units for one in unit if one.turns is not None]
+        limit_s = self._config.time_limit_s * max([1, *turns])
         done: dict[int, list[Result]] = {}
         while left := [place for place in range(len(chunk.units)) if place not in done]:
             begun: set[int] = set()
             try:
                 process.send([chunk.units[place] for place in left], chunk.progress)
                 while len(done) < len(chunk.units):
-                    number, results = process.receive(self._config.time_limit_s)
+                    number, results = process.receive(limit_s)
                     if number is not None and results is None:
                         begun.add(left[number])
                     elif number is not None and results is not None:
@@ -151,14 +166,14 @@ class Scorer:
                 lost = (begun - done.keys()) or {next(place for place in left if place not in done)}
                 for place in lost:
                     size = len(chunk.units[place])
-                    done[place] = [self._lost(process, error, size)] * size
+                    done[place] = [self._lost(process, error, size, limit_s)] * size
                 process.end()
                 process = self._start_process()
         results = [result for place in range(len(chunk.units)) for result in done[place]]
         samples = [sample for unit in chunk.units for sample in unit]
         with self._lock:
             batch, scored = chunk.batch, chunk.batch.scored
-            for place, (sample, (kind, what)) in enumerate(zip(samples, results, strict=True), chunk.start):
+            for place, sample, (kind, what) in zip(chunk.places, samples, results, strict=True):
                 if isinstance(what, tuple):
                     scored.scores[place], scored.answers[place] = what
                 else:
@@ -173,11 +188,11 @@ class Scorer:
                 batch.future.set_result(scored)
         return process
 
-    def _lost(self, process: Process, error: Exception, size: int) -> Result:
+    def _lost(self, process: Process, error: Exception, size: int, limit_s: float) -> Result:
         """Return the fate of what a process was scoring when it was lost: `size` completions."""
         of = f" ({counted(size, 'completion')})" if size > 1 else ""
         if isinstance(error, TimeoutError):
-            return "timed_out", f"no reward after {self._config.time_limit_s:g} s{of}"
+            return "timed_out", f"no reward after {limit_s:g} s{of}"
         return "died", f"the process that computed the reward ended with {process.exit_code}{of}"
 
     def _log_once(self, kind: str, what: str, completion: str) -> None:
@@ -185,3 +200,8 @@ class Scorer:
         if key not in self._seen:
             self._seen.add(key)
             log.warning("a reward failed (shown once a kind): %s, for the completion %.200r", what, completion)
+
+
+def _episode_of(sample: Sample) -> int:
+    assert sample.turns is not None
+    return sample.turns.place

@@ -32,6 +32,8 @@ class Turns:
     """Those of all turns; none at the beginning."""
     is_over: bool = False
     """Whether a limit ends the episode here."""
+    place: int = 0
+    """The episode's number in its batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, completion: str, example: Example) -> Score:
-        """Score one completion (the text after the prompt). Must not execute it."""
+        """Score one completion (the text after the prompt). Text of a model is executed in `esmpi.sandbox` only."""
 
     def score_together(self, samples: Sequence[Sample], progress: Progress) -> Sequence[Score | BaseException]:
         """Score what belongs together by `scope`; override it for rewards that compare completions.

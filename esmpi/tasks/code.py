@@ -18,7 +18,7 @@ from esmpi.tasks.chat import ChatTaskConfig, chat
 
 INSTRUCTION = "Solve this in Python. Reply with the whole program between ```python and ```.\n\n{problem}"
 
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 MAX_LENGTH = 20_000
 """Characters of a program; a longer one is wrong."""
 
@@ -70,13 +70,13 @@ class Code(Task):
     def score(self, completion: str, example: Example) -> Score:
         program = program_of(completion, example, goes_on=self.config.chat_format == "none")
         try:
-            ast.parse(program)
+            ast.parse(_future_first(program))
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             return self._score(0.0, parsed=False, problem=f"{type(error).__name__}: {error}")
         if not program.strip() or len(program) > MAX_LENGTH:
             return self._score(0.0, parsed=False, problem=f"the program has {len(program)} characters")
         setup, tests = tests_of(example)
-        outcome = self._sandbox.run(f"{setup}\n{program}" if setup else program, tests)
+        outcome = self._sandbox.run(_future_first(f"{setup}\n{program}" if setup else program), tests)
         return self._score(sum(outcome.passed) / len(tests), parsed=True, problem=outcome.problem)
 
     def _score(self, share: float, *, parsed: bool, problem: str) -> Score:
@@ -113,10 +113,10 @@ def program_of(completion: str, example: Example, *, goes_on: bool) -> str:
     """
     start = example["prompt"] if "entry_point" in example else ""
     if blocks := _BLOCK.findall(completion):
-        return _imports(start) + str(blocks[-1])
+        return _before(start) + str(blocks[-1])
     if goes_on and start:
         return start + _body(completion)
-    return _imports(start) + completion
+    return _before(start) + completion
 
 
 def tests_of(example: Example) -> tuple[str, list[str]]:
@@ -131,10 +131,25 @@ def _problem(example: Example) -> Any:
     return example.get("prompt", example.get("text"))
 
 
-def _imports(start: str) -> str:
-    """Return the lines of a beginning that import something."""
-    lines = (line for line in start.splitlines() if line.startswith(("import ", "from ")))
-    return "".join(f"{line}\n" for line in lines)
+def _before(start: str) -> str:
+    """Return what stands before a whole program: the beginning that the prompt has, with its imports and helpers.
+
+    The function that it begins is defined again by the program. A beginning that is no program by itself gives its
+    imports.
+    """
+    try:
+        ast.parse(start)
+    except SyntaxError:
+        lines = (line for line in start.splitlines() if line.startswith(("import ", "from ")))
+        return "".join(f"{line}\n" for line in lines)
+    return start if not start or start.endswith("\n") else f"{start}\n"
+
+
+def _future_first(program: str) -> str:
+    """Return a program with its imports from __future__ in front, where Python wants them."""
+    lines = program.splitlines(keepends=True)
+    future = [line for line in lines if line.startswith("from __future__ ")]
+    return "".join([*future, *(line for line in lines if line not in future)]) if future else program
 
 
 def _body(completion: str) -> str:

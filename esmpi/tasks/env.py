@@ -15,7 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from esmpi import plugins
 from esmpi.config.keys import key
@@ -27,13 +29,13 @@ from esmpi.tasks.chat import ChatFormat, ChatTaskConfig, chat, reply
 from esmpi.tasks.environments.base import Environment
 from esmpi.tasks.programs import as_environment
 
-if TYPE_CHECKING:
-    import numpy as np
-
 PREFIX = "env:"
 _ROOM = "esmpi.tasks.environments"
 _MOST_KEPT = 10_000
 """Episodes that a process keeps; an older one is played again from its beginning if it goes on."""
+_LONGEST = 100_000
+"""Characters of what an environment says in a turn."""
+_FOLLOWING = ("observation", "append", "prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class EnvTask(Task):
 
     def _open(self) -> Environment:
         try:
-            return self._type(**self.config.params)
+            return self._type(**copy.deepcopy(self.config.params))
         except Exception as error:  # the user's own class: whatever it raises is about these parameters
             raise UserError(
                 f"task.params: {self.config.name} does not take {self.config.params}: {said(error)}"
@@ -156,6 +158,7 @@ class EnvTask(Task):
         def as_prompt(first: Prompt) -> Prompt:
             if not isinstance(first, str):
                 return _messages(first)
+            _text(first)
             # the model's own chat template describes the tools, if it can: see `esmpi.session`
             described = "" if config.chat_format == "model" else tools.described(self.tools)
             system = "\n\n".join(part for part in (config.system, described) if part)
@@ -248,15 +251,22 @@ class _Episode:
     def _take(self, method: str, answer: Any) -> Mapping[str, Any]:
         """Add up what an answer of the environment says of the reward; return it as a dict."""
         if isinstance(answer, str | list):
-            return {"observation": answer}
+            answer = {"observation": answer}
         if isinstance(answer, Real):
             answer = {"reward": answer}
         if not isinstance(answer, Mapping):
             raise TypeError(f"`{method}` returned {reprlib.repr(answer)}, which is no text, list, number or dict")
+        following = [name for name in _FOLLOWING if answer.get(name) is not None]
+        if len(following) > (method == "step"):
+            raise TypeError(f"`{method}` returned {' and '.join(following)}: at most one of them may be, by `step`")
         for name, value in answer.items():
             if name in ("correct", "parsed"):
+                if not isinstance(value, bool | np.bool_):
+                    raise TypeError(f"`{name}` from `{method}` is {reprlib.repr(value)}, not true or false")
                 self._verdicts[name] = bool(value)
-            elif name not in ("observation", "append", "prompt"):
+            elif name == "turns":
+                raise TypeError(f"`{method}` returned `turns`, which esmpi counts itself: give it another name")
+            elif name not in _FOLLOWING:
                 if not isinstance(value, Real):
                     raise TypeError(f"`{name}` from `{method}` is {reprlib.repr(value)}, not a number")
                 if name == "reward":
@@ -267,13 +277,16 @@ class _Episode:
 
     def _go_on(self, completion: str, observation: Any) -> None:
         if isinstance(self.conversation, str):
-            if isinstance(observation, list) and all(turn.get("role") == "tool" for turn in observation):
+            if observation and isinstance(observation, list) and all(_is_tool_turn(turn) for turn in observation):
                 observation = "\n".join(tools.response(turn["content"]) for turn in observation)
             if not isinstance(observation, str):
+                _messages(observation)
                 raise TypeError("`step` returned messages, but the conversation is a text: set task.chat_format=model")
-            self.conversation += completion + reply(self._chat_format, observation)
+            self.conversation += completion + reply(self._chat_format, _text(observation))
             return
         turns = [{"role": "user", "content": observation}] if isinstance(observation, str) else observation
+        if not turns:
+            raise TypeError("`step` returned no message")
         said = {"role": "assistant", "content": completion}
         self.conversation = [*self.conversation, said, *_messages(turns)]
 
@@ -283,7 +296,7 @@ class _Episode:
                 "`append` goes on in the model's own turn, which its chat template has closed: set task.chat_format to "
                 "none, chatml, llama3 or gemma"
             )
-        self.conversation += completion + more
+        self.conversation += completion + _text(more)
 
 
 def _find(name: str, source: bytes) -> tuple[type[Environment], bytes]:
@@ -314,6 +327,23 @@ def _find(name: str, source: bytes) -> tuple[type[Environment], bytes]:
     return own, source
 
 
+def _is_tool_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role") == "tool" and isinstance(turn.get("content"), str)
+
+
+def _text(text: Any) -> str:
+    """Return what an environment says, checked."""
+    if not isinstance(text, str):
+        raise TypeError(f"{reprlib.repr(text)} is no text")
+    if len(text) > _LONGEST:
+        raise ValueError(f"the environment says {len(text):,} characters in a turn, more than {_LONGEST:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the environment says what is no Unicode text: {error}") from None
+    return text
+
+
 def _messages(turns: Any) -> list[dict[str, str]]:
     """Return messages, checked."""
     if (
@@ -325,4 +355,4 @@ def _messages(turns: Any) -> list[dict[str, str]]:
         )
     ):
         raise TypeError(f"{reprlib.repr(turns)} is neither a text nor messages")
-    return turns
+    return [{name: _text(value) for name, value in turn.items()} for turn in turns]

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import reprlib
+import resource
 import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from functools import cache
+from contextlib import suppress
+from numbers import Real
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,13 +29,18 @@ _SILENT = {"model", "timeout", "user"}
 """Arguments of a request that change nothing here."""
 
 
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop of this process. The programs of all its episodes share it."""
-    loop = asyncio.new_event_loop()
-    # a program that is never continued, because a limit or another process ended its episode, is no error
-    loop.set_exception_handler(lambda _, __: None)
-    return loop
+_ROUNDS = 10
+"""Turns of the event loop in which a program must make those of its requests that belong together."""
+
+
+class Message(dict[str, Any]):
+    """A reply as OpenAI's client gives it, with attributes, which is a chat message as well."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class ModelClient:
@@ -43,6 +51,12 @@ class ModelClient:
         """Those that wait for an answer."""
         self.asked = asyncio.Event()
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create))
+
+    def waiting(self) -> bool:
+        """Return whether a request waits, after those were dropped whose program waits for them no more."""
+        while self.requests and self.requests[0][1].done():
+            self.requests.popleft()
+        return bool(self.requests)
 
     async def complete(self, prompt: Prompt) -> str:
         """Return the model's completion of a text or of messages."""
@@ -56,8 +70,8 @@ class ModelClient:
             raise ValueError("n, stream and tools are not supported here: ask several times, or write an Environment")
         for name in arguments.keys() - _SILENT:
             warnings.warn(f"{name} of a request has no effect: the config's section sampling has it", stacklevel=2)
-        text = await self.complete(list(messages))
-        message = SimpleNamespace(role="assistant", content=text, tool_calls=None)
+        text = await self.complete([{"role": turn["role"], "content": turn["content"]} for turn in messages])
+        message = Message(role="assistant", content=text)
         return SimpleNamespace(choices=[SimpleNamespace(index=0, message=message, finish_reason="stop")])
 
 
@@ -74,8 +88,12 @@ class Program(Environment):
         async def work() -> Any:
             return await type(self).function(self._client, example, **self._params)
 
+        # of this episode alone, so that the order of its requests depends on no other one
+        self._loop = asyncio.new_event_loop()
+        # a program that is never continued, because a limit or another process ended its episode, is no error
+        self._loop.set_exception_handler(lambda _, __: None)
         self._client = ModelClient()
-        self._task = _loop().create_task(work())
+        self._task = self._loop.create_task(work())
         found = self._go_on()
         if "prompt" not in found:
             raise ValueError("the program returned without asking the model")
@@ -83,29 +101,47 @@ class Program(Environment):
         return prompt
 
     def step(self, completion: str) -> Answer:
+        assert self._client.waiting()
         _, answer = self._client.requests.popleft()
         answer.set_result(completion)
         return self._go_on()
 
     def finish(self) -> float:
-        self._task.cancel()
-        _loop().run_until_complete(asyncio.gather(self._task, return_exceptions=True))
+        self._end()
         return 0.0
+
+    def _end(self) -> None:
+        if not self._loop.is_closed():
+            self._task.cancel()
+            self._loop.run_until_complete(asyncio.gather(self._task, return_exceptions=True))
+            self._loop.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_loop"):
+            with suppress(Exception):  # at the end of the process
+                self._end()
 
     def _go_on(self) -> dict[str, Any]:
         """Let the program go on until it asks the model or returns."""
 
         async def until_it_asks() -> None:
-            while not (self._client.requests or self._task.done()):
+            while not (self._client.waiting() or self._task.done()):
                 self._client.asked.clear()
                 asked = asyncio.ensure_future(self._client.asked.wait())
                 await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
                 asked.cancel()
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
 
-        _loop().run_until_complete(until_it_asks())
-        if self._client.requests and not self._task.done():
+        self._loop.run_until_complete(until_it_asks())
+        if self._client.waiting() and not self._task.done():
             return {"prompt": self._client.requests[0][0]}
+        if not self._task.done():
+            return self._go_on()
         result = self._task.result()
+        self._end()
+        if not isinstance(result, dict | Real):
+            raise TypeError(f"the program returned {reprlib.repr(result)}, which is no number or dict")
         return dict(result) if isinstance(result, dict) else {"reward": result}
 
     def problems(self, part: Part) -> list[Example]:
@@ -126,5 +162,8 @@ class Program(Environment):
 
 def as_environment(function: Callable[..., Awaitable[Any]], module: ModuleType) -> type[Program]:
     """Return the environment whose episodes are calls of a coroutine function of a user's file."""
+    # each event loop has files
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     made: type[Program] = type(function.__name__, (Program,), {"function": staticmethod(function), "module": module})
     return made

@@ -46,6 +46,8 @@ def schemas(functions: Sequence[Callable[..., Any]]) -> list[dict[str, Any]]:
 
     made = []
     for function in functions:
+        if inspect.iscoroutinefunction(function):
+            raise UserError(f"tools: {function.__name__} is a coroutine: make it an ordinary function")
         try:
             made.append(get_json_schema(_without_self(function)))
         except Exception as error:  # transformers has several kinds of them
@@ -88,7 +90,11 @@ def result_of(environment: object, call: Call) -> str:
         result = function(*bound.args, **bound.kwargs)
     except Exception as error:  # of whatever kind: the model may do better next time
         return f"error: {said(error)}"
-    text = result if isinstance(result, str) else json.dumps(result, default=str)
+    try:
+        text = result if isinstance(result, str) else json.dumps(result)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"error: the result of {call['name']} is no text: {said(error)}"
     return text if len(text) <= _LONGEST_RESULT else text[:_LONGEST_RESULT] + " ..."
 
 
@@ -117,7 +123,7 @@ def without_tool_turns(
 def _read(text: str) -> Call:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"the call is no JSON: {error}"
     if not isinstance(found, dict):
         return "the call is no JSON object"

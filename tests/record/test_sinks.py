@@ -82,3 +82,15 @@ def test_a_sink_that_cannot_be_opened_is_an_error(tmp_path: Path, monkeypatch: p
     (tmp_path / "figures.jsonl").mkdir()
     with pytest.raises(UserError, match=r"log\.sinks: jsonl cannot be opened: .*figures\.jsonl"):
         Sinks(["jsonl"], tmp_path, ATTRIBUTES, 0)
+
+
+def test_a_table_keeps_its_rows_when_a_start_is_killed_at_once(tmp_path: Path) -> None:
+    first = Sinks(["csv"], tmp_path, ATTRIBUTES, 0)
+    for generation in range(3):
+        first.write("generation", generation, {"x": float(generation)})
+    first.close()
+    with (tmp_path / "figures.csv").open("a") as file:
+        file.write("generation,3x")
+    Sinks(["csv"], tmp_path, ATTRIBUTES, 2)  # which is never closed
+    lines = (tmp_path / "figures.csv").read_text().split()
+    assert lines == ["group,generation,name,value", "generation,0,x,0.0", "generation,1,x,1.0"]

@@ -47,6 +47,16 @@ def test_a_function_goes_on() -> None:
     assert task.score(block, HUMAN_EVAL) == worth(1, 1), "the imports of the prompt are there"
 
 
+def test_blocks_are_found_whatever_their_fence_says() -> None:
+    for fence in ("python3", "python title=x.py", "Python", ""):
+        block = f"So:\n```{fence}\ndef add(a, b):\n    return a + b\n```\nDone."
+        assert program_of(block, MBPP, goes_on=False) == "def add(a, b):\n    return a + b\n"
+    helper = HUMAN_EVAL | {"prompt": "def less(a, b):\n    return a < b\n\n\n" + HUMAN_EVAL["prompt"]}
+    block = "```python\nfrom __future__ import annotations\ndef largest(values):\n    best = values[0]\n"
+    block += "    for value in values:\n        best = value if less(best, value) else best\n    return best\n```"
+    assert made().score(block, helper) == worth(1, 1)
+
+
 def test_a_program_passes_tests_of_a_list() -> None:
     task = made(partial_credit=True)
     task.check(MBPP)
@@ -145,6 +155,42 @@ def test_a_program_can_only_compute(sandbox: Sandbox, tmp_path: Path, program: s
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert time.monotonic() - began < 30
     assert sandbox.run("x = 1", ["assert x == 1", "assert x == 2"]).passed == (True, False)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os, time\nos.write(3, b'[' * 60000 + b'\\n')\ntime.sleep(60)",
+        "import sys\nf = sys._getframe(2).f_locals\nfor _ in range(50): f['tell']('test', True, '')",
+        "import os\nraise Exception(os.environ['SECRET_TOKEN'])",
+    ],
+)
+def test_what_a_program_writes_itself_is_bounded(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    own = Sandbox(time_limit_s=0.5)
+    server = own._server
+    outcome = own.run(program, ["assert False"])
+    assert len(outcome.passed) == 1
+    assert "hunter2" not in outcome.problem
+    assert own.run("x = 1", ["assert x"]).passed == (True,)
+    assert own._server is server, "the server is still the same"
+    own.close()
+
+
+def test_programs_are_deterministic_in_each_process() -> None:
+    said = []
+    for _ in range(2):
+        own = Sandbox()
+        program = "import random\nraise Exception(hash('abc'), random.random(), {'a', 'b', 'c'})"
+        said.append(own.run(program, []).problem)
+        own.close()
+    assert said[0] == said[1] != ""
+
+
+def test_a_module_that_prints_is_no_answer() -> None:
+    own = Sandbox(modules=["this"])
+    assert own.run("x = 1", ["assert x"]).passed == (True,)
+    own.close()
 
 
 def test_programs_do_not_meet(sandbox: Sandbox) -> None:

@@ -282,6 +282,104 @@ def test_a_program_asks_the_model(tmp_path: Path) -> None:
         made(f"{path}:silent", chat_format="model").check(example)
 
 
+CHAINS = """
+import asyncio
+
+async def chain(client, name):
+    said = ""
+    for i in range(3):
+        said = await client.complete([{"role": "user", "content": f"{name}{i}{said}"}])
+    return said
+
+async def solve(client, example):
+    both = await asyncio.gather(chain(client, "a"), chain(client, "b"))
+    reply = await client.chat.completions.create(messages=[{"role": "user", "content": " ".join(both)}])
+    messages = [{"role": "user", "content": "x"}, reply.choices[0].message]
+    await client.complete(messages)
+    return 1
+"""
+
+
+def test_what_a_program_asks_depends_on_no_other_episode(tmp_path: Path) -> None:
+    path = tmp_path / "chains.py"
+    path.write_text(CHAINS, encoding="utf-8")
+
+    def asked(others: int) -> list[Any]:
+        task = made(f"{path}:solve", chat_format="model")
+        found, said = [], []
+        for turn in range(8):
+            for number in range(others):
+                task.play({"number": number}, 0, [str(i) for i in range(turn)])
+            found.append(task.play({"number": -1}, 0, said))
+            said.append(f"-{turn}")
+        return found
+
+    alone = asked(0)
+    assert [turns[-1]["content"][:2] for turns in alone[:6]] == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert alone[7] == [{"role": "user", "content": "x"}, {"role": "assistant", "content": "-6"}]
+    assert asked(5) == alone
+
+
+def test_an_environment_cannot_change_its_parameters(tmp_path: Path) -> None:
+    path = tmp_path / "collects.py"
+    path.write_text(
+        "import esmpi\n\nclass Collects(esmpi.Environment):\n"
+        "    def __init__(self, seen): self.seen = seen\n"
+        "    def reset(self, example, seed): self.seen.append(1); return str(len(self.seen))\n"
+        "    def step(self, completion): return 0\n"
+    )
+    task = made(f"{path}:Collects", params={"seen": []})
+    assert [task.play({}, seed, []) for seed in range(3)] == ["1"] * 3
+
+
+ANSWERS = """
+import esmpi
+
+class Says(esmpi.Environment):
+    def reset(self, example, seed):
+        return "?"
+
+    def step(self, completion):
+        return eval(completion)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("None", "no text, list, number or dict"),
+        ("[]", "no message"),
+        ("['a']", "neither a text nor messages"),
+        ("[{'role': 'tool'}]", "neither a text nor messages"),
+        ("'\\ud800'", "no Unicode text"),
+        ("'x' * 200_000", "200,000 characters in a turn, more than 100,000"),
+        ("{'observation': 'a', 'append': 'b'}", "observation and append: at most one of them"),
+        ("{'observation': 5}", "neither a text nor messages"),
+        ("{'reward': 'high'}", "not a number"),
+        ("{'reward': 1, 'correct': 'no'}", "not true or false"),
+        ("{'reward': 1, 'correct': float('nan')}", "not true or false"),
+        ("{'reward': 1, 'turns': 3}", "give it another name"),
+    ],
+)
+def test_an_answer_that_is_none_is_told(tmp_path: Path, answer: str, message: str) -> None:
+    path = tmp_path / "says.py"
+    path.write_text(ANSWERS, encoding="utf-8")
+    with pytest.raises((TypeError, ValueError), match=message):
+        made(f"{path}:Says", chat_format="model").play({}, 0, [answer])
+
+
+def test_a_tool_that_cannot_be_used_is_told(own: Path) -> None:
+    text = own.read_text().replace('return f"sun in {city} for {days}"', "return {(1, 2): object()}")
+    own.write_text(text)
+    call = '{"name": "weather", "arguments": {"city": "R"}}'
+    said = made(f"{own}:Weather", chat_format="model").play({"city": "R"}, 0, [call])
+    assert isinstance(said, list)
+    assert said[-1]["content"].startswith("error: the result of weather is no text")
+    own.write_text(text.replace("    def weather", "    async def weather"))
+    with pytest.raises(UserError, match="tools: weather is a coroutine"):
+        made(f"{own}:Weather")
+
+
 def test_a_calculator_writes_the_values() -> None:
     task = made("countdown_calculator", params={"num_numbers": [3], "operators": "+-"})
     example = {"numbers": [12, 7, 3], "target": 16}
@@ -308,6 +406,10 @@ def test_sudoku_by_moves() -> None:
     assert str(task.play(example, 0, [half])).endswith("</answer>\n3 4 1 2\n2 1 3 4\n4 3 0 1\n0 0 4 0\n")
     solved = task.play(example, 0, [half, f"<answer>{','.join(moves[5:])}</answer>"])
     assert solved == Score(reward=1.0, correct=True, figures={"turns": 2.0, "cells_right": 1.0})
+    every = " ".join(f"r{i // 4 + 1}c{i % 4 + 1}={digit}" for i in blanks for digit in range(1, 5))
+    guessed = task.play(example, 0, [f"<answer>{every}</answer>"])
+    assert isinstance(guessed, Score)
+    assert not guessed.correct, "guesses are not free"
     wrong = ["<answer>r1c3=2</answer>", "no move", "<answer>r9c9=9</answer>"]
     assert "r1c3=2 is wrong." in str(task.play(example, 0, wrong[:1]))
     assert task.play(example, 0, wrong) == Score(reward=0.0, correct=False, figures={"turns": 3.0, "cells_right": 0.0})

@@ -1,6 +1,7 @@
 """Sink `csv`: figures as a table."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ class Csv(Sink):
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         path = directory / "figures.csv"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [row for row in csv.reader(lines[1:]) if len(row) == len(_HEAD) and int(row[1]) < first]
-        write_whole(path, b"")
+        rows = [row for row in csv.reader(lines[1:]) if len(row) == len(_HEAD)]
+        kept = io.StringIO(newline="")
+        csv.writer(kept).writerows([_HEAD, *(row for row in rows if row[1].isdecimal() and int(row[1]) < first)])
+        write_whole(path, kept.getvalue().encode())
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file)
-        self._writer.writerows([_HEAD, *kept])
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         self._writer.writerows([group, generation, name, repr(float(value))] for name, value in figures.items())

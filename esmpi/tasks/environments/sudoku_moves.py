@@ -48,10 +48,13 @@ class SudokuMoves(Environment):
             self._num_wrong += 1
             said = "There was no move such as <answer>r1c2=3</answer>."
         else:
-            said = " ".join(filter(None, (self._move(*map(int, move)) for move in moves)))
+            said = ""
+            for move in moves:
+                if self._num_wrong < 3:
+                    said += self._move(*map(int, move))
         if "0" not in self._cells or self._num_wrong >= 3:
             return self.finish()
-        return f"{said}\n\n{self._grid()}".lstrip()
+        return f"{said.rstrip()}\n\n{self._grid()}".lstrip()
 
     def finish(self) -> dict[str, Any]:
         left = self._cells.count("0")
@@ -62,11 +65,11 @@ class SudokuMoves(Environment):
         """Fill in a cell; return what is wrong with that, if something is."""
         if max(row, column, digit) > self._size:
             self._num_wrong += 1
-            return f"There is no r{row}c{column}={digit}."
+            return f"There is no r{row}c{column}={digit}. "
         cell = (row - 1) * self._size + column - 1
         if self._solution[cell] != str(digit):
             self._num_wrong += 1
-            return f"r{row}c{column}={digit} is wrong."
+            return f"r{row}c{column}={digit} is wrong. "
         self._cells[cell] = str(digit)
         return ""
 
