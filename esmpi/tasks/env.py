@@ -31,8 +31,9 @@ from esmpi.tasks.programs import as_environment
 
 PREFIX = "env:"
 _ROOM = "esmpi.tasks.environments"
-_MOST_KEPT = 10_000
-"""Episodes that a process keeps; an older one is played again from its beginning if it goes on."""
+_MOST_KEPT, _MOST_CHARACTERS = 10_000, 100_000_000
+"""Episodes that a process keeps, and the length of all they said; an older one is played again from its beginning if it
+goes on."""
 _LONGEST = 100_000
 """Characters of what an environment says in a turn."""
 _FOLLOWING = ("observation", "append", "prompt")
@@ -77,6 +78,7 @@ class EnvTask(Task):
         self.tools = tools.schemas(self._type.tools)
         self._pattern = self._open()
         self._kept: OrderedDict[Hashable, list[_Episode]] = OrderedDict()
+        self._length = 0
 
     @classmethod
     def goes_by(cls, name: str) -> bool:
@@ -141,13 +143,16 @@ class EnvTask(Task):
     def _keep(self, place: Hashable, episode: _Episode) -> None:
         self._kept.setdefault(place, []).append(episode)
         self._kept.move_to_end(place)
-        while len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+        self._length += episode.length
+        while len(self._kept) > 1 and (len(self._kept) > _MOST_KEPT or self._length > _MOST_CHARACTERS):
+            _, dropped = self._kept.popitem(last=False)
+            self._length -= sum(one.length for one in dropped)
 
     def _take(self, place: Hashable) -> _Episode | None:
         """Return an episode that was kept at this place, if there is one: all there are alike."""
         episodes = self._kept.get(place, [])
         episode = episodes.pop() if episodes else None
+        self._length -= episode.length if episode is not None else 0
         if not episodes:
             self._kept.pop(place, None)
         return episode
@@ -232,6 +237,12 @@ class _Episode:
             return
         if self._num_turns >= max_turns:
             self.stop()
+
+    @property
+    def length(self) -> int:
+        """Characters of the conversation."""
+        said = self.conversation
+        return len(said) if isinstance(said, str) else sum(len(turn["content"]) for turn in said)
 
     def stop(self) -> None:
         """End the episode at a limit."""

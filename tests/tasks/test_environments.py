@@ -158,6 +158,19 @@ def test_the_state_is_kept_and_a_lost_one_is_made_again(own: Path) -> None:
     assert fresh.play({"count": 9}, 7, said) == task.play({"count": 9}, 7, said)
 
 
+def test_what_is_kept_is_bounded(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esmpi.tasks.env._MOST_CHARACTERS", 100)
+    task = made(f"{own}:Counter")
+    for seed in range(50):
+        task.play({"count": 9}, seed, [])
+    assert 0 < task._length == sum(one.length for episodes in task._kept.values() for one in episodes) <= 100
+    assert task.play({"count": 9}, 0, ["a"]) == "Count to 9.a\n8 left\n", "played again"
+    for seed in range(50):
+        task.play({"count": 1}, seed, [])
+        task.play({"count": 1}, seed, ["a"])
+    assert task._length == sum(one.length for episodes in task._kept.values() for one in episodes)
+
+
 def test_tools_are_described_called_and_answered(own: Path) -> None:
     task = made(f"{own}:Weather", chat_format="model")
     [schema] = task.tools
