@@ -89,13 +89,15 @@ class Code(Task):
             Sandbox(self.config.modules, self.config.time_limit_s, self.config.memory_gib).close()
             self._has_sandbox = True
         if not isinstance(_problem(example), str):
-            raise ValueError("a problem is missing: `prompt` or `text` must have one")
+            raise ValueError("`prompt` or `text` must be the problem, a text")
         if "test_list" in example:
             tests = example["test_list"]
             if not (isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests)):
                 raise ValueError(f"`test_list` must be a list of texts, got {reprlib.repr(tests)}")
         elif not all(isinstance(example.get(name), str) for name in ("test", "entry_point")):
-            raise ValueError("tests are missing: `test` and `entry_point` as in HumanEval, or `test_list` as in MBPP")
+            raise ValueError(
+                "`test` and `entry_point` must be texts, as in HumanEval; or give a `test_list`, as MBPP does"
+            )
 
     def key(self, example: Example) -> Hashable:
         return _problem(example)

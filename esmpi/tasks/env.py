@@ -15,9 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi import plugins
 from esmpi.config.keys import key
@@ -28,6 +26,9 @@ from esmpi.tasks.base import Progress, Sample, Score, Task
 from esmpi.tasks.chat import ChatFormat, ChatTaskConfig, chat, reply
 from esmpi.tasks.environments.base import Environment
 from esmpi.tasks.programs import as_environment
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PREFIX = "env:"
 _ROOM = "esmpi.tasks.environments"
@@ -272,7 +273,8 @@ class _Episode:
             raise TypeError(f"`{method}` returned {' and '.join(following)}: at most one of them may be, by `step`")
         for name, value in answer.items():
             if name in ("correct", "parsed"):
-                if not isinstance(value, bool | np.bool_):
+                # NumPy's truth values as well
+                if not isinstance(value, bool) and getattr(getattr(value, "dtype", None), "kind", "") != "b":
                     raise TypeError(f"`{name}` from `{method}` is {reprlib.repr(value)}, not true or false")
                 self._verdicts[name] = bool(value)
             elif name == "turns":

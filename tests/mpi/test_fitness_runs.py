@@ -136,7 +136,7 @@ def test_the_control_is_theta_on_the_prompts_of_the_generation(launch: Run, tmp_
     assert np.isfinite(resumed["generations/fitness_theta"]).tolist() == [False, False, False, False, True]
     for name in ("with", "without"):
         left = draw(RunFile.open(tmp_path / name / "tiny" / "run.h5")).axes[0]
-        dots = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))["theta itself"]
+        dots = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))["the model itself"]
         known = np.isfinite(read(tmp_path / name / "tiny")["generations/fitness_theta"])
         assert dots.get_xdata().tolist() == np.flatnonzero(known).tolist()
 

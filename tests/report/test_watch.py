@@ -155,11 +155,11 @@ def test_a_file_that_is_not_there_or_damaged_is_looked_at_again(tmp_path: Path) 
     samples_path(run.path, "held_out", 12).write_text("{}\n")
     run.write()
     watcher.look()
-    assert "g000012.held_out.jsonl is damaged" in draw([view], 160)
+    assert "g000012.held_out.jsonl is damaged" in draw([view], 400)
     run.attributes["log_only"] = True
     run.write()
     watcher.look()
-    assert "is a log-only file, which has no figures of the training: watch the run itself" in draw([view], 160)
+    assert "is a log-only file, which has no figures of the training: watch the run itself" in draw([view], 400)
     run.attributes["log_only"] = False
     run.attributes["config"]["es"]["generations"] = "many"  # well formed, but by no esmpi
     run.write()

@@ -88,11 +88,11 @@ def test_a_chat_model_is_asked_for_a_block() -> None:
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        ({"prompt": "x"}, "tests are missing"),
-        ({"test_list": ["assert f()"]}, "a problem is missing"),
+        ({"prompt": "x"}, "`test` and `entry_point` must be texts"),
+        ({"test_list": ["assert f()"]}, "`prompt` or `text` must be the problem"),
         ({"text": "x", "test_list": "assert f()"}, "`test_list` must be a list of texts"),
         ({"text": "x", "test_list": []}, "`test_list` must be a list of texts"),
-        (HUMAN_EVAL | {"entry_point": None}, "tests are missing"),
+        (HUMAN_EVAL | {"entry_point": None}, "`test` and `entry_point` must be texts"),
     ],
 )
 def test_other_examples_are_refused(example: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from esmpi.config.reader import parse_config
 from esmpi.config.sections import DataConfig
 from esmpi.data.problems import Problems, load_problems
 from esmpi.errors import UserError
-from esmpi.evaluate import Evaluation, _means
+from esmpi.evaluate import Evaluation, means_of
 from esmpi.tasks import Example, Score, Task, TaskConfig, find_task, task_types
 from esmpi.tasks.arc import write_grid
 from esmpi.tasks.base import load_extra
@@ -51,9 +51,11 @@ ARC: Example = {
     "train": [{"input": [[1, 2]], "output": [[2, 1]]}],
     "test": {"input": [[3, 4], [0, 0]], "output": [[4, 3], [0, 0]]},
 }
+ADDING: Example = {"text": "Write a function that adds.", "test_list": ["assert add(1, 2) == 3"]}
 CASES: dict[str, tuple[dict[str, Any], Example | None, Any, float, float]] = {
     # task: its keys, an example (None: the generator's first), a perfect completion, reward of it and of an empty one
     "arc": ({}, ARC, lambda e: f"<answer>{write_grid(e['test']['output'])}</answer>", 1, 0),
+    "code": ({}, ADDING, lambda e: "def add(a, b):\n    return a + b\n", 1, 0),
     "conciseness": ({}, {"question": "?", "answer": "Paris"}, lambda e: e["answer"], 0, -5),
     "countdown": ({}, None, lambda e: f" x </think>\n<answer>{e['solution']}</answer>", 1.1, 0),
     "gsm8k": ({}, GSM, lambda e: "so\n#### 7", 1, 0),
@@ -199,7 +201,7 @@ def test_evaluations_have_the_figures_means_and_the_parse_failures() -> None:
         Score(reward=0.0, correct=False, figures={"a": 4.0}),
         Score(reward=0.0, correct=False),
     ]
-    means = _means([score.figures for score in scores])
+    means = means_of([score.figures for score in scores])
     assert means == {"a_mean": 2.5, "b_mean": 2.0}
     result = Evaluation(
         accuracy=0.5,
