@@ -85,9 +85,10 @@ def open_setup(
                 raise UserError(
                     f"scoring.{name}: has no effect: no reward of task {config.task.name} is a coroutine (async def)"
                 )
-    own_s, limit_s = getattr(config.task, "time_limit_s", 0.0), config.scoring.time_limit_s
-    if own_s >= limit_s:
-        raise SharedError(f"task.time_limit_s: must be below scoring.time_limit_s, {limit_s:g}, got {own_s:g}")
+    for name in ("time_limit_s", "memory_gib"):
+        own, limit = getattr(config.task, name, 0.0), getattr(config.scoring, name)
+        if own >= limit:  # what the task starts is within the process that scores
+            raise SharedError(f"task.{name}: must be below scoring.{name}, {limit:g}, got {own:g}")
     # by the source that was read just now: a process that is started in a week does not read another one
     make = partial(make_task, config.task, task.source)
     scorer = Scorer(make, config.scoring, voting is not None, task.scope, task.is_async, comm.size, task.takes_turns)

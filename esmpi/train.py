@@ -257,7 +257,8 @@ def wave_size_for(session: Session, batch: Batch) -> int:
     es = session.config.es
     part = batch.requests[: session.config.data.mini_batch_size]
     if session.task.takes_turns:
-        part = [replace(request, prompt=session.prompt(batch.examples[0])) for request in part]
+        prompt = session.prompt(batch.examples[0])  # the task begins the others in processes for rewards
+        part = [replace(request, prompt=prompt) for request in part]
     most = -(-es.population_size // session.comm.size)
     return min(most, session.engine.wave_size(part, longest_sampling(session), session.noise))
 

@@ -1,9 +1,9 @@
-"""Measure how far perturbing and updating go above theta and the live weights. The last line is one JSON object.
+"""Measure how far perturbing, updating and so on go above theta and the live weights. The last line is one JSON object.
 
-Each size is a fresh process: theta in float32 and live weights, all of them written to, so that their pages are there.
-Then the process's peak (VmHWM of /proc/self/status) is put back to what it has, and one generation of the given members
-is perturbed and updated, with a digest. What the peak then is above is all that the work needed, whoever allocated it:
-numba, torch, Python, threads' stacks.
+Each size is a fresh process: theta in float32 and live weights of one matrix, all of it written to, so that its pages
+are there. Before each kind of work the process's peak (VmHWM of /proc/self/status) is put back to what it has. What the
+peak then is above is all that the work needed, whoever allocated it: numba, torch, Python, threads' stacks. The base
+model, which the last three kinds read, is a file.
 """
 
 import argparse
@@ -11,8 +11,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -37,31 +40,56 @@ def main() -> None:
         rows.append(json.loads(done.stdout))
         print(
             f"{rows[-1]['elements']:>14,} weights  {rows[-1]['held_mib']:10.1f} MiB held  "
-            f"+{rows[-1]['above_mib']:.1f} MiB"
+            + "  ".join(f"{name} +{above:.1f} MiB" for name, above in rows[-1]["above_mib"].items())
         )
     print(json.dumps({"date": time.strftime("%Y-%m-%d"), "dtype": arguments.dtype, "rows": rows}))
 
 
-def measure(elements: int, members: int, threads: int, dtype: str) -> dict[str, float]:
-    """Return what a process holds, and how far its peak goes above that."""
+def measure(elements: int, members: int, threads: int, dtype: str) -> dict[str, Any]:
+    """Return what a process holds, and how far its peak goes above that with each kind of work."""
     import numpy as np
     import torch
+    from safetensors.torch import save_file
 
+    from esmpi.model.base_model import BaseModel
     from esmpi.noise import member_seed
+    from esmpi.noise.format import FULL, Noise
     from esmpi.weights.host import Weights
     from esmpi.weights.views import View
 
-    shape = (max(1, elements // 1000), 1000)
-    view = View.whole("model.layers.0.mlp.up_proj.weight", torch.ones(shape, dtype=getattr(torch, dtype)))
+    shape, name = (max(1, elements // 1000), 1000), "model.layers.0.mlp.up_proj.weight"
+    view = View.whole(name, torch.ones(shape, dtype=getattr(torch, dtype)))
     weights = Weights([view], lambda view: torch.ones(shape), threads)
     seeds = np.array([member_seed(0, 0, member) for member in range(members)], np.uint64)
-    held_mib = memory_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    for seed in seeds.tolist():
-        weights.perturb(seed, 1e-3)
-    weights.update(seeds, np.full(members, 1e-4, np.float32))
-    weights.digest()
-    return {"elements": shape[0] * shape[1], "held_mib": held_mib, "above_mib": memory_mib("VmHWM") - held_mib}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({name: torch.ones(shape, dtype=torch.bfloat16)}, Path(folder) / "model.safetensors")
+        Path(folder, "config.json").write_text("{}")
+        base = BaseModel(Path(folder))
+
+        def generation(noise: Noise) -> None:
+            for seed in seeds.tolist():
+                weights.perturb(seed, 1e-3, noise=noise)
+            weights.update(seeds, np.full(members, 1e-4, np.float32), noise)
+            weights.digest()
+
+        def read() -> torch.Tensor:
+            return base.read(name, (0, shape[0]), (0, shape[1]))
+
+        works: dict[str, Callable[[], object]] = {
+            "full": lambda: generation(FULL),
+            "full, with factors": lambda: generation(Noise(0, {name: 0.5})),
+            "rank 1": lambda: generation(Noise(1)),
+            "deviations": lambda: base.standard_deviation(name),
+            "anchor": lambda: weights.shrink(lambda view: read(), 0.99),
+            "distance": lambda: weights.squared_distance(lambda view: read()),
+        }
+        held_mib, above = memory_mib("VmRSS"), {}
+        for kind, work in works.items():
+            Path("/proc/self/clear_refs").write_text("5")
+            before = memory_mib("VmRSS")
+            work()
+            above[kind] = memory_mib("VmHWM") - before
+    return {"elements": shape[0] * shape[1], "held_mib": held_mib, "above_mib": above}
 
 
 def memory_mib(name: str) -> float:

@@ -303,7 +303,7 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """Draw as the harness's own program does, where a task draws from the generators that all share."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002  # the generator that its tasks use
     random.seed(0)
     np.random.seed(1234)  # noqa: NPY002
     try:

@@ -61,7 +61,7 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:
             return {"problem": f"the module {name} cannot be imported: {error}"}
     try:
-        import pyseccomp  # noqa: F401
+        import pyseccomp  # noqa: F401  # only whether it can be
     except Exception as error:  # without the library libseccomp, a RuntimeError
         return {"problem": f"seccomp is missing: {error}: pip install 'esmpi[code]', and the system's libseccomp"}
     attempt = "import os\ntry:\n    os.open('/', os.O_RDONLY)\nexcept PermissionError:\n    held = True"

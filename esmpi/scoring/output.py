@@ -79,4 +79,4 @@ def take(ends: tuple[Connection, Connection]) -> None:
         end.close()
     # a pipe would be written to in blocks, and what is in memory is lost when the process is killed
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a file here

@@ -69,12 +69,12 @@ class Code(Task):
 
     def score(self, completion: str, example: Example) -> Score:
         program = program_of(completion, example, goes_on=self.config.chat_format == "none")
+        if not program.strip() or len(program) > MAX_LENGTH:
+            return self._score(0.0, parsed=False, problem=f"the program has {len(program)} characters")
         try:
             ast.parse(_future_first(program))
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             return self._score(0.0, parsed=False, problem=f"{type(error).__name__}: {error}")
-        if not program.strip() or len(program) > MAX_LENGTH:
-            return self._score(0.0, parsed=False, problem=f"the program has {len(program)} characters")
         setup, tests = tests_of(example)
         outcome = self._sandbox.run(_future_first(f"{setup}\n{program}" if setup else program), tests)
         return self._score(sum(outcome.passed) / len(tests), parsed=True, problem=outcome.problem)

@@ -176,10 +176,10 @@ class EnvTask(Task):
         try:
             self._pattern.check(example)
             first = self._open().reset(copy.deepcopy(example), 0)
-        except Exception as error:
+            _text(first) if isinstance(first, str) else _messages(first)
+        except Exception as error:  # the user's own class: whatever it raises is about this example
             raise ValueError(f"no episode can begin with {reprlib.repr(example)}: {said(error)}") from None
         if not isinstance(first, str):
-            _messages(first)
             if self.config.chat_format != "model":
                 raise ValueError(
                     f"the prompt is messages, which go through the model's own chat template: set "

@@ -20,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.data.problem import Example, Part, Prompt
+from esmpi.tasks._problems import problems_of
 from esmpi.tasks.environments.base import Answer, Environment
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _SILENT = {"model", "timeout", "user"}
 """Arguments of a request that change nothing here."""
-
-
 _ROUNDS = 10
 """Turns of the event loop in which a program must make those of its requests that belong together."""
 
@@ -88,6 +87,9 @@ class Program(Environment):
         async def work() -> Any:
             return await type(self).function(self._client, example, **self._params)
 
+        # each event loop has files
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         # of this episode alone, so that the order of its requests depends on no other one
         self._loop = asyncio.new_event_loop()
         # a program that is never continued, because a limit or another process ended its episode, is no error
@@ -130,14 +132,12 @@ class Program(Environment):
                 asked = asyncio.ensure_future(self._client.asked.wait())
                 await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
                 asked.cancel()
-            for _ in range(_ROUNDS):
-                await asyncio.sleep(0)
+                for _ in range(_ROUNDS):
+                    await asyncio.sleep(0)
 
         self._loop.run_until_complete(until_it_asks())
-        if self._client.waiting() and not self._task.done():
-            return {"prompt": self._client.requests[0][0]}
         if not self._task.done():
-            return self._go_on()
+            return {"prompt": self._client.requests[0][0]}
         result = self._task.result()
         self._end()
         if not isinstance(result, dict | Real):
@@ -145,10 +145,7 @@ class Program(Environment):
         return dict(result) if isinstance(result, dict) else {"reward": result}
 
     def problems(self, part: Part) -> list[Example]:
-        found = getattr(self.module, {"train": "train", "eval": "evaluation"}[part], None)
-        if found is None:
-            return super().problems(part)
-        return list(found() if callable(found) else found)
+        return problems_of(self.module, part)
 
     def key(self, example: Example) -> Hashable:
         return self.module.key(example) if hasattr(self.module, "key") else None
@@ -162,8 +159,5 @@ class Program(Environment):
 
 def as_environment(function: Callable[..., Awaitable[Any]], module: ModuleType) -> type[Program]:
     """Return the environment whose episodes are calls of a coroutine function of a user's file."""
-    # each event loop has files
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     made: type[Program] = type(function.__name__, (Program,), {"function": staticmethod(function), "module": module})
     return made

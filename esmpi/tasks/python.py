@@ -28,7 +28,7 @@ import math
 import re
 import reprlib
 import string
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
@@ -36,6 +36,7 @@ from typing import Any, ClassVar
 from esmpi import plugins
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError, nearest, said
+from esmpi.tasks._problems import problems_of
 from esmpi.tasks._rewards import Part as RewardPart
 from esmpi.tasks._rewards import Row, Sheet, as_reward, number
 from esmpi.tasks.base import Progress, Sample, Scope, Score, Task
@@ -43,7 +44,6 @@ from esmpi.tasks.calls import Calls
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
 _WHOLE_PROMPT = "{prompt}"
-_DATA: dict[Part, str] = {"train": "train", "eval": "evaluation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +234,7 @@ class PythonTask(Task):
         return json.dumps(example, sort_keys=True, default=str)
 
     def problems(self, part: Part) -> list[Example]:
-        found = getattr(self._module, _DATA[part], None)
-        if found is None:
-            raise ValueError(f"{self._module.__file__} has no `{_DATA[part]}`: give a file as data.{part}")
-        try:
-            examples = list(_examples(found() if callable(found) else found))
-            json.dumps(examples)  # they go into files and between processes
-        except Exception as error:  # the user's own function, or what it returned
-            raise ValueError(f"`{_DATA[part]}` of {self._module.__file__}: {said(error)}") from error
-        return examples
+        return problems_of(self._module, part)
 
     def _fill(self, example: Example) -> Any:
         template = self.config.template
@@ -281,19 +273,3 @@ def _verdict(what: str, value: Any) -> bool:
     if isinstance(value, str | bytes):  # because "no" would be true
         raise TypeError(f"{what} is {reprlib.repr(value)}, not true or false")
     return bool(value)
-
-
-def _examples(found: Iterable[Any]) -> Iterable[Example]:
-    for problem in found:
-        if isinstance(problem, Mapping):
-            if isinstance(problem.get("prompt"), list | tuple) and all(
-                isinstance(text, str) for text in problem["prompt"]
-            ):
-                raise ValueError("a batch of objects: give the objects themselves, or batches (prompts, targets)")
-            yield dict(problem)
-        elif isinstance(problem, tuple | list) and len(problem) == 2:
-            prompts, targets = problem
-            for prompt, target in zip(prompts, targets, strict=True):
-                yield {"prompt": prompt, "target": target.item() if hasattr(target, "item") else target}
-        else:
-            raise ValueError(f"a problem is an object or a batch (prompts, targets), not {reprlib.repr(problem)}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from esmpi.errors import UserError, said
+from esmpi.tasks.environments.base import Environment
 
 Call = Mapping[str, Any] | str
 """`name` and `arguments` of a call; or what is wrong with it."""
@@ -73,11 +74,11 @@ def calls_in(completion: str) -> list[Call]:
     return []
 
 
-def result_of(environment: object, call: Call) -> str:
+def result_of(environment: Environment, call: Call) -> str:
     """Call a tool of an environment; return its result as text, or in place of it what went wrong, for the model."""
     if isinstance(call, str):
         return f"error: {call}"
-    functions = {function.__name__: function for function in type(environment).tools}  # type: ignore[attr-defined]
+    functions = {function.__name__: function for function in environment.tools}
     function = functions.get(call["name"])
     if function is None:
         return f"error: there is no function {reprlib.repr(call['name'])}; there are {', '.join(functions)}"
@@ -148,5 +149,6 @@ def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
     seen.__name__, seen.__doc__ = function.__name__, function.__doc__
     seen.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if name != "self"}
     signature = inspect.signature(function)
-    seen.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    # a function's type does not know the attribute that `inspect.signature` reads
+    vars(seen)["__signature__"] = signature.replace(parameters=list(signature.parameters.values())[1:])
     return seen

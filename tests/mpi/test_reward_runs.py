@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Columns, Run, assert_same_run, read, samples
+from support import TINY_RUN, Columns, Run, assert_same_run, read, samples
 from test_own_task import CONFIG, HEAD, VALUE
 
 RELATIVE = """\
@@ -189,3 +189,13 @@ def test_a_run_continues_without_rewards_if_it_is_to(launch: Run, tmp_path: Path
     assert run["evaluations/held_out/num_failed"].tolist() == [0, 0], "what does not apply has not failed"
     assert run["evaluations/held_out/num_without_reward"].tolist() == [8, 8]
     assert not run["members/coefficient"].any()
+
+
+@pytest.mark.parametrize(
+    ("key", "limit"), [("time_limit_s=10", "time_limit_s, 10"), ("memory_gib=999", "memory_gib, ")]
+)
+def test_a_program_is_limited_within_the_process_that_scores(launch: Run, tmp_path: Path, key: str, limit: str) -> None:
+    done = launch(["-m", "esmpi.run", TINY_RUN, f"run.output_dir={tmp_path}", "task.name=code", f"task.{key}"], 0)
+    assert done.returncode == 2
+    name = key.partition("=")[0]
+    assert f"esmpi: task.{name}: must be below scoring.{limit}" in done.stderr

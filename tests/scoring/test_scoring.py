@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_task import PlainTask
 
 from esmpi.config.sections import ScoringConfig
 from esmpi.es.fitness import Fitness
 from esmpi.scoring import Scored, Scorer
 from esmpi.scoring.process import serve
-from esmpi.tasks import Example, Sample, Score, Task, TaskConfig
+from esmpi.tasks import Example, Sample, Score, TaskConfig
 
 
 class MuteError(Exception):
@@ -28,23 +29,10 @@ class MuteError(Exception):
         raise ValueError
 
 
-class Fragile(Task):
+class Fragile(PlainTask):
     """A task whose reward does what the completion says."""
 
     name = "fragile"
-    config_type = TaskConfig
-
-    def __init__(self, config: TaskConfig):
-        pass
-
-    def prompt(self, example: Example) -> str:
-        return ""
-
-    def check(self, example: Example) -> None:
-        pass
-
-    def key(self, example: Example) -> int:
-        return 0
 
     def score(self, completion: str, example: Example) -> Score:
         if completion == "raise":

@@ -8,31 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_task import PlainTask
 
 from esmpi.config.sections import ScoringConfig
 from esmpi.es.fitness import Fitness, mean_of_prompts
 from esmpi.es.shapings.per_prompt import shape_by_prompt
 from esmpi.scoring import Scored, Scorer
-from esmpi.tasks import Example, Progress, Sample, Scope, Score, Task, TaskConfig
+from esmpi.tasks import Example, Progress, Sample, Scope, Score, TaskConfig
 
 
-class Comparing(Task):
+class Comparing(PlainTask):
     """Gives each completion its share of the characters of all that it gets at once."""
 
     name = "comparing"
-    config_type = TaskConfig
 
     def __init__(self, config: TaskConfig, scope: Scope = "batch"):
         self.scope = scope
-
-    def prompt(self, example: Example) -> str:
-        return ""
-
-    def check(self, example: Example) -> None:
-        pass
-
-    def key(self, example: Example) -> int:
-        return 0
 
     def score(self, completion: str, example: Example) -> Score:
         raise NotImplementedError

@@ -381,6 +381,14 @@ def test_an_answer_that_is_none_is_told(tmp_path: Path, answer: str, message: st
         made(f"{path}:Says", chat_format="model").play({}, 0, [answer])
 
 
+@pytest.mark.parametrize("first", ["None", "[]", "[{'role': 'user'}]", "'x' * 200_000", "'\\ud800'"])
+def test_an_episode_that_cannot_begin_is_told_before_the_run(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "says.py"
+    path.write_text(ANSWERS.replace('return "?"', f"return {first}"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no episode can begin with \{\}"):
+        made(f"{path}:Says", chat_format="model").check({})
+
+
 def test_a_tool_that_cannot_be_used_is_told(own: Path) -> None:
     text = own.read_text().replace('return f"sun in {city} for {days}"', "return {(1, 2): object()}")
     own.write_text(text)

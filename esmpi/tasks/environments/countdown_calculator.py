@@ -7,31 +7,25 @@ reward are those of the task `countdown`, whose keys for problems are the parame
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esmpi.data.problem import Example
 from esmpi.tasks.countdown import MAX_LENGTH, Countdown, CountdownConfig, evaluate
-from esmpi.tasks.environments.base import Answer, Environment
-
-if TYPE_CHECKING:
-    import numpy as np
+from esmpi.tasks.environments._of_task import OfTask, keys_of
+from esmpi.tasks.environments.base import Answer
 
 _EXPRESSION = re.compile(r"[-+*/()0-9 \t]*\Z")
 
 
-class CountdownCalculator(Environment):
+class CountdownCalculator(OfTask):
     """Examples are those of `countdown`."""
 
     def __init__(self, **params: Any):
-        ranges: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in params.items()
-        }
-        self._task = Countdown(CountdownConfig(name="countdown", **ranges))
+        self.task: Countdown = Countdown(CountdownConfig(name="countdown", **keys_of(params)))
 
     def reset(self, example: Example, seed: int) -> str:
         self._example, self._said, self._uses = example, "", 0
-        return self._task.prompt(example)
+        return self.task.prompt(example)
 
     def step(self, completion: str) -> Answer:
         self._said += completion
@@ -43,7 +37,7 @@ class CountdownCalculator(Environment):
         return {"append": value}
 
     def finish(self) -> dict[str, Any]:
-        score = self._task.score(self._said, self._example)
+        score = self.task.score(self._said, self._example)
         return {
             "reward": score.reward,
             "correct": score.correct,
@@ -51,15 +45,6 @@ class CountdownCalculator(Environment):
             "calculated": self._uses,
             **score.figures,
         }
-
-    def check(self, example: Example) -> None:
-        self._task.check(example)
-
-    def key(self, example: Example) -> Hashable:
-        return self._task.key(example)
-
-    def generator(self, rng: np.random.Generator) -> Callable[[], Example]:
-        return self._task.generator(rng)
 
 
 def _value_before(text: str) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esmpi.data.problem import Example
 from esmpi.tasks.answers import last_tagged
-from esmpi.tasks.environments.base import Answer, Environment
+from esmpi.tasks.environments._of_task import OfTask, keys_of
+from esmpi.tasks.environments.base import Answer
 from esmpi.tasks.sudoku import MAX_LENGTH, Sudoku, SudokuConfig
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _RULES = (
     "Solve this {size}x{size} Sudoku: every row, every column and every {box}x{box} box holds each digit from 1 to "
@@ -22,7 +19,7 @@ _RULES = (
 _MOVE = re.compile(r"r([1-9])c([1-9])=([1-9])")
 
 
-class SudokuMoves(Environment):
+class SudokuMoves(OfTask):
     """Examples are those of `sudoku`, whose keys for problems are the parameters here.
 
     The reward of a solved grid is 1, else half the share of the cells that were filled in. A wrong digit is refused;
@@ -30,11 +27,8 @@ class SudokuMoves(Environment):
     """
 
     def __init__(self, **params: Any):
-        ranges: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in params.items()
-        }
-        self._task = Sudoku(SudokuConfig(**ranges))
-        self._size = self._task.config.size
+        self.task: Sudoku = Sudoku(SudokuConfig(**keys_of(params)))
+        self._size = self.task.config.size
 
     def reset(self, example: Example, seed: int) -> str:
         self._solution, self._cells = example["solution"], list(example["puzzle"])
@@ -76,12 +70,3 @@ class SudokuMoves(Environment):
     def _grid(self) -> str:
         starts = range(0, self._size**2, self._size)
         return "\n".join(" ".join(self._cells[start : start + self._size]) for start in starts)
-
-    def check(self, example: Example) -> None:
-        self._task.check(example)
-
-    def key(self, example: Example) -> Hashable:
-        return self._task.key(example)
-
-    def generator(self, rng: np.random.Generator) -> Callable[[], Example]:
-        return self._task.generator(rng)
