@@ -22,7 +22,10 @@ def session(seed: int, generation: int, num_samples: int = 1, **keys: Any) -> An
     )
     problems = SimpleNamespace(train=EXAMPLES)
     return SimpleNamespace(
-        config=config, generation=generation, prompt=lambda example: str(example["text"]), problems=problems
+        config=config,
+        generation=generation,
+        first_prompt=lambda example: str(example["text"]),
+        problems=problems,
     )
 
 
