@@ -81,6 +81,7 @@ class Scorer:
         self._queues = [queue.SimpleQueue() if takes_turns else shared for _ in range(config.num_processes)]
         self._lock = threading.Lock()
         self._seen: set[str] = set()
+        self._death_is_known = False
         self._threads = [
             threading.Thread(target=self._run, args=(self._queues[i],), daemon=True, name=f"esmpi-scorer-{i}")
             for i in range(config.num_processes)
@@ -151,22 +152,25 @@ class Scorer:
         turns = [len(one.turns.completions) for unit in chunk.units for one in unit if one.turns is not None]
         limit_s = self._config.time_limit_s * max([1, *turns])
         done: dict[int, list[Result]] = {}
-        while left := [place for place in range(len(chunk.units)) if place not in done]:
+        # What was being scored when its process died is scored once more, each unit alone: the process may have been
+        # killed from outside, for lack of memory for example. A second death is taken for the reward's own fault.
+        suspects: list[int] = []
+        while left := suspects[:1] or [place for place in range(len(chunk.units)) if place not in done]:
             begun: set[int] = set()
             try:
-                process.send([chunk.units[place] for place in left], chunk.progress)
-                while len(done) < len(chunk.units):
-                    number, results = process.receive(limit_s)
-                    if number is not None and results is None:
-                        begun.add(left[number])
-                    elif number is not None and results is not None:
-                        done[left[number]] = results
+                _score_units(process, chunk, left, limit_s, begun, done)
+                suspects = suspects[1:]
             except (TimeoutError, EOFError, OSError) as error:
                 # a task without coroutines scores one unit after another
                 lost = (begun - done.keys()) or {next(place for place in left if place not in done)}
-                for place in lost:
-                    size = len(chunk.units[place])
-                    done[place] = [self._lost(process, error, size, limit_s)] * size
+                if suspects or isinstance(error, TimeoutError):
+                    for place in lost:
+                        size = len(chunk.units[place])
+                        done[place] = [self._lost(process, error, size, limit_s)] * size
+                    suspects = suspects[1:]
+                else:
+                    suspects = sorted(lost)
+                    self._warn_of_death(process, [sample for place in suspects for sample in chunk.units[place]])
                 process.end()
                 process = self._start_process()
         results = [result for place in range(len(chunk.units)) for result in done[place]]
@@ -195,11 +199,42 @@ class Scorer:
             return "timed_out", f"no reward after {limit_s:g} s{of}"
         return "died", f"the process that computed the reward ended with {process.exit_code}{of}"
 
+    def _warn_of_death(self, process: Process, samples: Sequence[Sample]) -> None:
+        with self._lock:
+            if self._death_is_known:
+                return
+            self._death_is_known = True
+        log.warning(
+            "a process that computed a reward ended with %s: %s scored once more in a new process (shown once), "
+            "such as the completion %.200r",
+            process.exit_code,
+            "1 completion is" if len(samples) == 1 else f"{len(samples)} completions are",
+            samples[0].completion,
+        )
+
     def _log_once(self, kind: str, what: str, completion: str) -> None:
         key = kind + what.split(":", maxsplit=1)[0]
         if key not in self._seen:
             self._seen.add(key)
             log.warning("a reward failed (shown once a kind): %s, for the completion %.200r", what, completion)
+
+
+def _score_units(
+    process: Process,
+    chunk: _Chunk,
+    places: Sequence[int],
+    limit_s: float,
+    begun: set[int],
+    done: dict[int, list[Result]],
+) -> None:
+    """Have units of a chunk scored; note which have begun, as far as the process says so, and the results."""
+    process.send([chunk.units[place] for place in places], chunk.progress)
+    while not done.keys() >= set(places):
+        number, results = process.receive(limit_s)
+        if number is not None and results is None:
+            begun.add(places[number])
+        elif number is not None and results is not None:
+            done[places[number]] = results
 
 
 def _episode_of(sample: Sample) -> int:

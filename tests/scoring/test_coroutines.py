@@ -128,14 +128,21 @@ def test_one_that_fails_costs_itself_only(scorer: Scorer, bad: str, kind: str, s
     assert len({one.figures["process"] for one in scored.scores if one.figures}) == 1, "no process was lost"
 
 
-@pytest.mark.parametrize(("bad", "kind"), [("block", "timed_out"), ("die", "died")])
-def test_one_that_takes_its_process_along_costs_those_under_way(file: str, bad: str, kind: str) -> None:
+def test_one_that_blocks_its_process_costs_those_under_way(file: str) -> None:
     scorer = make_scorer(file, concurrency=3)
-    texts = ["x", "x", "x", bad, "sleep 1", "sleep 1", "x", "x"]
-    scored = score(scorer, texts)
+    scored = score(scorer, ["x", "x", "x", "block", "sleep 1", "sleep 1", "x", "x"])
     scorer.close()
     assert rewards(scored) == [1, 1, 1, -1, -1, -1, 1, 1]
-    assert scored.failures[kind] == 3
+    assert scored.failures["timed_out"] == 3
+
+
+def test_one_that_ends_its_process_costs_itself_only(file: str) -> None:
+    """Those under way beside it are scored once more, each alone."""
+    scorer = make_scorer(file, concurrency=3)
+    scored = score(scorer, ["x", "x", "x", "die", "sleep 0.2", "sleep 0.2", "x", "x"])
+    scorer.close()
+    assert rewards(scored) == [1, 1, 1, -1, 1, 1, 1, 1]
+    assert scored.failures["died"] == 1
 
 
 def test_a_child_that_comes_back_does_not_answer_for_its_parent(scorer: Scorer) -> None:

@@ -4,6 +4,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +62,21 @@ class Fragile(PlainTask):
             none: Any = None
             return none
         return Score(reward=float(completion) * example["weight"], correct=float(completion) > 0)
+
+
+class Killed(PlainTask):
+    """A task that waits to be killed when it scores for the first time."""
+
+    name = "killed"
+
+    def score(self, completion: str, example: Example) -> Score:
+        if completion:
+            path = Path(completion)
+            with path.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            while len(path.read_text().splitlines()) < 2:
+                time.sleep(0.01)
+        return Score(reward=5.0, correct=True)
 
 
 class Answering(Fragile):
@@ -128,6 +144,24 @@ def test_one_bad_completion_costs_itself_only(scorer: Scorer, bad: str, kind: st
     assert scored.fitness(Fitness()) == 1.0
 
 
+def test_a_completion_whose_process_is_killed_from_outside_is_scored_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise theta would depend on when a node is short of memory."""
+    path = tmp_path / "processes"
+    path.touch()
+    scorer = Scorer(partial(Killed, TaskConfig(name="killed")), ScoringConfig(num_processes=1))
+    future = scorer.submit(samples(["", str(path), ""]))
+    while not path.read_text().endswith("\n"):
+        time.sleep(0.01)
+    os.kill(int(path.read_text()), signal.SIGKILL)
+    scored = future.result()
+    scorer.close()
+    assert [s.reward for s in scored.scores] == [5, 5, 5]
+    assert scored.num_failed == 0
+    assert caplog.text.count("a process that computed a reward ended with -9: 1 completion is scored once more") == 1
+
+
 def test_answers_come_with_the_scores_if_they_are_wanted() -> None:
     texts = ["1", "die", "2 or so", "4 no answer", "raise", *["3"] * 40]
     for wanted in (False, True):
@@ -191,10 +225,11 @@ def test_failures_are_logged_once_a_kind(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING, "esmpi.scoring.pool"):
         score(scorer, ["raise", "nan", "raise", "inf", "1", "die", "die"])
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 3
-    assert "ZeroDivisionError: out of reach (test_scoring.py, line " in messages[0]
-    assert "ValueError: reward is nan" in messages[1]
-    assert "ended with 7" in messages[2]
+    assert len(messages) == 4
+    assert "ended with 7: 1 completion is scored once more" in messages[0]
+    assert "ZeroDivisionError: out of reach (test_scoring.py, line " in messages[1]
+    assert "ValueError: reward is nan" in messages[2]
+    assert "ended with 7, for the completion 'die'" in messages[3]
     scorer.close()
 
 
