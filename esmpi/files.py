@@ -29,8 +29,16 @@ _TEMPORARY = re.compile(
 """Names of what is being written in a run directory."""
 
 
+_held: dict[Path, os.stat_result] = {}
+"""The lock file of each run directory that this process holds, as it was when the lock was taken."""
+
+
 class FullError(UserError):
     """There is no room for a file."""
+
+
+class LostError(UserError):
+    """A run directory that this process holds is another one now, or is gone."""
 
 
 @contextmanager
@@ -38,12 +46,19 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, it replaces `path`, durably and at once.
 
     Whatever happens, `path` is the old file or the new one, never a mixture, and never missing.
+
+    Raises
+    ------
+    LostError
+        If `path` is in a run directory that this process holds no more.
     """
+    check_held(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         sync(temporary)
+        check_held(path)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
@@ -129,7 +144,39 @@ def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
                 f"run directory {directory} is in use ({file.read().strip() or 'by another process'}): wait for that "
                 f"run to end, or choose another run.name"
             )
-        yield
+        place = Path(os.path.abspath(directory))
+        _held[place] = os.fstat(file.fileno())
+        try:
+            yield
+        finally:
+            del _held[place]
+
+
+def check_held(path: Path) -> None:
+    """Check that a file's run directory is still the one that this process has locked; other files pass.
+
+    A user may remove or rename the directory of a run that is slow to die, and start a run of that name anew. The older
+    run must not write into the newer one's directory.
+
+    Raises
+    ------
+    LostError
+        If it is not.
+    """
+    absolute = os.path.abspath(path)
+    for directory, lock in _held.items():
+        if not Path(absolute).is_relative_to(directory):
+            continue
+        try:
+            same = os.path.samestat(os.stat(directory / ".lock", follow_symlinks=False), lock)
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same:
+            raise LostError(
+                f"{directory} is no longer the directory in which this run began: it was removed, renamed or replaced. "
+                f"Nothing more is written there. If it was renamed, give it its old name back, and rerun the same "
+                f"command to resume from the last committed generation"
+            )
 
 
 def clean_up(directory: Path) -> None:

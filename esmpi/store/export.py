@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from esmpi.errors import UserError
-from esmpi.files import older_of, put_back, sync
+from esmpi.files import check_held, older_of, put_back, sync
 from esmpi.model.base_model import BaseModel, matrix_shape
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def export(
         If `out` exists and is not an export of esmpi, or if it cannot be written; what was there is then unchanged.
     """
     check_target(out)
+    check_held(out)
     read = _reader(base, dict(theta), aliases, dtype)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -156,6 +157,7 @@ def _put_in_place(unfinished: Path, out: Path) -> None:
     older = older_of(out)
     for file in [*unfinished.iterdir(), unfinished]:
         sync(file)
+    check_held(out)
     if out.exists():
         shutil.rmtree(older, ignore_errors=True)
         os.replace(out, older)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esmpi.files import replacing
+from esmpi.files import check_held, replacing
 from esmpi.model.snapshot import Snapshot, SnapshotError
 from esmpi.store.run_file import RUN_FILE, RunFile
 from esmpi.store.snapshot_writer import check_seal, write_snapshot
@@ -128,6 +128,7 @@ class SnapshotKeeper:
         best = [path for path, _, best in found if best and path not in self._refused]
         for path, _, _ in found:
             if path not in last[: self._keep] and path not in best[:1]:
+                check_held(path)
                 path.unlink()
 
 
