@@ -16,6 +16,7 @@ from typing import Any
 
 from esmpi.config.sections import ScoringConfig
 from esmpi.scoring.output import Output, take
+from esmpi.stop.signals import SIGNALS
 from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task, _rewards
 
 _LARGEST_REWARD = 1e100
@@ -143,7 +144,7 @@ def serve(
     """Score what comes through the pipe until it closes: the program of a process that scores."""
     if output is not None:
         take(output)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # meant for the run, which ends this process by itself
     if os.path.exists("/proc"):  # Linux: a reward that hangs must not outlive a run that was killed
         ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# submitit has Slurm send SIGUSR2, which would kill a rank that does not handle it
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# submitit has Slurm send SIGUSR2, a closed ssh session sends SIGHUP: either kills a rank that does not handle it
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Requests to stop. Processes that work for a rank ignore them: the rank ends them by itself, in its own time."""
 
 _SAME_REQUEST_S = 2.0
 """Slurm, srun and a batch script may each pass on the same request: signals this close together count as one."""
 
 
 class StopFlag:
-    """Becomes true at the first SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second one ends the process at once.
+    """Becomes true at the first SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2; a second one ends the process at once.
 
-    Nothing committed is lost by that: the run file is never half-written.
+    Nothing committed is lost by that: the run file is never half-written. SIGHUP stays ignored if it was, as by nohup.
     """
 
     def __init__(self) -> None:
@@ -27,8 +28,9 @@ class StopFlag:
 
     def install(self) -> None:
         """Take over the signals; only possible in the main thread."""
-        for number in _SIGNALS:
-            signal.signal(number, self._handle)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -36,7 +38,7 @@ class StopFlag:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         self.install()
         try:
             yield
@@ -46,7 +48,7 @@ class StopFlag:
 
     def ignore(self) -> None:
         """Ignore signals from now on: the run is over, and a late signal would change its exit code."""
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def __bool__(self) -> bool:

@@ -77,8 +77,9 @@ def test_srun_is_known_though_it_speaks_pmi() -> None:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from esmpi.stop.signals import StopFlag
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
 stop = StopFlag()
 stop.install()
 print("ready", flush=True)
@@ -104,13 +105,22 @@ def say(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_one_request_that_comes_twice_is_one(number: signal.Signals) -> None:
     with start("stay", "0.5") as process:
         os.kill(process.pid, number)
         assert say(process) == f"{number.name}\n"
         os.kill(process.pid, signal.SIGTERM)
         assert say(process) == "end\n"
+    assert process.returncode == 0
+
+
+def test_a_process_that_was_started_by_nohup_outlives_the_terminal() -> None:
+    with start("nohup", "0") as process:
+        os.kill(process.pid, signal.SIGHUP)
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGTERM)
+        assert say(process) == "SIGTERM\n"
     assert process.returncode == 0
 
 

@@ -53,11 +53,12 @@ class WorkerExtension:
         from esmpi.engines.vllm.probe import derive_views, fingerprint
         from esmpi.errors import UserError
         from esmpi.model.base_model import BaseModel
+        from esmpi.stop.signals import SIGNALS
 
         if os.getpid() != rank_process:
             # A terminal and Slurm signal all processes. The rank stops after its generation, and until then
             # needs its workers.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         self._esmpi_base = BaseModel(Path(folder))
         model = self.model_runner.model
