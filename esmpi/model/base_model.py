@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +162,11 @@ def tied_embedding(names: Iterable[str]) -> str:
         if name.endswith("embed_tokens.weight"):
             return name
     raise UserError("model.path: lm_head.weight is tied, but to no embed_tokens.weight: esmpi does not know this model")
+
+
+def kinds_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group tensors by their names without the numbers of layers and experts, which become stars."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    return kinds

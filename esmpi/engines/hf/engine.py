@@ -24,7 +24,7 @@ from esmpi.engines.hf.processors import processors
 from esmpi.engines.hf.stop import StopStrings
 from esmpi.engines.hf.views import find_views
 from esmpi.errors import UserError
-from esmpi.model.base_model import BaseModel
+from esmpi.model.base_model import BaseModel, kinds_of
 from esmpi.mpi.comm import Place
 from esmpi.noise.format import Noise, is_matrix
 from esmpi.weights.model_weights import ModelWeights, Perturbation
@@ -86,15 +86,16 @@ class HfEngine(Engine):
         aliases = base.tied_to(canonical)
         unused = sorted(base.tensors.keys() - set(canonical) - aliases.keys())
         if unused:
-            log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", unused)
+            names = ", ".join(kinds_of(unused))
+            log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", names)
         placement = self._place_theta(engine.theta_placement, views)
         weights = open_weights(views, lambda view: _read(base, view), num_threads, placement)
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
         self._wave_size = engine.wave_size
         self._num_local_ranks = place.num_local_ranks
         matrices = {name for name in canonical if is_matrix(base.tensors[name].shape)}
-        names = {key: name for key, name in found.names.items() if name in matrices}
-        self._adapters = Adapters(self._model, names, matrices)
+        single = {key: name for key, name in found.names.items() if name in matrices}
+        self._adapters = Adapters(self._model, single, matrices)
         self._wave: Sequence[Perturbation] = ()
         self._told = False
 
@@ -130,7 +131,7 @@ class HfEngine(Engine):
             log.warning(
                 "noise can be added to the outputs of linear layers and embeddings only, so members are evaluated one "
                 "at a time: %s",
-                ", ".join(unreached),
+                ", ".join(kinds_of(unreached)),
             )
         if not self._takes_waves(noise):
             return 1

@@ -111,15 +111,20 @@ def _targets(module: Any, layer: Any, views: Sequence[View]) -> Iterator[_Target
             yield _Target(whole, module.lora_a_stacked, module.lora_b_stacked[:, 0].transpose(1, 2))
             return
     elif isinstance(getattr(module, "lora_a_stacked", None), tuple):
-        ends = np.cumsum(module.output_slices)
         names: dict[int, str] = {}
         for view, row in _inside(module.base_layer.weight, views):
-            part = int(np.searchsorted(ends, row, side="right"))
-            if names.setdefault(part, view.name) != view.name:
-                return  # two matrices of the checkpoint would share a slot
-            first = row - (int(ends[part - 1]) if part else 0)
-            rows = slice(first, first + view.rows[1] - view.rows[0])
-            yield _Target(view, module.lora_b_stacked[part][:, 0, rows], module.lora_a_stacked[part][:, 0])
+            begin = 0
+            for part, length in enumerate(module.output_slices):
+                # a matrix that the checkpoint stores fused is in several slots, with the same A
+                first, last = max(begin, row), min(begin + length, row + view.rows[1] - view.rows[0])
+                if first < last:
+                    if names.setdefault(part, view.name) != view.name:
+                        return  # two matrices of the checkpoint would share a slot
+                    held = (view.rows[0] + first - row, view.rows[0] + last - row)
+                    rows = slice(first - begin, last - begin)
+                    shown = View(view.name, view.shape, held, view.cols, None)
+                    yield _Target(shown, module.lora_b_stacked[part][:, 0, rows], module.lora_a_stacked[part][:, 0])
+                begin += length
 
 
 def _partly_reached(manager: Any, model: torch.nn.Module, views: Sequence[View]) -> set[str]:

@@ -4,7 +4,6 @@ vLLM imports this module before it loads the model, in this process or in a work
 """
 
 import os
-import re
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -125,8 +124,3 @@ class WorkerExtension:
     def esmpi_call(self, method: str, *arguments: Any) -> Any:
         """Call a method of this worker's shard."""
         return getattr(self.esmpi_shard, method)(*arguments)
-
-
-def kind_of(name: str) -> str:
-    """Return a tensor's name without its layer, so that all of one kind have one name."""
-    return re.sub(r"\.\d+\.", ".*.", name)
