@@ -27,8 +27,8 @@ def extend() -> None:
     embed = VocabParallelEmbeddingWithLoRA.forward
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        # models of vLLM's transformers backend have a batch of one row here: vLLM would take all of its tokens for tokens
-        # of the first one's slot
+        # models of vLLM's transformers backend have a batch of one row here, and vLLM would take all of its tokens for
+        # those of the first one's slot
         return embed(self, x.reshape(-1)).view(*x.shape, -1)
 
     VocabParallelEmbeddingWithLoRA.forward = forward
