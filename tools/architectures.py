@@ -84,7 +84,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phimoe": ("phimoe", _SIZES | _EXPERTS),
     "gpt_oss": ("gpt_oss", _SIZES | _EXPERTS | {"sliding_window": 64}),
     "deepseek_v2": ("deepseek_v2", _DEEPSEEK),
-    "deepseek_v3": ("deepseek_v3", _DEEPSEEK),
+    "deepseek_v3": ("deepseek_v3", _DEEPSEEK | {"topk_method": "noaux_tc"}),
     "minicpm3": ("minicpm3", _LATENT),
     "mamba": ("mamba", _MAMBA | {"state_size": 8}),
     "mamba2": ("mamba2", _MAMBA | {"state_size": 16, "num_heads": 4, "head_dim": 32, "n_groups": 1}),
@@ -129,7 +129,7 @@ def make(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16, shard: st
     causal = type(config) in AutoModelForCausalLM._model_mapping
     model = (AutoModelForCausalLM if causal else AutoModelForImageTextToText).from_config(config).to(dtype)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in model.parameters():  # buffers stay as they are
             parameter.copy_(torch.randn(parameter.shape) * 0.1)
     model.save_pretrained(folder, max_shard_size=shard)
     for file in ("tokenizer.json", "tokenizer_config.json"):

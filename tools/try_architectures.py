@@ -22,7 +22,7 @@ import torch
 from architectures import MODELS, make
 
 from esmpi.config.reader import parse_config
-from esmpi.engines import Engine, Request, Sampling, Waves, engine_config
+from esmpi.engines import Completion, Engine, Request, Sampling, Waves, engine_config
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, matrix_shape
 from esmpi.mpi.comm import Place
@@ -60,18 +60,18 @@ def _trial(kind: str, folder: str, rank: int) -> Trial:
         sampling = Sampling(max_tokens=10)
         size = 1 if waves is None else engine.wave_size(requests, sampling, waves.noise)
     one_by_one = next((line.split(": ", 1)[1] for line in said if "one at a time: " in line), None)
-    found: Trial = {
-        "tensors": len(engine.weights.names),
-        "stored": len(base.tensors),
-        "digest": engine.weights.digest(),
-    }
+    found: Trial = {"num_tensors": len(engine.weights.names), "digest": engine.weights.digest()}
 
     def say() -> list[list[int]]:
         return [list(completion.tokens) for completion in engine.generate(requests, sampling)]
 
-    found["theta"] = say()
+    def judge() -> list[list[float]]:
+        given = Completion(text="", num_tokens=4, truncated=False, tokens=(5, 9, 100, 20))
+        return engine.logprobs(PROMPTS, [given] * len(PROMPTS))
+
+    found["theta"], found["theta_logprobs"] = say(), judge()
     engine.weights.perturb([Perturbation(SEED, SCALE)])
-    found["member"] = say()
+    found["member"], found["member_logprobs"] = say(), judge()
     found["wrong"] = [name for name, live in engine.weights.live() if not torch.equal(live, _expected(base, name))]
     engine.weights.restore()
     found["theta_again"] = say()
@@ -169,7 +169,7 @@ def verdict(found: Trial) -> str:
         return f"refused: {found['refused']}"
     faults = {
         f"live weights differ: {', '.join(found['wrong'][:2])}": bool(found["wrong"]),
-        "texts do not follow": found["theta"] == found["member"],
+        "outputs do not follow": found["theta_logprobs"] == found["member_logprobs"],
         "theta does not come back": found["theta"] != found["theta_again"],
         "the update does not move theta": found["digest"] == found["updated_digest"],
         f"export: {found['export']}": found["export"] != "yes",

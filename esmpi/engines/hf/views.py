@@ -36,11 +36,15 @@ def find_views(model: Any, base: BaseModel) -> Found:
         If a parameter is not filled from the checkpoint, or its values are changed on the way.
     """
     names: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in (*model.named_parameters(remove_duplicate=False), *_stored_buffers(model, base)):
         # a checkpoint of the model without its head has names without the prefix
         names[id(parameter)] += [name, name.removeprefix(f"{model.base_model_prefix}.")]
-    text = {id(parameter) for module in _text_modules(model) for parameter in module.parameters()}
-    parameters = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in text}
+    text = {id(tensor) for module in _text_modules(model) for tensor in (*module.parameters(), *module.buffers())}
+    parameters = {
+        name: parameter
+        for name, parameter in (*model.named_parameters(), *_stored_buffers(model, base))
+        if id(parameter) in text
+    }
     stored = {
         name: next((other for other in names[id(parameter)] if _holds(base, other, parameter)), None)
         for name, parameter in parameters.items()
@@ -58,6 +62,12 @@ def find_views(model: Any, base: BaseModel) -> Found:
     return Found(views, {key: whole[place] for key, place in places.items() if place in whole})
 
 
+def _stored_buffers(model: Any, base: BaseModel) -> list[tuple[str, torch.Tensor]]:
+    """Return the buffers that a checkpoint has under their names, such as those that balance experts."""
+    kept = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept and _holds(base, name, buffer)]
+
+
 def _holds(base: BaseModel, name: str, parameter: torch.Tensor) -> bool:
     """Return whether a checkpoint has a tensor of this name in a parameter's shape."""
     return name in base.tensors and base.tensors[name].shape == tuple(parameter.shape)
@@ -71,7 +81,7 @@ def _text_modules(model: Any) -> list[torch.nn.Module]:
     return [part for part in parts if part is not None]
 
 
-def _probed(model: Any, parameters: Mapping[str, torch.nn.Parameter], base: BaseModel) -> list[View]:
+def _probed(model: Any, parameters: Mapping[str, torch.Tensor], base: BaseModel) -> list[View]:
     """Return the views that the model's own loader tells of made-up tensors; the parameters are left as they were."""
 
     def load(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -79,7 +89,7 @@ def _probed(model: Any, parameters: Mapping[str, torch.nn.Parameter], base: Base
         made, told = type(model).from_pretrained(
             None, config=config, state_dict=dict(tensors), dtype=model.dtype, output_loading_info=True
         )
-        filled = dict(made.named_parameters())
+        filled = {**dict(made.named_parameters()), **dict(made.named_buffers())}
         for name in parameters.keys() - told["missing_keys"]:
             parameters[name].copy_(filled[name])
 

@@ -13,7 +13,7 @@ import torch
 from vllm.lora.layers import BaseLayerWithLoRA, LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from esmpi.noise.format import Noise
 from esmpi.weights.factors import factors
@@ -137,6 +137,9 @@ def _partly_reached(manager: Any, model: torch.nn.Module, views: Sequence[View])
         for layer in [model.get_submodule(name)]
     }
     layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    heads = [module for module in manager.modules.values() if isinstance(module, LogitsProcessorWithLoRA)]
+    if not heads and not any(isinstance(layer, ParallelLMHead) for layer in layers):
+        adapted.clear()  # an embedding is the head, too, and has no slots as such
     return {view.name for layer in layers if id(layer) not in adapted for view, _ in _inside(layer.weight, views)}
 
 
