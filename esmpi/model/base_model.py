@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,23 @@ class BaseModel:
             )
         return self._deviations[name]
 
+    def tied_to(self, names: Collection[str]) -> dict[str, str]:
+        """Return which other matrices are stored twice: the name of each, with that of its equal among `names`."""
+        others = ((name, tensor) for name, tensor in self.tensors.items() if name not in names)
+        found = ((name, next((one for one in names if self._equal(one, tensor)), None)) for name, tensor in others)
+        return {name: equal for name, equal in found if equal is not None}
+
+    def _equal(self, name: str, other: StoredTensor) -> bool:
+        """Return whether a tensor is the same matrix as another one; a constant is the same as none."""
+        import torch
+
+        if len(other.shape) != 2 or self.tensors[name].shape != other.shape or not self.standard_deviation(other.name):
+            return False
+        rows, columns = matrix_shape(other.shape)
+        each = max(1, _READ_AT_ONCE // max(1, columns))
+        parts = [((row, min(row + each, rows)), (0, columns)) for row in range(0, rows, each)]
+        return all(torch.equal(self.read(name, *part), self.read(other.name, *part)) for part in parts)
+
     def _list_tensors(self) -> None:
         for file in self._weight_files():
             with safe_open(file, framework="numpy") as stored:
@@ -144,3 +162,11 @@ def tied_embedding(names: Iterable[str]) -> str:
         if name.endswith("embed_tokens.weight"):
             return name
     raise UserError("model.path: lm_head.weight is tied, but to no embed_tokens.weight: esmpi does not know this model")
+
+
+def kinds_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group tensors by their names without the numbers of layers and experts, which become stars."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    return kinds

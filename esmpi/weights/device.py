@@ -3,7 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from esmpi.noise.format import FULL, Noise, member_seeds
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
 from esmpi.noise.low_rank import rectangles
 from esmpi.weights.host import Weights
-from esmpi.weights.views import Block, View
+from esmpi.weights.views import Block, View, by_rows, rows_are_stretches
 
 _CHECKED_ROWS, _CHECKED_COLUMNS = 59, 339
 ALL = 1 << 62
@@ -111,9 +111,10 @@ class _Group:
     """Blocks whose noise has the same factor."""
 
     factor: float
-    blocks: list[Block]
     tables: list[DeviceBlocks]
-    """For full-rank noise."""
+    """Those that one launch perturbs: for full-rank noise, and not transposed."""
+    single: list[Block]
+    """The others, which are perturbed one by one."""
 
 
 class Grouped:
@@ -141,16 +142,25 @@ class Grouped:
             scaled = scale * group.factor  # a float32, as the factor is one
             for table in group.tables:
                 table.perturb(seed, scaled)
-            for block in group.blocks if not group.tables else ():
-                live, view = block.live, self._views[block.view]
-                assert live is not None
+            for block in group.single:
+                assert block.live is not None
                 if group.factor == 0:
-                    live.copy_(block.theta)
+                    block.live.copy_(block.theta)
                     continue
-                width = view.shape[1]
-                parts = (rectangles(part, block.first, block.stride, width) for part in (live, block.theta))
-                for (out, row, column), (theta, _, _) in zip(*parts, strict=True):
-                    low_rank_gpu.perturb(out, theta, row, column, view.name, width, noise.rank, (seed, scaled))
+                with by_rows(block.live) as live:
+                    self._perturb(replace(block, live=live), noise, seed, scaled)
+
+    def _perturb(self, block: Block, noise: Noise, seed: torch.Tensor, scale: torch.Tensor) -> None:
+        """Perturb one block, whose rows are neighbours in memory."""
+        if noise.rank == 0:
+            for table in tables_of([block]):
+                table.perturb(seed, scale)
+            return
+        view = self._views[block.view]
+        width = view.shape[1]
+        parts = (rectangles(part, block.first, block.stride, width) for part in (block.live, block.theta))
+        for (out, row, column), (theta, _, _) in zip(*parts, strict=True):
+            low_rank_gpu.perturb(out, theta, row, column, view.name, width, noise.rank, (seed, scale))
 
     def update(self, noise: Noise, seeds: torch.Tensor, coefficients: torch.Tensor) -> None:
         """Add the members' noise, times their coefficients, to theta.
@@ -161,9 +171,9 @@ class Grouped:
             if group.factor == 0:
                 continue
             scaled = coefficients * group.factor
-            for table in group.tables:
+            for table in group.tables if noise.rank else (*group.tables, *tables_of(group.single)):
                 table.update(seeds, scaled)
-            for block in group.blocks if noise.rank else ():
+            for block in group.single if noise.rank else ():
                 view = self._views[block.view]
                 for theta, row, column in rectangles(block.theta, block.first, block.stride, view.shape[1]):
                     low_rank_gpu.update(theta, row, column, view.name, view.shape[1], noise.rank, seeds, scaled)
@@ -174,9 +184,11 @@ class Grouped:
             for block in self._blocks:
                 view = self._views[block.view]
                 by_factor[noise.scale(view.name, view.shape)].append(block)
-            self._groups = [
-                _Group(factor, blocks, tables_of(blocks) if factor and not noise.rank else [])
-                for factor, blocks in by_factor.items()
-            ]
+            self._groups = []
+            for factor, blocks in by_factor.items():
+                in_one = [factor != 0 and noise.rank == 0 and rows_are_stretches(block.live) for block in blocks]
+                together = itertools.compress(blocks, in_one)
+                single = list(itertools.compress(blocks, (not one for one in in_one)))
+                self._groups.append(_Group(factor, tables_of(together), single))
             self._noise = noise
         return self._groups

@@ -10,7 +10,7 @@ import torch
 
 from esmpi.noise import cpu, low_rank
 from esmpi.noise.format import FULL, Noise
-from esmpi.weights.views import Block, Read, View, split
+from esmpi.weights.views import Block, Read, View, by_rows, split
 
 _BLOCK_ELEMENTS = 1 << 19
 """Approximate number of elements of a kernel call: enough to hide Python's overhead, few enough to balance threads."""
@@ -117,11 +117,13 @@ class Weights:
             scaled = float(np.float32(scale) * np.float32(factor))
             if factor == 0:
                 block.live.copy_(theta)
-            elif noise.rank == 0:
-                cpu.perturb(_numpy(block.live), theta.numpy(), block.first, block.stride, block.key, seed, scaled)
-            else:
-                place = (block.first, block.stride, view.name, view.shape[1], noise.rank)
-                low_rank.perturb(_numpy(block.live), theta.numpy(), *place, seed, scaled)
+                return
+            with by_rows(block.live) as live:
+                if noise.rank == 0:
+                    cpu.perturb(_numpy(live), theta.numpy(), block.first, block.stride, block.key, seed, scaled)
+                else:
+                    place = (block.first, block.stride, view.name, view.shape[1], noise.rank)
+                    low_rank.perturb(_numpy(live), theta.numpy(), *place, seed, scaled)
 
         self._each(work, [b for b in self._blocks if only is None or self.views[b.view].name in only])
 

@@ -157,7 +157,7 @@ class ModelWeights:
             shape = self._base.tensors[name].shape
             parts = [part for shard in self._call("parts", name, live) for part in shard]
             if len(parts) == 1:  # the whole tensor, perhaps theta's own memory, is not copied
-                yield name, parts[0][2].view(shape)
+                yield name, parts[0][2].contiguous().view(shape)
                 continue
             whole = parts[0][2].new_empty(matrix_shape(shape))
             for rows, cols, values in parts:

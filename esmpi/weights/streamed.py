@@ -61,10 +61,9 @@ class StreamedWeights(Weights):
         self._base = [theta.to(device, torch.bfloat16) for theta in self._theta] if self._bf16_base else []
         blocks = self._split(_STAGING_ELEMENTS)
         based = [
-            block.live
-            for number, (view, theta) in enumerate(zip(self.views, self._base, strict=False))
-            for block in split(number, replace(view, live=theta), self._theta[number], _STAGING_ELEMENTS)
-            if block.live is not None
+            block.theta
+            for number, (view, base) in enumerate(zip(self.views, self._base, strict=False))
+            for block in split(number, view, base, _STAGING_ELEMENTS)
         ]
         size = max([_STAGING_ELEMENTS, *(block.theta.numel() for block in blocks)])
         buffers = [torch.empty(size, device=device) for _ in range(2)]

@@ -1,6 +1,7 @@
 """Views of an engine's live tensors, by canonical name, and the blocks that the kernels take."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,8 @@ class View:
     """First column held here, and the one after the last."""
     live: torch.Tensor | None
     """(rows, columns) held here, float32, bfloat16 or float16, on any device; neighbours in a row are neighbours in
-    memory. None where only theta is wanted, as in replay."""
+    memory, or neighbours in a column if the engine holds the tensor transposed. None where only theta is wanted, as in
+    replay."""
 
     @classmethod
     def whole(cls, name: str, tensor: torch.Tensor) -> "View":
@@ -44,8 +46,27 @@ class View:
             raise ValueError(
                 f"{self.name}: dtype {self.live.dtype} cannot be perturbed, only float32, bfloat16, float16"
             )
-        if self.live.stride(1) != 1 and held[1] > 1:
-            raise ValueError(f"{self.name}: the elements of a row must be neighbours in memory")
+        if not rows_are_stretches(self.live) and self.live.stride(0) != 1:
+            raise ValueError(f"{self.name}: the elements of a row, or those of a column, must be neighbours in memory")
+
+
+def rows_are_stretches(live: torch.Tensor | None) -> bool:
+    """Return whether neighbours in a row are neighbours in memory; also if there are no live weights."""
+    return live is None or live.stride(1) == 1 or live.shape[1] == 1
+
+
+@contextmanager
+def by_rows(live: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Give memory for live weights in which neighbours in a row are neighbours, as the kernels want it.
+
+    That is `live` itself, or, if the engine holds the tensor transposed, memory that is copied there at the end.
+    """
+    if rows_are_stretches(live):
+        yield live
+        return
+    made = torch.empty(live.shape, dtype=live.dtype, device=live.device)
+    yield made
+    live.copy_(made)
 
 
 Read = Callable[[View], torch.Tensor]

@@ -46,8 +46,10 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 SIGMA = 0.05
 
 
-def canonical(model: torch.nn.Module) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in model.named_parameters() if parameter.dim() == 2}
+def canonical(model: torch.nn.Module) -> tuple[dict[int, str], set[str]]:
+    """The names of a model's matrices, by the parameters' `id`, and alone."""
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    return names, set(names.values())
 
 
 def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -61,7 +63,7 @@ def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 def test_each_member_has_its_own_weights(kind: str, rank: int) -> None:
     torch.manual_seed(0)
     model = MODELS[kind]().eval().requires_grad_(False)
-    adapters = Adapters(model, canonical(model))
+    adapters = Adapters(model, *canonical(model))
     assert adapters.unreached(Noise(1)) == []
     wave = [
         Perturbation(7, SIGMA, Noise(rank)),
@@ -97,7 +99,7 @@ def test_small_noise_survives_in_half_precision() -> None:
     found = {}
     for dtype in (torch.float32, torch.float16):
         model = model.to(dtype)
-        adapters = Adapters(model, canonical(model))
+        adapters = Adapters(model, *canonical(model))
         adapters.prepare([Perturbation(3, 1e-4, Noise(1))])
         b, _ = adapters._factors["model.layers.0.mlp.up_proj.weight"]
         assert (b.abs() > 0.01).float().mean() > 0.9, "the scale is not in B"
@@ -118,7 +120,7 @@ def test_a_layer_of_another_kind_is_named() -> None:
             self.free = torch.nn.Parameter(torch.zeros(2, 2))
 
     model = Model()
-    assert Adapters(model, canonical(model)).unreached(Noise(1)) == ["free", "odd.weight"]
+    assert Adapters(model, *canonical(model)).unreached(Noise(1)) == ["free", "odd.weight"]
 
 
 def test_layers_that_get_some_rows_only_are_refused() -> None:
@@ -133,7 +135,7 @@ def test_layers_that_get_some_rows_only_are_refused() -> None:
             return hidden
 
     model = Model().requires_grad_(False)
-    adapters = Adapters(model, canonical(model))
+    adapters = Adapters(model, *canonical(model))
     ids = torch.arange(8).view(4, 2)
     adapters.prepare([Perturbation(1, 0.1, Noise(1)), Perturbation(2, 0.1, Noise(1))])
     with (
@@ -148,6 +150,6 @@ def test_layers_that_get_some_rows_only_are_refused() -> None:
 
 def test_a_mixture_of_experts_is_not_reached() -> None:
     model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
-    unreached = Adapters(model, canonical(model)).unreached(Noise(1))
+    unreached = Adapters(model, *canonical(model)).unreached(Noise(1))
     assert unreached
     assert all(".mlp." in name for name in unreached), unreached

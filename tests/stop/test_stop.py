@@ -121,6 +121,7 @@ def test_a_process_that_was_started_by_nohup_outlives_the_terminal() -> None:
         time.sleep(0.2)
         os.kill(process.pid, signal.SIGTERM)
         assert say(process) == "SIGTERM\n"
+        assert say(process) == "end\n"
     assert process.returncode == 0
 
 

@@ -62,6 +62,8 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     checkpoint = BaseModel(fetch_model(config.model.path))
     if asked["fault"] == "miss a kind":
         break_perturb()
+    if asked["fault"] == "decode with a copy":
+        decode_with_a_copy()
     if asked["fault"] == "keep packing":
         os.environ["ESMPI_KEEP_PACKING"] = "1"
     if asked["fault"] == "empty slots":
@@ -235,6 +237,23 @@ def break_perturb() -> None:
         return call(self, method, *arguments)
 
     WorkerExtension.esmpi_call = forgetful  # type: ignore[method-assign]
+
+
+def decode_with_a_copy() -> None:
+    """Let latent attention generate with copies of its matrix that are no parameters, as some of vLLM's kernels do."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from vllm.model_executor.layers.attention.mla_attention import MLAAttention
+
+    prepare = MLAAttention.process_weights_after_loading
+
+    def copying(self: Any, *arguments: Any) -> None:
+        prepare(self, *arguments)
+        for name in ("W_UV", "W_UK_T"):
+            copy = getattr(self, name).detach().clone()
+            delattr(self, name)
+            setattr(self, name, copy)
+
+    MLAAttention.process_weights_after_loading = copying  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

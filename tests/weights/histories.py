@@ -32,14 +32,17 @@ def whole_weights(model: dict[str, torch.Tensor], dtype: torch.dtype, num_thread
     return Weights(views, lambda view: read_from(model, view), num_threads)
 
 
-def sharded_views(model: dict[str, torch.Tensor], row_parts: int, col_parts: int, dtype: torch.dtype) -> list[View]:
-    """Views of a model's tensors cut into rectangles."""
+def sharded_views(
+    model: dict[str, torch.Tensor], row_parts: int, col_parts: int, dtype: torch.dtype, turned: bool = False
+) -> list[View]:
+    """Views of a model's tensors cut into rectangles; `turned`: which the engine holds transposed."""
     views = []
     for name, tensor in model.items():
         rows, cols = matrix_shape(tuple(tensor.shape))
         for r in cut(rows, min(row_parts, rows)):
             for c in cut(cols, min(col_parts, cols)):
-                live = torch.empty((r[1] - r[0], c[1] - c[0]), dtype=dtype)
+                shape = (r[1] - r[0], c[1] - c[0])
+                live = torch.empty(shape[::-1], dtype=dtype).T if turned else torch.empty(shape, dtype=dtype)
                 views.append(View(name, tuple(tensor.shape), r, c, live))
     return views
 

@@ -97,8 +97,8 @@ def test_the_check_at_the_start_passes_and_finds_a_wrong_bit(monkeypatch: pytest
 MODEL = {"a.weight": (5, 301), "conv.weight": (4, 3, 5, 7), "b.bias": (9,), "c.weight": (2, 1500)}
 
 
-def views_on_device(row_parts: int, col_parts: int, dtype: torch.dtype) -> list[View]:
-    views = sharded_views(make_model(MODEL), row_parts, col_parts, dtype)
+def views_on_device(row_parts: int, col_parts: int, dtype: torch.dtype, turned: bool = False) -> list[View]:
+    views = sharded_views(make_model(MODEL), row_parts, col_parts, dtype, turned)
     moved = []
     for view in views:
         assert view.live is not None
@@ -118,6 +118,29 @@ def test_placements_have_the_bits_of_host_weights(
     model = make_model(MODEL)
     weights = kind(views_on_device(row_parts, col_parts, dtype), lambda view: read_from(model, view), 1)
     assert_same_history(weights, whole_weights(model, dtype))
+
+
+@pytest.mark.parametrize("noise", [Noise(), Noise(2, {"a.weight": 0.3})])
+@pytest.mark.parametrize(
+    ("kind", "base"), [(Weights, False), (DeviceWeights, False), (StreamedWeights, False), (StreamedWeights, True)]
+)
+def test_what_the_engine_holds_transposed_has_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Weights], base: bool, noise: Noise
+) -> None:
+    monkeypatch.setattr(streamed_module, "_STAGING_ELEMENTS", 700)
+    model = make_model(MODEL)
+    turned = views_on_device(2, 1, torch.bfloat16, turned=True)
+    assert any(view.live is not None and view.live.stride(1) != 1 for view in turned)
+    weights = kind(turned, lambda view: read_from(model, view), 1, bf16_base=base)
+    reference = Weights(sharded_views(model, 1, 1, torch.bfloat16), lambda view: read_from(model, view), 1, None, base)
+    for one in (weights, reference):
+        one.perturb(11, -0.02, None, noise)
+    assert same(live_of(weights), live_of(reference))
+    for one in (weights, reference):
+        one.update(np.array([5, 6], np.uint64), np.array([1e-3, -2e-3], np.float32), noise)
+        one.restore()
+    assert same(live_of(weights), live_of(reference))
+    assert weights.digest() == reference.digest()
 
 
 SCALES = {"a.weight": 0.3, "conv.weight": 2.5, "b.bias": 1.0}

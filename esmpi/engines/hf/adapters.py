@@ -4,7 +4,7 @@ A layer's output is that of theta for all rows, plus `scale * (x A^T) B^T` for t
 products over members. So a batch costs hardly more than the same batch without noise, and no weights are written.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,13 +28,14 @@ class Adapters:
     ----------
     model : torch.nn.Module
     names : mapping of int to str
-        Canonical name of each parameter that has low-rank noise, by its `id`.
+        Canonical name of each parameter that is one matrix of the checkpoint, by its `id`.
+    matrices : collection of str
+        Canonical names of all matrices that the model holds, also of those that are parts of a parameter.
     """
 
-    def __init__(self, model: torch.nn.Module, names: Mapping[int, str]):
+    def __init__(self, model: torch.nn.Module, names: Mapping[int, str], matrices: Collection[str]):
         self._layers: list[tuple[torch.nn.Module, str, Callable[..., torch.Tensor]]] = []
         self._shapes: dict[str, tuple[int, int]] = {}
-        matrices = set(names.values())
         refused = set()
         for module in model.modules():
             weight = getattr(module, "weight", None)
@@ -50,7 +51,7 @@ class Adapters:
                 self._layers.append((module, name, added))
                 self._shapes[name] = (weight.shape[0], weight.shape[1])
                 self._like = weight
-        self._unreached = refused | (matrices - self._shapes.keys())
+        self._unreached = refused | (set(matrices) - self._shapes.keys())
         self._factors: dict[str, _Factors] = {}
         self._scale = 0.0
         self._num_rows = self._num_tokens = 0

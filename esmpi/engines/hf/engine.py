@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessorList,
@@ -21,8 +22,9 @@ from esmpi.engines.hf import ROWS_ON_CPU, ROWS_ON_GPU, HfConfig
 from esmpi.engines.hf.adapters import Adapters
 from esmpi.engines.hf.processors import processors
 from esmpi.engines.hf.stop import StopStrings
+from esmpi.engines.hf.views import find_views
 from esmpi.errors import UserError
-from esmpi.model.base_model import BaseModel
+from esmpi.model.base_model import BaseModel, kinds_of
 from esmpi.mpi.comm import Place
 from esmpi.noise.format import Noise, is_matrix
 from esmpi.weights.model_weights import ModelWeights, Perturbation
@@ -43,7 +45,7 @@ class HfEngine(Engine):
     Raises
     ------
     UserError
-        If the model is quantized, or a parameter is not what the checkpoint stores under its name: ES would
+        If the model is quantized, or a parameter does not hold values of the checkpoint as they are stored: ES would
         then perturb something else than the model.
     """
 
@@ -59,9 +61,7 @@ class HfEngine(Engine):
             self.tokenizer = AutoTokenizer.from_pretrained(
                 base.folder, padding_side="left", trust_remote_code=model.trust_remote_code
             )
-            self._model = AutoModelForCausalLM.from_pretrained(
-                base.folder, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
-            )
+            self._model = _load(model, base)
         except (OSError, ValueError, ImportError) as error:  # unknown architecture, missing file or package, ...
             raise UserError(f"model.path: transformers cannot load {base.folder}: {error}") from error
         self._model.eval().requires_grad_(False).to(self._device)
@@ -80,41 +80,24 @@ class HfEngine(Engine):
             eos_token_id=self._ends, pad_token_id=self.tokenizer.pad_token_id
         )
 
-        views, aliases, names = self._find_views(base)
-        unused = sorted(base.tensors.keys() - {view.name for view in views} - aliases.keys())
+        found = find_views(self._model, base)
+        views = found.views
+        canonical = list(dict.fromkeys(view.name for view in views))
+        aliases = base.tied_to(canonical)
+        unused = sorted(base.tensors.keys() - set(canonical) - aliases.keys())
         if unused:
-            log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", unused)
+            names = ", ".join(kinds_of(unused))
+            log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", names)
         placement = self._place_theta(engine.theta_placement, views)
         weights = open_weights(views, lambda view: _read(base, view), num_threads, placement)
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
         self._wave_size = engine.wave_size
         self._num_local_ranks = place.num_local_ranks
-        matrices = {name for name, tensor in base.tensors.items() if is_matrix(tensor.shape)}
-        self._adapters = Adapters(self._model, {key: name for key, name in names.items() if name in matrices})
+        matrices = {name for name in canonical if is_matrix(base.tensors[name].shape)}
+        single = {key: name for key, name in found.names.items() if name in matrices}
+        self._adapters = Adapters(self._model, single, matrices)
         self._wave: Sequence[Perturbation] = ()
         self._told = False
-
-    def _find_views(self, base: BaseModel) -> tuple[list[View], dict[str, str], dict[int, str]]:
-        """Return a view of each parameter, the other names of those, and the names by the parameters' `id`.
-
-        Names are those that the checkpoint stores.
-        """
-        prefix = f"{self._model.base_model_prefix}."
-        parameters: dict[int, torch.nn.Parameter] = {}
-        names: dict[int, list[str]] = defaultdict(list)
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            parameters[id(parameter)] = parameter
-            # a checkpoint of the model without its head has names without the prefix
-            names[id(parameter)] += [name, name.removeprefix(prefix)]
-        views: list[View] = []
-        aliases: dict[str, str] = {}
-        stored: dict[int, str] = {}
-        for key, parameter in parameters.items():
-            canonical = next((name for name in names[key] if name in base.tensors), names[key][0])
-            views.append(View.whole(canonical, parameter))
-            stored[key] = canonical
-            aliases |= {name: canonical for name in names[key] if name != canonical}
-        return views, aliases, stored
 
     def _place_theta(self, wanted: str, views: list[View]) -> Placement:
         if self._device.type == "cpu":
@@ -129,7 +112,7 @@ class HfEngine(Engine):
 
     @property
     def max_length(self) -> int | None:
-        return getattr(self._model.config, "max_position_embeddings", None)
+        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
     def gpus(self) -> list[str]:
         return [] if self._device.type == "cpu" else [str(torch.cuda.get_device_properties(self._device).uuid)]
@@ -148,7 +131,7 @@ class HfEngine(Engine):
             log.warning(
                 "noise can be added to the outputs of linear layers and embeddings only, so members are evaluated one "
                 "at a time: %s",
-                ", ".join(unreached),
+                ", ".join(kinds_of(unreached)),
             )
         if not self._takes_waves(noise):
             return 1
@@ -254,6 +237,17 @@ class HfEngine(Engine):
         return found
 
 
+def _load(model: ModelConfig, base: BaseModel) -> Any:
+    """Return the model of a folder. One with images is loaded with them if transformers has no other class for it."""
+    keys = {"dtype": getattr(torch, model.dtype), "trust_remote_code": model.trust_remote_code}
+    try:
+        return AutoModelForCausalLM.from_pretrained(base.folder, **keys)
+    except ValueError:
+        if "vision_config" not in base.config:
+            raise
+        return AutoModelForImageTextToText.from_pretrained(base.folder, **keys)
+
+
 def by_member(members: Sequence[int | None], num_members: int) -> list[int]:
     """Return which request is in which row of a batch with as many rows for each member; -1 where none is.
 
@@ -278,11 +272,6 @@ def _device(wanted: str, local_rank: int) -> torch.device:
 
 def _read(base: BaseModel, view: View) -> torch.Tensor:
     """Return the checkpoint's values for a view, after making sure that the engine holds just these."""
-    stored = base.tensors.get(view.name)
-    if stored is None:
-        raise UserError(f"model.path: parameter {view.name} is not stored under that name in {base.folder}")
-    if stored.shape != view.shape:
-        raise UserError(f"model.path: {view.name} has shape {view.shape}, but {stored.shape} in {base.folder}")
     theta = base.read(view.name, view.rows, view.cols)
     assert view.live is not None
     if not torch.equal(theta.to(view.live.dtype), view.live.cpu()):

@@ -29,6 +29,9 @@ _WHERE = {
     "host+bf16": "in host memory, {host} a rank, a bfloat16 copy of it on the GPU, which must have {two} or more",
 }
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of a model's config that tell of a mixture of experts."""
+
 _ROWS_ON_CPU, _ROWS_ON_GPU = 128, 256
 """Completions of a wave: on a CPU, more are no faster (tools/RESULTS.md); on a GPU it is vLLM's own least default."""
 _SHARE_OF_SLOTS = 0.1
@@ -97,7 +100,7 @@ class VllmConfig(EngineConfig):
         """Return how many members are evaluated at once; 0 if their noise is written into the weights."""
         from esmpi.engines.vllm.gpus import visible_gpus
 
-        if waves is None or waves.noise.rank == 0 or self.wave_size == 1:
+        if waves is None or waves.noise.rank == 0 or self.wave_size == 1 or mixes_experts(base):
             return 0
         size = self.wave_size or self._best_wave(bool(visible_gpus()), waves.num_prompts, base, waves.noise)
         size = min(size, waves.num_members)
@@ -124,7 +127,7 @@ class VllmConfig(EngineConfig):
             host=size(theta),
         )
         waves = []
-        if config.es.noise_rank and self.wave_size != 1:
+        if config.es.noise_rank and self.wave_size != 1 and not mixes_experts(base):
             noise = planned_noise(config, base)
             prompts = min(config.data.mini_batch_size or config.completions_per_member, config.completions_per_member)
             sizes = [self.wave_size or self._best_wave(on_gpu, prompts, base, noise) for on_gpu in (False, True)]
@@ -140,3 +143,9 @@ class VllmConfig(EngineConfig):
         if find_spec("vllm") is None:
             return ["engine.kind: vllm is not installed: pip install 'esmpi[vllm]', or engine.kind=hf"]
         return []
+
+
+def mixes_experts(base: "BaseModel") -> bool:
+    """Return whether a model is a mixture of experts, which vLLM keeps in layers of their own."""
+    configs = (base.config, base.config.get("text_config") or {})
+    return any((config.get(key) or 0) > 1 for config in configs for key in _EXPERTS)

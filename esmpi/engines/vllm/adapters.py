@@ -13,7 +13,7 @@ import torch
 from vllm.lora.layers import BaseLayerWithLoRA, LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from esmpi.noise.format import Noise
 from esmpi.weights.factors import factors
@@ -111,15 +111,20 @@ def _targets(module: Any, layer: Any, views: Sequence[View]) -> Iterator[_Target
             yield _Target(whole, module.lora_a_stacked, module.lora_b_stacked[:, 0].transpose(1, 2))
             return
     elif isinstance(getattr(module, "lora_a_stacked", None), tuple):
-        ends = np.cumsum(module.output_slices)
         names: dict[int, str] = {}
         for view, row in _inside(module.base_layer.weight, views):
-            part = int(np.searchsorted(ends, row, side="right"))
-            if names.setdefault(part, view.name) != view.name:
-                return  # two matrices of the checkpoint would share a slot
-            first = row - (int(ends[part - 1]) if part else 0)
-            rows = slice(first, first + view.rows[1] - view.rows[0])
-            yield _Target(view, module.lora_b_stacked[part][:, 0, rows], module.lora_a_stacked[part][:, 0])
+            begin = 0
+            for part, length in enumerate(module.output_slices):
+                # a matrix that the checkpoint stores fused is in several slots, with the same A
+                first, last = max(begin, row), min(begin + length, row + view.rows[1] - view.rows[0])
+                if first < last:
+                    if names.setdefault(part, view.name) != view.name:
+                        return  # two matrices of the checkpoint would share a slot
+                    held = (view.rows[0] + first - row, view.rows[0] + last - row)
+                    rows = slice(first - begin, last - begin)
+                    shown = View(view.name, view.shape, held, view.cols, None)
+                    yield _Target(shown, module.lora_b_stacked[part][:, 0, rows], module.lora_a_stacked[part][:, 0])
+                begin += length
 
 
 def _partly_reached(manager: Any, model: torch.nn.Module, views: Sequence[View]) -> set[str]:
@@ -132,6 +137,9 @@ def _partly_reached(manager: Any, model: torch.nn.Module, views: Sequence[View])
         for layer in [model.get_submodule(name)]
     }
     layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    heads = [module for module in manager.modules.values() if isinstance(module, LogitsProcessorWithLoRA)]
+    if not heads and not any(isinstance(layer, ParallelLMHead) for layer in layers):
+        adapted.clear()  # an embedding is the head, too, and has no slots as such
     return {view.name for layer in layers if id(layer) not in adapted for view, _ in _inside(layer.weight, views)}
 
 

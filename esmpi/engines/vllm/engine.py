@@ -19,10 +19,10 @@ import torch
 
 from esmpi.config.sections import ModelConfig
 from esmpi.engines.base import Completion, Engine, Request, Sampling, Waves, require_unquantized
-from esmpi.engines.vllm import VllmConfig
+from esmpi.engines.vllm import VllmConfig, mixes_experts
 from esmpi.engines.vllm.gpus import check_gpus, visible_gpus
 from esmpi.errors import UserError
-from esmpi.model.base_model import BaseModel, tied_embedding
+from esmpi.model.base_model import BaseModel, kinds_of
 from esmpi.mpi.comm import Place
 from esmpi.mpi.launcher import launcher
 from esmpi.noise.format import Noise
@@ -33,9 +33,7 @@ log = logging.getLogger(__name__)
 
 _EXTENSION = "esmpi.engines.vllm.worker.WorkerExtension"
 _LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_", "SLURM", "PALS_", "FLUX_")
-_SELF_TEST_SCALE = 0.05
-_EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
-"""Keys of a model's config that tell a mixture of experts."""
+_SELF_TEST_SCALE, _SELF_TEST_STEPS = 0.05, 3
 _TESTED = (0, 26), (0, 34)
 """The first version of vLLM that was run or read with esmpi, and the first newer one that was not."""
 _FIRST_PORT, _PORTS_PER_RANK = 20_000, 64
@@ -60,6 +58,8 @@ class VllmEngine(Engine):
         require_unquantized(base, engine.vllm_args.get("quantization"))
         check_gpus(num_workers, place)
         self._slots = engine.slots(waves, base)
+        if waves is not None and waves.noise.rank and engine.wave_size != 1 and mixes_experts(base):
+            log.warning("vLLM has no adapters for experts, so members are evaluated one at a time")
         _set_environment(engine, place, cores)
         log.info("vLLM: starting; it loads and compiles the model, which takes a minute or two on a CPU")
         try:
@@ -91,7 +91,7 @@ class VllmEngine(Engine):
             try:
                 self._llm = vllm.LLM(**_llm_arguments(model, engine, base, utilization) | adapters)
             except Exception as error:  # a worker that fails raises a plain Exception here
-                said = " ".join(str(error).split())[:1500].rstrip(".")
+                said = " ".join(str(error).split())[:1500].rstrip(".") or type(error).__name__
                 if adapters and "LoRA" in said:  # it has none for the model, or for so large a vocabulary
                     raise UserError(
                         f"engine: vLLM does not start: {said}: set engine.wave_size=1 to evaluate members one at a time"
@@ -133,7 +133,7 @@ class VllmEngine(Engine):
             self._slots = 0
             log.warning(
                 "vLLM has no adapters for these matrices, so members are evaluated one at a time: %s",
-                ", ".join(unreached),
+                ", ".join(kinds_of(unreached)),
             )
 
     def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: Noise) -> int:
@@ -205,30 +205,40 @@ class VllmEngine(Engine):
     def _self_test(self) -> None:
         """Make sure that perturbing each kind of weight changes outputs, and that restoring theta restores them.
 
+        The outputs are those of a prompt, read at once, and those of the same tokens generated one by one: an engine
+        may use different code for them, and different copies of a weight.
+
         Raises
         ------
         UserError
-            With the tensors whose perturbation changes no output.
+            With the tensors whose perturbation changes no output, or only that of prompts.
         """
-        from esmpi.engines.vllm.worker import kind_of
-
-        kinds: dict[str, list[str]] = defaultdict(list)
-        for name in self.weights.names:
-            kinds[kind_of(name)].append(name)
+        kinds = kinds_of(self.weights.names)
         log.info("vLLM: self-test of %d kinds of weights (engine.self_test=false leaves it out)", len(kinds))
-        before = self._signature()
+        before, decoded = self._signature(), self._decoded()
         # With several GPUs, the order of a sum may differ from one call to the next.
         tolerance = 4 * max(_difference(before, self._signature()) for _ in range(2))
-        ignored = []
+        # tokens one by one and all at once are rounded differently
+        step_tolerance = 4 * _difference(self._of_steps(before), decoded)
+        ignored, stale = [], []
         for kind, names in kinds.items():
             self.weights.perturb([Perturbation(1, _SELF_TEST_SCALE)], names)
-            if _difference(before, self._signature()) <= tolerance:
+            after, decoded = self._signature(), self._decoded()
+            changed = _difference(before, after)
+            if changed <= tolerance:
                 ignored.append(kind)
+            elif _difference(self._of_steps(after), decoded) > max(step_tolerance, changed / 4):
+                stale.append(kind)
             self.weights.restore()
         if ignored:
             raise UserError(
                 f"engine: perturbing these weights changes no output of vLLM, so ES would train nothing there: "
                 f"{', '.join(ignored)}"
+            )
+        if stale:
+            raise UserError(
+                f"engine: vLLM reads prompts with these weights, but generates with a copy that does not follow: "
+                f"{', '.join(stale)}: choose engine.kind=hf"
             )
         if _difference(before, self._signature()) > tolerance:
             raise UserError("engine: writing theta back does not give vLLM's first outputs again")
@@ -249,7 +259,7 @@ class VllmEngine(Engine):
         self.weights.perturb([member])
         written = self._next_logprobs(None)
         for slot in sorted({0, self._slots - 1}):
-            self.perturb([*[other] * slot, member])
+            self.perturb([*[other] * slot, member, *[other] * (self._slots - slot - 1)])
             # two ways to round a sum are far less apart than two members
             if not _difference(written, self._next_logprobs(slot)) < _difference(written, theta) / 4:
                 raise UserError(
@@ -261,24 +271,52 @@ class VllmEngine(Engine):
             raise UserError("engine: requests without a slot get the noise of one: set engine.wave_size=1")
 
     def _next_logprobs(self, slot: int | None) -> list[float]:
-        """Return the log probability of a certain token after some made-up prompts."""
+        """Return the log probability of a certain token after some made-up prompts.
+
+        With a slot, the same prompts of another slot are in the batch, too, and in between.
+        """
         prompts = self._made_up_prompts()
+        other = None if slot is None else (slot + 1) % self._slots
         parameters = self._vllm.SamplingParams(
             max_tokens=1, temperature=0, logprobs=0, detokenize=False, allowed_token_ids=[prompts[0][0]]
         )
         outputs = self._generate(
-            [{"prompt_token_ids": tokens} for tokens in prompts], parameters, [slot] * len(prompts)
+            [{"prompt_token_ids": tokens} for tokens in prompts for _ in range(2)],
+            parameters,
+            [other, slot] * len(prompts),
         )
-        return [output.outputs[0].logprobs[0][prompts[0][0]].logprob for output in outputs]
+        return [output.outputs[0].logprobs[0][prompts[0][0]].logprob for output in outputs[1::2]]
 
     def _made_up_prompts(self) -> list[list[int]]:
+        """Return four prompts of twelve tokens, the last of which are all the same one."""
         vocabulary = min(self._llm.llm_engine.model_config.get_vocab_size(), 1000)
-        return [[(7 * i + 5 * k + 3) % vocabulary for i in range(12)] for k in range(4)]
+        last = [3 % vocabulary] * _SELF_TEST_STEPS
+        return [[(7 * i + 5 * k + 3) % vocabulary for i in range(12 - len(last))] + last for k in range(4)]
 
     def _signature(self) -> list[float]:
         """Return the log probability of each token of some made-up prompts but the first."""
         found = self._prompt_logprobs(self._made_up_prompts())
         return [logprob for prompt in found for logprob in prompt[1:]]
+
+    def _of_steps(self, signature: Sequence[float]) -> list[float]:
+        """Return the part of a signature that `_decoded` returns."""
+        each = len(signature) // 4
+        return [signature[i] for i in range(len(signature)) if i % each >= each - _SELF_TEST_STEPS]
+
+    def _decoded(self) -> list[float]:
+        """Return the log probability of the last tokens of the made-up prompts, which are generated one by one."""
+        prompts = self._made_up_prompts()
+        token, starts = prompts[0][-1], [prompt[:-_SELF_TEST_STEPS] for prompt in prompts]
+        parameters = self._vllm.SamplingParams(
+            max_tokens=_SELF_TEST_STEPS,
+            temperature=0,
+            logprobs=0,
+            detokenize=False,
+            allowed_token_ids=[token],
+            ignore_eos=True,
+        )
+        outputs = self._generate([{"prompt_token_ids": tokens} for tokens in starts], parameters)
+        return [step[token].logprob for output in outputs for step in output.outputs[0].logprobs]
 
     def _prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
         """Return the log probability of each token of the prompts; 0 for the first, which nothing precedes."""
@@ -341,7 +379,7 @@ def _llm_arguments(model: ModelConfig, engine: VllmConfig, base: BaseModel, util
     }
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu() and _EXPERTS & {*base.config, *base.config.get("text_config", {})}:
+    if not current_platform.is_cpu() and mixes_experts(base):
         # the kernels that vLLM prefers on newer GPUs rearrange the experts' weights, which ES could then not perturb
         arguments["moe_backend"] = "triton"
     if "vision_config" in base.config:
@@ -433,13 +471,12 @@ def _rectangles(said: list[Any]) -> list[list[tuple[str, tuple[int, int], tuple[
     return [[(name, tuple(rows), tuple(cols)) for name, rows, cols in worker] for worker in said]
 
 
-def _aliases(names: list[str], base: BaseModel) -> dict[str, str]:
+def _aliases(used: list[str], base: BaseModel) -> dict[str, str]:
     """Return the checkpoint's names of tied tensors that are not canonical; warn of tensors that vLLM does not use."""
-    unused = base.tensors.keys() - set(names)
-    aliases = {}
-    if "lm_head.weight" in unused and base.config.get("tie_word_embeddings"):
-        aliases["lm_head.weight"] = tied_embedding(names)
-    rest = sorted(unused - aliases.keys())
+    aliases = base.tied_to(used)
+    rest = sorted(base.tensors.keys() - set(used) - aliases.keys())
     if rest:
-        log.warning("vLLM does not use these tensors of the checkpoint; they stay as they are: %s", rest)
+        log.warning(
+            "vLLM does not use these tensors of the checkpoint; they stay as they are: %s", ", ".join(kinds_of(rest))
+        )
     return aliases

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
@@ -23,6 +24,14 @@ def extend() -> None:
         return original(self, model, *arguments)
 
     LoRAModelRunnerMixin.load_lora_model = load_lora_model
+    embed = VocabParallelEmbeddingWithLoRA.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        # models of vLLM's transformers backend have a batch of one row here, and vLLM would take all of its tokens for
+        # those of the first one's slot
+        return embed(self, x.reshape(-1)).view(*x.shape, -1)
+
+    VocabParallelEmbeddingWithLoRA.forward = forward
     if current_platform.is_cpu():
         type(current_platform).get_punica_wrapper = classmethod(lambda _: f"{__name__}.CpuWrapper")
 

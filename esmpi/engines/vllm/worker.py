@@ -4,7 +4,6 @@ vLLM imports this module before it loads the model, in this process or in a work
 """
 
 import os
-import re
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from vllm.platforms import current_platform
 
-from esmpi.engines.vllm import lora
+from esmpi.engines.vllm import cpu, lora
 
 if TYPE_CHECKING:
     from esmpi.weights.placement import Placement
@@ -24,16 +23,7 @@ PACKING_KEPT = "ESMPI_KEEP_PACKING"
 """Environment variable for tests: leaves vLLM's CPU packing on, which the start-up checks must then refuse."""
 
 if current_platform.is_cpu() and PACKING_KEPT not in os.environ:
-    # vLLM's CPU build copies linear weights into a packed form and computes with that: edits of the weights would
-    # change nothing, without any error. It looks the function up in its module at each use.
-    from vllm.model_executor.layers import utils
-
-    def _compute_with_the_weight_itself(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]  # vLLM sets any callable
-
-    utils.dispatch_cpu_unquantized_gemm = _compute_with_the_weight_itself
-
-
+    cpu.compute_with_the_weights()
 lora.extend()
 
 
@@ -50,10 +40,10 @@ class WorkerExtension:
         An error of the user's is returned as its text: from another process it would arrive as some RuntimeError.
         """
         # Not at the top of the module: vLLM's start looks through all loaded modules and trips over numba's.
-        from esmpi.engines.vllm.probe import derive_views, fingerprint
         from esmpi.errors import UserError
         from esmpi.model.base_model import BaseModel
         from esmpi.stop.signals import SIGNALS
+        from esmpi.weights.probe import derive_views, fingerprint, own_memory
 
         if os.getpid() != rank_process:
             # A terminal and Slurm signal all processes. The rank stops after its generation, and until then
@@ -71,7 +61,7 @@ class WorkerExtension:
                 if tensor.is_floating_point()
             }
             try:
-                self._esmpi_views = derive_views(parameters, model.load_weights, stored)
+                self._esmpi_views = derive_views(own_memory(parameters), model.load_weights, stored)
             except UserError as error:
                 return str(error)
         return [(view.name, view.rows, view.cols) for view in self._esmpi_views]
@@ -82,8 +72,8 @@ class WorkerExtension:
         `cuts` are rows of tensors at which views have to be cut, so that what two workers hold is the same or has
         nothing in common. `cores` are the processors of each worker, by rank.
         """
-        from esmpi.engines.vllm.probe import cut, fingerprint
         from esmpi.weights.open import open_weights
+        from esmpi.weights.probe import cut, fingerprint
         from esmpi.weights.shard import WeightShard
 
         base = self._esmpi_base
@@ -97,7 +87,7 @@ class WorkerExtension:
             if fingerprint(tensor) != before:
                 return (
                     f"engine: vLLM rearranges {name} after loading it, so ES could not perturb it. "
-                    f"Mixture-of-experts layers on the CPU and some quantized or fused layers do this"
+                    f"Some layers with experts or fused weights do this: choose engine.kind=hf"
                 )
         self.esmpi_shard = WeightShard(weights, base, self.rank)
         self._esmpi_open_views = weights.views
@@ -135,8 +125,3 @@ class WorkerExtension:
     def esmpi_call(self, method: str, *arguments: Any) -> Any:
         """Call a method of this worker's shard."""
         return getattr(self.esmpi_shard, method)(*arguments)
-
-
-def kind_of(name: str) -> str:
-    """Return a tensor's name without its layer, so that all of one kind have one name."""
-    return re.sub(r"\.\d+\.", ".*.", name)

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmpi.engines.vllm.probe import cut, derive_views, fingerprint
 from esmpi.errors import UserError
 from esmpi.model.base_model import StoredTensor
+from esmpi.weights.probe import cut, derive_views, fingerprint, own_memory
 
-SHAPES = {"q": (300, 70), "k": (40, 70), "embed": (29, 70), "down": (70, 600), "norm": (70,)}
+SHAPES = {
+    **{"q": (300, 70), "k": (40, 70), "embed": (29, 70), "down": (70, 600), "norm": (70,)},
+    **{"up": (80, 300), "gate": (40, 40), "experts": (3, 6, 5)},
+}
 STORED = [StoredTensor(name, shape, "F32", Path("file")) for name, shape in SHAPES.items()]
 
 
@@ -23,6 +26,8 @@ class Model:
             "embed": torch.zeros(16, 70, dtype=dtype),  # rows 16..28, then padding
             "down": torch.zeros(70, 300, dtype=dtype),  # columns 300..599
             "norm": torch.zeros(70, dtype=dtype),
+            "experts": torch.zeros(3, 4, 5, dtype=dtype),  # rows 2..5 of each matrix
+            "turned": torch.zeros(340, 40, dtype=dtype),  # rows 0..39 of up and of gate, transposed
         }
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -31,6 +36,12 @@ class Model:
                 self.parameters["qk"][:150] = tensor[150:]
             elif name == "k":
                 self.parameters["qk"][150:] = tensor[20:]
+            elif name == "experts":
+                self.parameters["experts"].copy_(tensor[:, 2:])
+            elif name == "up":
+                self.parameters["turned"][:300] = tensor.T[:, :40]
+            elif name == "gate":
+                self.parameters["turned"][300:] = tensor.T[:, :40]
             elif name == "embed":
                 self.parameters["embed"][:13] = tensor[16:]
                 self.parameters["embed"][13:] = 0
@@ -50,6 +61,9 @@ def test_fused_padded_and_sharded_tensors_are_found(dtype: torch.dtype) -> None:
         ("embed", (29, 70), (16, 29), (0, 70)),
         ("down", (70, 600), (0, 70), (300, 600)),
         ("norm", (70,), (0, 70), (0, 1)),
+        ("experts", (3, 6, 5), (0, 3), (10, 30)),
+        ("up", (80, 300), (0, 40), (0, 300)),
+        ("gate", (40, 40), (0, 40), (0, 40)),
     ]
     torch.manual_seed(0)
     values = {name: torch.randn(shape).to(dtype) for name, shape in SHAPES.items()}
@@ -60,6 +74,16 @@ def test_fused_padded_and_sharded_tensors_are_found(dtype: torch.dtype) -> None:
     through_views = {name: fingerprint(parameter) for name, parameter in model.parameters.items()}
     model.load(values.items())
     assert through_views == {name: fingerprint(parameter) for name, parameter in model.parameters.items()}
+
+
+def test_what_only_shows_another_ones_memory_is_left_out() -> None:
+    whole, other = torch.zeros(6, 4), torch.zeros(8)
+    shown = {"turned": whole.T, "rows": whole[2:4], "again": whole.view(4, 6)[:], "columns": whole[:, 1:3]}
+    parameters = {"whole": whole, **shown, "other": other, "copy": whole.T.clone(), "empty": torch.zeros(0)}
+    assert list(own_memory(parameters)) == ["whole", "other", "copy", "empty"]
+    # parts of one piece of memory that is no parameter itself
+    parts = {"left": other[:3], "right": other[3:]}
+    assert list(own_memory(parts)) == ["left", "right"]
 
 
 def test_parts_of_a_view() -> None:
@@ -89,7 +113,7 @@ def test_what_views_cannot_express_is_refused_by_name() -> None:
     assert "strange of shape (4, 3) is not contiguous" in refusal({"strange": torch.zeros(3, 4).T}, list)
     square = torch.zeros(70, 70)
     assert "loader changes the values of parameter strange" in loads(square, "q", lambda t: t[:70] + 0.5)
-    assert "in no order that ES can follow" in loads(square, "q", lambda t: t[:70].T)
+    assert "in no order that ES can follow" in loads(square, "q", lambda t: t[:70].tril() + t[:70].T.triu(1))
     assert "neighbouring columns" in loads(square, "q", lambda t: t[:70].flip(1))
     # rows in another order are many small views: allowed, and right
     views = derive_views({"strange": square}, lambda tensors: square.copy_(dict(tensors)["q"][:70].flip(0)), STORED)

@@ -1,14 +1,15 @@
 """Find out where a model keeps its checkpoint's tensors, by asking the model's own weight loader.
 
-An engine may fuse tensors, pad them, or hold shards of them; how, only its loader knows. So the loader is given
-tensors whose elements say who they are (which tensor, which row, which column, a digit at a time), and what then
-stands in the parameters tells the views. No table of architectures is needed, and a layout that views cannot
+An engine may rename tensors, fuse, pad or transpose them, or hold shards of them; how, only its loader knows. So the
+loader is given tensors whose elements say who they are (which tensor, which row, which column, a digit at a time), and
+what then stands in the parameters tells the views. No table of architectures is needed, and a layout that views cannot
 express is refused by the parameter's name.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +20,8 @@ from esmpi.weights.views import View
 Load = Callable[[Iterable[tuple[str, torch.Tensor]]], object]
 """A model's `load_weights`: takes (canonical name, tensor) pairs."""
 
+_T = TypeVar("_T")
+
 _BASE = 256
 """Digits are integers below this: bfloat16 holds them exactly."""
 _UNTOUCHED, _PADDING = -1, 0
@@ -26,13 +29,53 @@ _UNTOUCHED, _PADDING = -1, 0
 
 
 @dataclass
+class _Part:
+    """Neighbouring rows of a parameter that come from one tensor."""
+
+    tensor: int
+    live: torch.Tensor
+    """Transposed if the loader transposes the tensor: its rows are rows of the tensor in any case."""
+    row: torch.Tensor
+    """(rows,) int64, which row of the tensor each row is."""
+    turned: bool | None = None
+    """Whether `live` is transposed; None while nothing is known."""
+
+
+@dataclass
 class _Run:
-    """Rows of a parameter that are neighbouring rows of one tensor."""
+    """A part of a parameter that is neighbouring rows of one tensor."""
 
     tensor: int
     first_row: int
     live: torch.Tensor
     cols: torch.Tensor
+
+
+def own_memory(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the parameters but those that only show a part of another one's memory, as it is or in another order.
+
+    Writing the other one changes them, too. Engines have them where they use one matrix in two ways.
+    """
+    holders: dict[int, torch.Tensor] = {}
+    for tensor in parameters.values():
+        place = tensor.untyped_storage().data_ptr()
+        if tensor.is_contiguous() and (place not in holders or tensor.numel() > holders[place].numel()):
+            holders[place] = tensor
+
+    def is_own(tensor: torch.Tensor) -> bool:
+        holder = holders.get(tensor.untyped_storage().data_ptr(), tensor)
+        if holder is tensor or tensor.numel() == 0:
+            return True
+        (first, last), (begin, end) = _extent(tensor), _extent(holder)
+        return not begin <= first < last <= end
+
+    return {name: tensor for name, tensor in parameters.items() if is_own(tensor)}
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first address of a tensor's memory, and the one after the last."""
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def derive_views(parameters: Mapping[str, torch.Tensor], load: Load, tensors: Sequence[StoredTensor]) -> list[View]:
@@ -72,18 +115,19 @@ def derive_views(parameters: Mapping[str, torch.Tensor], load: Load, tensors: Se
                 return
 
     which = {name: torch.zeros(len(matrix), dtype=torch.int64) for name, matrix in matrices.items()}
-    row = {name: torch.zeros(len(matrix), dtype=torch.int64) for name, matrix in matrices.items()}
     for digit in passes(len(tensors), lambda i: torch.full((1, 1), i + 1)):
         for name, matrix in matrices.items():
             which[name] += digit * _uniform(name, matrix, along=1)
+    parts = {name: list(_parts(name, matrix, which[name])) for name, matrix in matrices.items()}
     for digit in passes(max(rows for rows, _ in shapes), lambda i: torch.arange(shapes[i][0]).view(-1, 1)):
-        for name, matrix in matrices.items():
-            row[name] += digit * _uniform(name, matrix, along=1)
-    runs = {name: list(_runs(name, matrix, which[name], row[name])) for name, matrix in matrices.items()}
+        for name, part in _each(parts):
+            if part.tensor != _PADDING:
+                _add_rows(name, part, digit)
+    runs = {name: [run for part in found for run in _runs(part)] for name, found in parts.items()}
     for digit in passes(max(cols for _, cols in shapes), lambda i: torch.arange(shapes[i][1]).view(1, -1)):
         for name, run in _each(runs):
             run.cols += digit * _uniform(name, run.live, along=0)
-    return [_view(name, run, tensors[run.tensor - 1]) for name, run in _each(runs) if run.tensor != _PADDING]
+    return [_view(name, run, tensors[run.tensor - 1]) for name, run in _each(runs)]
 
 
 def _as_matrix(name: str, parameter: torch.Tensor) -> torch.Tensor:
@@ -109,20 +153,48 @@ def _uniform(name: str, matrix: torch.Tensor, along: int) -> torch.Tensor:
     return whole
 
 
-def _runs(name: str, matrix: torch.Tensor, which: torch.Tensor, row: torch.Tensor) -> Iterator[_Run]:
+def _parts(name: str, matrix: torch.Tensor, which: torch.Tensor) -> Iterator[_Part]:
     if bool((which < _PADDING).any()):
         raise UserError(f"engine: parameter {name} is not filled from the checkpoint: ES could not perturb it")
-    joined = (which[1:] == which[:-1]) & ((row[1:] == row[:-1] + 1) | (which[1:] == _PADDING))
-    cuts = [0, *(torch.nonzero(~joined)[:, 0] + 1).tolist(), len(which)]
-    for start, stop in itertools.pairwise(cuts):
-        cols = torch.zeros(matrix.shape[1], dtype=torch.int64)
-        yield _Run(int(which[start]), int(row[start]), matrix[start:stop], cols)
+    for start, stop in _stretches(which[1:] == which[:-1]):
+        live = matrix[start:stop]
+        yield _Part(int(which[start]), live, torch.zeros(len(live), dtype=torch.int64))
 
 
-def _each(runs: Mapping[str, list[_Run]]) -> Iterator[tuple[str, _Run]]:
-    for name, parts in runs.items():
-        for run in parts:
-            yield name, run
+def _add_rows(name: str, part: _Part, digit: int) -> None:
+    """Add a digit to the rows of a part, after finding out whether its tensor is transposed."""
+    if part.turned is None:
+        along_rows = torch.equal(part.live, part.live[:, :1].expand_as(part.live))
+        part.turned = not along_rows and torch.equal(part.live, part.live[:1].expand_as(part.live))
+        if part.turned:
+            part.live = part.live.T
+            part.row = torch.zeros(len(part.live), dtype=torch.int64)
+    part.row += digit * _uniform(name, part.live, along=1)
+
+
+def _runs(part: _Part) -> Iterator[_Run]:
+    if part.tensor == _PADDING:
+        return
+    whole, (row, repeats) = part.live, torch.unique_consecutive(part.row, return_counts=True)
+    if len(row) < len(part.row) and len(set(repeats.tolist())) == 1 and whole.is_contiguous():
+        whole = whole.view(len(row), -1)  # of a tensor of three dimensions, a row is several rows of the parameter
+    else:
+        row = part.row
+    for start, stop in _stretches(row[1:] == row[:-1] + 1):
+        live = whole[start:stop]
+        yield _Run(part.tensor, int(row[start]), live, torch.zeros(live.shape[1], dtype=torch.int64))
+
+
+def _stretches(joined: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Yield from where to where elements belong together; `joined` says whether each belongs to the one before it."""
+    cuts = [0, *(torch.nonzero(~joined)[:, 0] + 1).tolist(), len(joined) + 1]
+    yield from itertools.pairwise(cuts)
+
+
+def _each(found: Mapping[str, list[_T]]) -> Iterator[tuple[str, _T]]:
+    for name, parts in found.items():
+        for part in parts:
+            yield name, part
 
 
 def _view(name: str, run: _Run, tensor: StoredTensor) -> View:

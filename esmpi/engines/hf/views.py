@@ -1,0 +1,105 @@
+"""Where a model of transformers keeps its checkpoint's tensors.
+
+Most are parameters of the same name and shape. Where a model renames tensors when they are loaded, or fuses them as it
+does with experts, its own loader is asked what it makes of them.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from esmpi.model.base_model import BaseModel
+from esmpi.weights.probe import derive_views
+from esmpi.weights.views import View, rows_are_stretches
+
+
+@dataclass(frozen=True)
+class Found:
+    """The views of a model's parameters, and their names."""
+
+    views: list[View]
+    names: dict[int, str]
+    """Canonical name of each parameter that is one tensor of the checkpoint, by its `id`."""
+
+
+def find_views(model: Any, base: BaseModel) -> Found:
+    """Return where a model keeps what of its checkpoint; of a model with images or sound, the part that makes text.
+
+    Raises
+    ------
+    UserError
+        If a parameter is not filled from the checkpoint, or its values are changed on the way.
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in (*model.named_parameters(remove_duplicate=False), *_stored_buffers(model, base)):
+        # a checkpoint of the model without its head has names without the prefix
+        names[id(parameter)] += [name, name.removeprefix(f"{model.base_model_prefix}.")]
+    text = {id(tensor) for module in _text_modules(model) for tensor in (*module.parameters(), *module.buffers())}
+    parameters = {
+        name: parameter
+        for name, parameter in (*model.named_parameters(), *_stored_buffers(model, base))
+        if id(parameter) in text
+    }
+    stored = {
+        name: next((other for other in names[id(parameter)] if _holds(base, other, parameter)), None)
+        for name, parameter in parameters.items()
+    }
+    if None in stored.values():
+        views = _probed(model, parameters, base)
+    else:
+        views = [View.whole(str(stored[name]), parameter) for name, parameter in parameters.items()]
+    places = {id(parameter): (parameter.data_ptr(), tuple(parameter.shape)) for parameter in parameters.values()}
+    whole = {
+        (view.live.data_ptr(), view.shape): view.name
+        for view in views
+        if view.live is not None and rows_are_stretches(view.live)
+    }
+    return Found(views, {key: whole[place] for key, place in places.items() if place in whole})
+
+
+def _stored_buffers(model: Any, base: BaseModel) -> list[tuple[str, torch.Tensor]]:
+    """Return the buffers that a checkpoint has under their names, such as those that balance experts."""
+    kept = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept and _holds(base, name, buffer)]
+
+
+def _holds(base: BaseModel, name: str, parameter: torch.Tensor) -> bool:
+    """Return whether a checkpoint has a tensor of this name in a parameter's shape."""
+    return name in base.tensors and base.tensors[name].shape == tuple(parameter.shape)
+
+
+def _text_modules(model: Any) -> list[torch.nn.Module]:
+    """Return the parts of a model that make text of text: all of it, unless its config has a section for them."""
+    if model.config.get_text_config() is model.config:
+        return [model]
+    parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    return [part for part in parts if part is not None]
+
+
+def _probed(model: Any, parameters: Mapping[str, torch.Tensor], base: BaseModel) -> list[View]:
+    """Return the views that the model's own loader tells of made-up tensors; the parameters are left as they were."""
+
+    def load(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        config = copy.deepcopy(model.config)
+        made, told = type(model).from_pretrained(
+            None, config=config, state_dict=dict(tensors), dtype=model.dtype, output_loading_info=True
+        )
+        filled = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+        for name in parameters.keys() - told["missing_keys"]:
+            parameters[name].copy_(filled[name])
+
+    kept = {name: parameter.to("cpu", copy=True) for name, parameter in parameters.items()}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a report on each of the models that are made
+    try:
+        with torch.no_grad():
+            return derive_views(parameters, load, list(base.tensors.values()))
+    finally:
+        logging.set_verbosity(verbosity)
+        for name, parameter in parameters.items():
+            parameter.copy_(kept[name])
