@@ -15,6 +15,7 @@ from esmpi.episodes import first_prompts, spoken
 from esmpi.errors import SharedError
 from esmpi.es.fitness import pass_at_k
 from esmpi.es.random_streams import stream_seed
+from esmpi.progress import Progress
 from esmpi.record.evaluation import Evaluation
 from esmpi.scoring import Scored
 from esmpi.tasks import Example, Score
@@ -124,11 +125,14 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
     if suite in setup.harness:
         return _ask(setup, suite, generation, started)
     mine, marking = list[Completed](), Marking(setup, suite, generation)
-    for number, items in enumerate(calls(setup.config, len(examples))):
-        if number % comm.size == comm.rank:
-            mine.append(_complete(setup, suite, generation, items))
-            if marking.at_once:
-                marking.begin(items, mine[-1].completions)
+    todo = calls(setup.config, len(examples))
+    with Progress(f"batches of {suite.replace('_', '-')} at generation {generation} completed") as progress:
+        for number, items in enumerate(todo):
+            if number % comm.size == comm.rank:
+                mine.append(_complete(setup, suite, generation, items))
+                if marking.at_once:
+                    marking.begin(items, mine[-1].completions)
+                progress(number + 1, len(todo))
     if not marking.at_once:
         marking.begin_units(_of_all_ranks(setup, mine), comm.rank, comm.size)
     divergence = _divergence(setup.engine, mine) if config.eval.divergence else []

@@ -15,6 +15,7 @@ from esmpi.errors import UserError
 from esmpi.es.guard import Event
 from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
 from esmpi.model.noise_settings import NoiseSettings
+from esmpi.progress import Progress
 from esmpi.store.history import steps_after
 from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
 from esmpi.store.snapshot_keeper import good_snapshots
@@ -141,13 +142,15 @@ def take_theta(setup: "Setup", run: RunFile | None, generation: int, snapshots: 
     shrinks = np.array([] if run is None else [run.generations[i]["shrink"] for i in steps], np.float32)
     seeds, factors, shrinks = (comm.broadcast_array(array) for array in (seeds, factors, shrinks))
     place = 0
-    for settings, count in comm.allgather_object(stretches)[0]:
-        noise = NoiseSettings.from_json(settings).noise(setup.base)
-        for i in range(place, place + count):
-            engine.weights.update(seeds[i], factors[i], noise)
-            if shrinks[i] != 1:
-                engine.weights.shrink(float(shrinks[i]), noise)
-        place += count
+    with Progress("generations replayed") as progress:
+        for settings, count in comm.allgather_object(stretches)[0]:
+            noise = NoiseSettings.from_json(settings).noise(setup.base)
+            for i in range(place, place + count):
+                engine.weights.update(seeds[i], factors[i], noise)
+                if shrinks[i] != 1:
+                    engine.weights.shrink(float(shrinks[i]), noise)
+                progress(i + 1, len(seeds))
+            place += count
     engine.weights.restore()
     digest = setup.agreed_digest()
     with comm.together():

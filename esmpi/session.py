@@ -24,11 +24,11 @@ from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Comm
 from esmpi.noise.format import Noise
 from esmpi.record.recorder import Recorder
+from esmpi.report.card import card_files
 from esmpi.report.outcome import exit_summary
 from esmpi.scoring import Scored, Scorer
 from esmpi.stop.signals import StopFlag
 from esmpi.stop.time_limit import TimeLimit
-from esmpi.store.card import card_files
 from esmpi.store.export import export
 from esmpi.store.run_file import RunFile
 from esmpi.store.snapshot_keeper import SnapshotKeeper
@@ -196,16 +196,21 @@ class Session(Setup):
                 out,
                 dtype,
                 self.run.describe(self.exported),
-                card_files(self.run, self.exported, self.base),
+                card_files(self.run, self.exported, self.base, self._chose),
             )
             log.info("theta of generation %d exported to %s (%s)", self.exported, out, dtype)
         self._log_outcome(out)
         log.info("done: %s, theta %016x", self.run.path, self.run.theta_digest)
 
+    @property
+    def _chose(self) -> bool:
+        """Whether the model that is exported was chosen as the best one."""
+        return self.guarded or self.config.run.export == "best"
+
     def _log_outcome(self, model: Path | None) -> None:
         """Log what the run learned and how sure that is, where its files are, and the next command."""
         assert self.run is not None
-        chosen = model is not None and (self.guarded or self.config.run.export == "best")
+        chosen = model is not None and self._chose
         generation = self.generation if model is None else self.exported
         try:
             for line in exit_summary(self.run, generation, chosen, model):

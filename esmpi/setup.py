@@ -29,6 +29,7 @@ from esmpi.model.noise_settings import NoiseSettings
 from esmpi.model.staging import stage, staged_path
 from esmpi.mpi.comm import Comm, Place
 from esmpi.noise.format import Noise
+from esmpi.progress import AboveProgress, Progress
 from esmpi.provenance import provenance
 from esmpi.record.recorder import Recorder
 from esmpi.resume import catch_up, open_run_file
@@ -93,14 +94,14 @@ def open_setup(
     make = partial(make_task, config.task, task.source)
     scorer = Scorer(make, config.scoring, voting is not None, task.scope, task.is_async, comm.size, task.takes_turns)
     stack.callback(scorer.close)
-    with watch.phase("model"):
+    with watch.phase("model"), Progress("fetching the model"):
         model = _model_folder(config, comm, place)
     with comm.together():
         problems = load_problems(config.data, task, config.run.seed, config.eval.sources)
         harness = open_suites(config.eval)
         problems.suites.update({name: suite.examples for name, suite in harness.items()})
         base = BaseModel(model)
-        with watch.phase("engine"):
+        with watch.phase("engine"), Progress("loading the model, compiling and testing"):
             members_noise = (noise or NoiseSettings.of(asdict(config.es))).noise(base)
             waves = waves_of(members_noise) if waves_of is not None else None
             engine = engine_config(config).open(config.model, base, place, waves)
@@ -215,7 +216,7 @@ def _model_folder(config: Config, comm: Comm, place: Place) -> Path:
 def start_logging(level: str, comm: Comm) -> None:
     """Send esmpi's messages to standard output: all of rank 0's, and warnings of the others with their number."""
     logging.raiseExceptions = False  # a closed pipe is no reason to stop, nor for tracebacks
-    handler = logging.StreamHandler(sys.stdout)
+    handler = AboveProgress(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
     logger = logging.getLogger("esmpi")
     logger.handlers, logger.propagate = [handler], False

@@ -22,6 +22,7 @@ from esmpi.es.schedules import alpha_at, sigma_at
 from esmpi.es.shaping import coefficients, find_shaping
 from esmpi.evaluate import evaluate, require_rewards
 from esmpi.evaluated import Evaluated, gather_figures, gather_samples
+from esmpi.progress import Progress
 from esmpi.record.profile import gather_profile
 from esmpi.record.recorder import Step
 from esmpi.resume import go_to
@@ -226,12 +227,18 @@ def evaluate_members(
     mine: list[Evaluated] = []
     times: list[tuple[float, float, float]] = []
     wave_size = wave_size_for(session, batch_of(0))
-    with session.dispatch.waves(len(members), wave_size) as dealt:
+    most = -(-len(members) // session.comm.size)
+    here = "" if session.comm.size == 1 else f" on rank {session.comm.rank}"
+    with (
+        session.dispatch.waves(len(members), wave_size) as dealt,
+        Progress(f"members of generation {session.generation} evaluated{here}") as progress,
+    ):
         for wave in dealt:
             session.recorder.check()  # stop early if the last commit failed
             evaluated, spent = evaluate_wave(session, wave, members, batch_of)
             mine += evaluated
             times.append(spent)
+            progress(len(mine), max(most, len(mine)))
             if session.config.model.dtype == "float16" and session.noise.rank and len(times) == 1:
                 warn_of_overflow(session, "theta", "set model.dtype=float32")
         with watch.phase("wait"):

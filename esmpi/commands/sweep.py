@@ -31,10 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=positive, help="start each run by mpiexec on so many ranks; default: without MPI"
     )
-    parser.add_argument("--no-plot", action="store_true", help="print only the table; needs no matplotlib")
+    parser.add_argument(
+        "--no-plot", action="store_true", help="print only the table, without plot and page; needs no matplotlib"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="check all runs and list them; start nothing")
-    instead.add_argument("--show", action="store_true", help="print the table and draw the plot; start nothing")
+    instead.add_argument(
+        "--show", action="store_true", help="print the table, draw the plot and write the page; start nothing"
+    )
     instead.add_argument(
         "--write-config",
         type=natural,
@@ -102,19 +106,25 @@ def _submit(sweep: "Sweep", is_dry: bool, resources: dict[str, Any]) -> None:
 
 def _show(sweep: "Sweep", no_plot: bool) -> None:
     from esmpi.launch.start import jobs_in_queue
+    from esmpi.report.compare import best_first
+    from esmpi.report.page import page_of_runs, write_page
     from esmpi.report.sweep import Entry, plot_sweep, table_of_sweep
 
     queue = jobs_in_queue()
-    entries = []
+    entries, files = [], []
     for run in sweep.runs:
         file = run.read()
         entries.append(Entry(name=run.name, setting=run.setting, file=file, state=run.state(file, queue)))
+        files += [file] if file is not None else []
     print(table_of_sweep(entries))
-    if not no_plot and any(entry.file for entry in entries):
-        picture = sweep.folder / "sweep.png"
+    if not no_plot and files:
+        picture, page = sweep.folder / "sweep.png", sweep.folder / "comparison.html"
         try:
             plot_sweep(entries, sweep.name, picture)
             print(f"\nplot: {picture}")
+            unfinished = [f"{entry.name}: {entry.state}" for entry in entries if entry.state != "finished"]
+            write_page(page_of_runs(best_first(files), unfinished), page)
+            print(f"page: {page}")
         except UserError as error:  # no matplotlib, which must not look as if a run had failed
             print(f"esmpi: {error}", file=sys.stderr)
 

@@ -60,7 +60,7 @@ def fetch_model(path: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+        wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "README.md", "LICENSE*", "NOTICE*"]
         return Path(snapshot_download(path, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # no network, no such model, no access: the hub's own text says which
         raise UserError(

@@ -119,10 +119,13 @@ class Recorder:
                 members[name] = made_here[name] if name in made_here else results[name]
             idle = float(idle_seconds(members["rank"], members["seconds"], self._num_ranks).mean())
             kept = (member_samples_path(self._run.path, generation), samples)
+            fitness = members["fitness"][status == OK]
             write = self._run.begin_commit(row, members, figures or {})
             # without a step size, members are a random search, which moves nothing
             alike = not step.coefficients.any() and step.alpha > 0
-        self._pending = self._thread.submit(self._finish_commit, kept, write, row, figures or {}, idle, alike, watch)
+        self._pending = self._thread.submit(
+            self._finish_commit, kept, write, row, figures or {}, fitness, idle, alike, watch
+        )
 
     def _finish_commit(
         self,
@@ -130,6 +133,7 @@ class Recorder:
         write: Callable[[], None],
         row: np.void,
         further: Mapping[str, float],
+        fitness: np.ndarray,
         idle: float,
         alike: bool,
         watch: Stopwatch,
@@ -145,6 +149,8 @@ class Recorder:
         self._write_to_sinks(
             "generation", int(row["generation"]), {**further, **figures, "seconds_idle": idle, "seconds_wait": waited}
         )
+        if self._sinks is not None:
+            self._sinks.write_members(int(row["generation"]), fitness, kept[1])
 
     def check(self) -> None:
         """Raise as `commit` does if a commit has failed; does not wait."""

@@ -35,10 +35,14 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[RunFile], list[str]]:
             unread.append(str(error))
     if not runs:
         raise UserError("\n".join(unread))
-    runs.sort(
-        key=lambda run: -max((best["accuracy"] for suite in run.evaluations if (best := run.best(suite))), default=-1)
-    )
-    return runs, unread
+    return best_first(runs), unread
+
+
+def best_first(runs: Sequence[RunFile]) -> list[RunFile]:
+    """Return runs by their best accuracy."""
+    bests = [[run.best(suite) for suite in run.evaluations] for run in runs]
+    accuracies = [max((best["accuracy"] for best in found if best is not None), default=-1) for found in bests]
+    return [runs[i] for i in sorted(range(len(runs)), key=lambda i: -accuracies[i])]
 
 
 def table(runs: Sequence[RunFile]) -> list[list[str]]:

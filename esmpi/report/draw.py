@@ -15,6 +15,7 @@ from esmpi.errors import UserError
 from esmpi.files import replacing
 from esmpi.report.figure import Curve, Figure
 from esmpi.report.palette import DASHES, LIGHT, color_of
+from esmpi.report.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,10 +76,11 @@ def draw(figures: Sequence[Figure], title: str = "", columns: int = 2) -> "Pictu
         for axes, figure in zip(places, figures, strict=False):
             panel(axes, figure)
             axes.set_title(figure.title)
-            handles, _ = axes.get_legend_handles_labels()
+            handles, labels = axes.get_legend_handles_labels()
             if len(handles) > 1:
                 below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0.0}
-                axes.legend(**below, ncols=1 if max(len(c.name) for c in figure.curves) > 24 else 2)
+                beside = 1 if max(len(curve.name) for curve in figure.curves) > 24 else 2
+                axes.legend(handles, list(map(visible, labels)), **below, ncols=beside)
         if title:
             picture.suptitle(title, fontsize=10, x=0.01, ha="left")
         return picture

@@ -8,6 +8,9 @@ import numpy as np
 X_LABELS = {"generations": "generation", "tokens": "tokens generated in training", "seconds": "seconds of training"}
 """What figures of several runs can have as their x-axis, with its label."""
 
+LEARNING, COMPLETIONS, MODEL, COST = "What it learned", "Completions", "The model", "Time and tokens"
+"""Headings under which the page has figures."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:

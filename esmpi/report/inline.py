@@ -6,12 +6,15 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from esmpi.report.draw import SIZE, new_figure, panel, style
 from esmpi.report.figure import X_LABELS, Curve, Figure
 from esmpi.report.palette import LIGHT, color_of
+
+if TYPE_CHECKING:
+    from esmpi.report.picture import Picture
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -34,13 +37,9 @@ def inline(figure: Figure, number: int) -> str:
         axes = picture.subplots()
         panel(axes, figure.thinned(_POINTS))
         axes.set_ylabel("")  # the page has it in the heading
-        file = io.StringIO()
-        picture.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        inside = _inside(picture, f"f{number}-")
         box = axes.get_window_extent().transformed(picture.dpi_scale_trans.inverted())
         limits = axes.get_xlim()
-    root = ElementTree.fromstring(file.getvalue())
-    _clean(root, f"f{number}-")
-    inside = "".join(ElementTree.tostring(child, "unicode") for child in root)
     width, height = (72 * inches for inches in SIZE)
     place = json.dumps([round(72 * box.x0, 1), round(72 * box.x1, 1), round(72 * (SIZE[1] - box.y1), 1)])
     bottom = round(72 * (SIZE[1] - box.y0), 1)
@@ -49,6 +48,22 @@ def inline(figure: Figure, number: int) -> str:
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(figure.title)}" '
         f'data-box="{place}" data-bottom="{bottom}" data-span="{span}">{inside}</svg>'
     )
+
+
+def inline_picture(picture: "Picture", title: str, prefix: str) -> str:
+    """Return a whole picture, which was drawn in the style of `draw`, as an SVG element for a page."""
+    with style():
+        inside = _inside(picture, prefix)
+    width, height = (72 * inches for inches in picture.get_size_inches())
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}">{inside}</svg>'
+
+
+def _inside(picture: "Picture", prefix: str) -> str:
+    file = io.StringIO()
+    picture.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    root = ElementTree.fromstring(file.getvalue())
+    _clean(root, prefix)
+    return "".join(ElementTree.tostring(child, "unicode") for child in root)
 
 
 def _clean(parent: ElementTree.Element, prefix: str) -> None:

@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 
 from esmpi.config.sections import HELD_OUT
-from esmpi.es.population import idle_seconds
 from esmpi.report.certainty import LEVEL
-from esmpi.report.figure import Curve, Figure
+from esmpi.report.figure import COMPLETIONS, COST, LEARNING, MODEL, Curve, Figure
+from esmpi.report.of_ranks import figures_of_ranks
 from esmpi.report.outcome import Result
+from esmpi.report.palette import NUM_COLORS
 from esmpi.report.samples import samples_of_all
 from esmpi.store.format import GENERATION_DTYPE
 from esmpi.store.history import History
 
-LEARNING, COMPLETIONS, MODEL, COST = "What it learned", "Completions", "The model", "Time and tokens"
-_MOST_RANKS = 64
 _PHASES = (
     # name, column, colour
     ("generate", "seconds_generate", 0),
@@ -71,6 +70,7 @@ def _of_training(run: History) -> Iterator[Figure]:
     table = table_of(run)
     x = table["generation"].astype(np.float64)
     yield _fitness(run, table, x)
+    yield from _parts_of_members(run)
     yield from _settings(run, table, x)
     yield from _tokens_of_members(run, table, x)
     total = table["seconds_total"]
@@ -99,7 +99,7 @@ def _of_training(run: History) -> Iterator[Figure]:
         curves=[Curve(name="all ranks together", x=x, y=rate)],
         y_range=(0, None),
     )
-    yield from _idle(run, table)
+    yield from figures_of_ranks(run)
     failures = [
         Curve(name=name, x=x, y=table[key].astype(np.float64), color=color)
         for name, key, color in _FAILURES
@@ -141,6 +141,28 @@ def _fitness(run: History, table: np.ndarray, x: np.ndarray) -> Figure:
         events=events_of(run),
         note="Members are perturbed models, so most of them are worse than the model itself.",
     )
+
+
+def _parts_of_members(run: History) -> Iterator[Figure]:
+    """Yield the further numbers of the members' rewards, if there are any: for each its mean and its spread."""
+    x = column(run.figures, "generation")
+    names = sorted({name for row in run.figures for name in row if name.endswith("_mean")})
+    curves = []
+    for color, name in enumerate(names):
+        mean, spread = column(run.figures, name), column(run.figures, f"{name.removesuffix('_mean')}_std")
+        label = title_of(name.removesuffix("_mean"))
+        band = {"low": mean - spread, "high": mean + spread}
+        curves.append(Curve(name=label, x=x, y=mean, **band, color=color, dash=color // NUM_COLORS))
+    if curves:
+        yield Figure(
+            name="member_parts",
+            title="Parts of the members' rewards",
+            section=LEARNING,
+            y_label="mean",
+            curves=curves,
+            events=events_of(run),
+            note="Mean over the members, and one standard deviation of the members' means.",
+        )
 
 
 def _settings(run: History, table: np.ndarray, x: np.ndarray) -> Iterator[Figure]:
@@ -197,46 +219,6 @@ def _tokens_of_members(run: History, table: np.ndarray, x: np.ndarray) -> Iterat
         y_range=(0, None),
         note="" if near else f"The limit is {limit} tokens.",
     )
-
-
-def _idle(run: History, table: np.ndarray) -> Iterator[Figure]:
-    idle, there = idle_times(run)
-    if len(idle) < 2:
-        return
-    share = idle / there
-    ranks = np.arange(len(share))
-    if len(share) > _MOST_RANKS:
-        ranks = np.sort(np.argsort(-share)[:_MOST_RANKS])
-    shown = f", the {_MOST_RANKS} most idle of {len(share)}" if len(share) > len(ranks) else ""
-    yield Figure(
-        name="idle",
-        title="Idle time of ranks",
-        section=COST,
-        kind="bars",
-        x_label=f"rank{shown}",
-        y_label="% of the time",
-        curves=[Curve(name="idle", x=ranks.astype(np.float64), y=100 * share[ranks])],
-        y_range=(0, None),
-        note="Waiting for the busiest rank, in all generations together.",
-    )
-
-
-def idle_times(run: History) -> tuple[np.ndarray, np.ndarray]:
-    """Return how long each rank waited for the busiest one, and how long it was there, (ranks,) float64 in seconds."""
-    idle, there = np.zeros(0), np.zeros(0)
-    for row, members in zip(run.generations, run.members, strict=True):
-        waited = idle_seconds(members["rank"], members["seconds"], num_ranks(run, float(row["unix_time"])))
-        if len(waited) > len(idle):
-            idle, there = (np.pad(old, (0, len(waited) - len(old))) for old in (idle, there))
-        idle[: len(waited)] += waited
-        there[: len(waited)] += float(row["seconds_total"])
-    return idle, np.maximum(there, 1e-9)
-
-
-def num_ranks(run: History, unix_time: float) -> int:
-    """Return how many ranks made a generation: those of the last start before it was committed."""
-    starts = [start for start in run.attributes["provenance"] if start.get("unix_time", 0) <= unix_time]
-    return int(starts[-1].get("ranks", 1)) if starts else 1
 
 
 def events_of(run: History) -> list[int]:
@@ -309,7 +291,7 @@ def _lines(
         values = factor * column(rows, key)
         if not np.isnan(values).all():
             label = title_of(key.removesuffix("_mean")).replace("pass-at-", "pass@")
-            dash = color // 6
+            dash = color // NUM_COLORS
             x = column(rows, "generation")
             curves.append(Curve(name=label, x=x, y=values, color=color, dash=dash, markers=True))
     if curves:

@@ -8,8 +8,8 @@ import numpy as np
 
 from esmpi.config.sections import GENERATED, HELD_OUT
 from esmpi.report.compare import differing_values
-from esmpi.report.figure import Curve, Figure
-from esmpi.report.of_run import COST, LEARNING, MODEL, column, rows_of, table_of
+from esmpi.report.figure import COST, LEARNING, MODEL, Curve, Figure
+from esmpi.report.of_run import column, rows_of, table_of
 from esmpi.report.palette import DASHES, NUM_COLORS
 from esmpi.store.run_file import RunFile
 

@@ -17,12 +17,15 @@ from esmpi.errors import UserError
 from esmpi.files import write_whole
 from esmpi.report import facts
 from esmpi.report.compare import table
+from esmpi.report.draw import style
 from esmpi.report.figure import X_LABELS, Figure
-from esmpi.report.inline import inline, legend, values
+from esmpi.report.inline import inline, inline_picture, legend, values
+from esmpi.report.member_samples import choose_generations, generations_with_samples
 from esmpi.report.of_run import figures_of, rows_of
 from esmpi.report.of_runs import Group, figures_of_groups, groups_of
 from esmpi.report.outcome import Result, outcome_of, percent
 from esmpi.report.palette import css
+from esmpi.report.plot import draw_profile
 from esmpi.report.samples import KINDS, choose, ends, kind_of, pairs, read_samples
 from esmpi.report.text import visible
 from esmpi.report.tiles import Tile, tiles_of
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 1_300_000
 """Of the completions of a page, with what marks them."""
+_MOST_BYTES_OF_MEMBERS = 500_000
+"""Of the completions of members, likewise."""
+_MOST_INTERVALS = 3000
+"""Of a profile that is in a page."""
 
 
 def write_page(page: str, path: Path) -> None:
@@ -74,6 +81,8 @@ def page_of_run(run: RunFile) -> str:
         events=events,
         evaluations=_evaluations(run),
         samples=_samples(run),
+        members=_members(run),
+        profile=_profile(run),
         settings={
             "all": [(row.name, row.value, row.default) for row in rows],
             "changed": [(row.name, row.value, row.default) for row in rows if row.differs],
@@ -109,7 +118,7 @@ def page_of_runs(runs: Sequence[RunFile], unread: Sequence[str] = ()) -> str:
 def _render(*, title: str, figures: Sequence[Figure], axes: Sequence[str], **context: Any) -> str:
     from markupsafe import Markup
 
-    style = css() + _asset("page.css")
+    rules = css() + _asset("page.css")
     script = _asset("page.js")
     shown: list[dict[str, Any]] = []
     for figure in figures:
@@ -128,7 +137,7 @@ def _render(*, title: str, figures: Sequence[Figure], axes: Sequence[str], **con
         [
             "default-src 'none'",
             "img-src data:",
-            f"style-src {_source(style)}",
+            f"style-src {_source(rules)}",
             f"script-src {_source(script)}",
             "base-uri 'none'",
             "form-action 'none'",
@@ -140,7 +149,7 @@ def _render(*, title: str, figures: Sequence[Figure], axes: Sequence[str], **con
         sections=[{"title": name, "figures": [one for one in shown if one["section"] == name]} for name in names],
         all_figures=shown,
         policy=policy,
-        style=Markup(style),
+        style=Markup(rules),
         script=Markup(script),
         creator=f"esmpi {__version__}",
         made=facts.utc(time.time()),
@@ -168,6 +177,18 @@ def _source(text: str) -> str:
 
 def _done(event: dict[str, Any]) -> str:
     return f"restore generation {event['to']}" if event["action"] == "restore" else str(event["action"])
+
+
+def _profile(run: RunFile) -> dict[str, Any] | None:
+    """Return the picture of the generation that was profiled; None if there is none, or if it is too large."""
+    if run.profile is None or not 0 < run.profile.size <= _MOST_INTERVALS:
+        return None
+    from markupsafe import Markup
+
+    with style():
+        picture = draw_profile(run, titled=False)
+    title = f"When each rank did what in generation {run.profile['generation'][0]}"
+    return {"title": title, "svg": Markup(inline_picture(picture, title, "profile-"))}  # safe as in `_render`
 
 
 def _tiles_of_groups(groups: Sequence[Group]) -> list[Tile]:
@@ -227,5 +248,19 @@ def _samples(run: RunFile) -> dict[str, Any] | None:
         "intro": f"{counted(len(found), 'completion')} of held-out problems, by generations {between[0]} and "
         f"{between[1]}. Words that only one of the two has are marked.{some}",
         "counts": [(kind, f"{kinds.count(kind):,}") for kind in KINDS if kind in kinds],
+        "shown": shown,
+    }
+
+
+def _members(run: RunFile) -> dict[str, Any] | None:
+    """Return the completions of members that `log.samples` kept, of as many generations as a page has room for."""
+    shown = choose_generations(run, _MOST_BYTES_OF_MEMBERS)
+    if not shown:
+        return None
+    known = len(generations_with_samples(run))
+    some = "" if len(shown) == known else f" The page has {len(shown):,} of {known:,} generations."
+    return {
+        "intro": "The first completions of the best, the worst and a random member of a generation. All that were kept "
+        f"are in {run.path.parent}/samples.{some}",
         "shown": shown,
     }

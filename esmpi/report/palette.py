@@ -25,7 +25,10 @@ def color_of(number: int) -> str:
 
 
 def css() -> str:
-    """Return rules for the colours: light, or dark if the reader's system or the page's switch says so."""
+    """Return rules for the colours: light, or dark if the reader's system or the page's switch says so.
+
+    What has colours of its own for a light ground is on paper, which is light in any case.
+    """
     light, dark = (";".join(f"--{name}:{value}" for name, value in colors.items()) for colors in (LIGHT, DARK))
     names = ("grey", "bad", *(f"c{number}" for number in range(NUM_COLORS)))
     classes = "".join(
@@ -36,5 +39,6 @@ def css() -> str:
     return (
         f":root{{color-scheme:light;{light}}}\n"
         f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
-        f"@media screen{{:root[data-theme=dark]{{color-scheme:dark;{dark}}}}}\n{classes}\n"
+        f"@media screen{{:root[data-theme=dark]{{color-scheme:dark;{dark}}}}}\n.paper{{color-scheme:light;{light}}}\n"
+        f"{classes}\n"
     )

@@ -9,6 +9,7 @@ from esmpi.files import replacing
 from esmpi.report.draw import draw as draw_figures
 from esmpi.report.draw import new_figure
 from esmpi.report.of_run import figures_of
+from esmpi.report.text import visible
 from esmpi.store.history import History
 from esmpi.store.run_file import RunFile
 
@@ -42,9 +43,17 @@ _BESIDE = ("score", "write")
 
 
 def plot_profile(run: RunFile, path: Path) -> None:
-    """Draw when each rank did what, in the generation that was profiled, into a PNG file.
+    """Draw when each rank did what into a PNG file; raise as `draw_profile` does."""
+    figure = draw_profile(run)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
-    A rank has a broad bar, and a narrow one below for the rewards that were computed beside.
+
+def draw_profile(run: History, titled: bool = True) -> "Picture":
+    """Return the picture of when each rank did what, in the generation that was profiled.
+
+    A rank has a broad bar, and a narrow one below for the rewards that were computed beside. A page has a title of its
+    own, where the names are text.
 
     Raises
     ------
@@ -77,15 +86,15 @@ def plot_profile(run: RunFile, path: Path) -> None:
     axes.set_yticks(range(len(shown)), [f"rank {rank}" for rank in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, end * scale)
-    axes.set_xlabel(f"{unit} since the generation began; {100 * covered:.1f} % of the time is in a phase")
+    omitted = f"; {len(shown)} of {len(ranks)} ranks" if len(shown) < len(ranks) else ""
+    axes.set_xlabel(f"{unit} since the generation began; {100 * covered:.1f} % of the time is in a phase{omitted}")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="share of all ranks' time")
-    omitted = f", {len(shown)} of {len(ranks)} ranks" if len(shown) < len(ranks) else ""
-    config = run.attributes["config"]
-    axes.set_title(f"{config['run']['name']}, generation {profile['generation'][0]}{omitted}", loc="left", fontsize=10)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    if titled:
+        name = visible(str(run.attributes["config"]["run"]["name"]))
+        axes.set_title(f"{name}, generation {profile['generation'][0]}", loc="left", fontsize=10)
+    return figure
 
 
 def plot(run: History, path: Path) -> None:
@@ -115,4 +124,4 @@ def draw(run: History) -> "Picture":
         f"{config['run']['name']}: {config['model']['path']} on {config['task']['name']}, "
         f"N {es.get('population_size', '-')}, sigma {es.get('sigma', '-')}"
     )
-    return draw_figures(shown, title)
+    return draw_figures(shown, visible(title))

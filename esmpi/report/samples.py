@@ -143,13 +143,10 @@ def choose(found: Sequence[Pair], most_bytes: int) -> list[Shown]:
 def show(pair: Pair) -> Shown:
     """Return a pair as it is shown: long texts cut, and the words marked that only one of the two has."""
     old, new = pair
-    texts = [_cut(sample["completion"], _MOST_CHARACTERS) for sample in pair]
+    texts = [cut(sample["completion"], _MOST_CHARACTERS) for sample in pair]
     before, after = marked(*texts)
-    example = new["example"]
-    if isinstance(example, dict):
-        example = {key: value for key, value in example.items() if key != "solution"}
-    problem = _cut(example if isinstance(example, str) else json.dumps(example, ensure_ascii=False), 300)
-    prompt = _cut(new["prompt"], _MOST_CHARACTERS)
+    problem = problem_text(new["example"])
+    prompt = cut(new["prompt"], _MOST_CHARACTERS)
     return Shown(
         kind=kind_of(pair),
         problem=problem,
@@ -177,7 +174,15 @@ def marked(before: str, after: str) -> tuple[Marked, Marked]:
     return left, right
 
 
-def _cut(text: str, most: int) -> str:
+def problem_text(example: Any) -> str:
+    """Return a problem as a page shows it: long ones cut, and without its solution."""
+    if isinstance(example, dict):
+        example = {key: value for key, value in example.items() if key != "solution"}
+    return cut(example if isinstance(example, str) else json.dumps(example, ensure_ascii=False), 300)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text with at most about so many characters, of which the middle ones are left out."""
     left_out = len(text) - most
     return text if left_out <= 0 else f"{text[: most // 2]} [... {left_out:,} characters ...] {text[-most // 2 :]}"
 

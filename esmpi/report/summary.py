@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.report.of_run import idle_times
+from esmpi.report.of_ranks import idle_times
 from esmpi.report.samples import KINDS, kind_of, pairs, read_samples
 from esmpi.store.run_file import RunFile
 from esmpi.wording import counted

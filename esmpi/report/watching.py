@@ -16,7 +16,8 @@ import numpy as np
 from esmpi.config.sections import HELD_OUT
 from esmpi.errors import UserError, said
 from esmpi.es.population import idle_seconds
-from esmpi.report.of_run import num_ranks, rows_of, table_of
+from esmpi.report.of_ranks import num_ranks
+from esmpi.report.of_run import rows_of, table_of
 from esmpi.report.samples import Sample, read_samples
 from esmpi.stop.time_limit import job_ends
 from esmpi.store.history import History

@@ -31,7 +31,7 @@ def export(
     out: Path,
     dtype: str,
     origin: dict[str, Any],
-    texts: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Write a model folder that transformers and vLLM load: the base model's files with theta's values.
 
@@ -50,7 +50,7 @@ def export(
         "float32" or "bfloat16".
     origin : dict
         Which theta this is (`RunFile.describe`); written into esmpi.json and the weights' metadata.
-    texts : mapping, optional
+    files : mapping, optional
         Further files by name, such as the model card; they replace files of the base model that have the same name.
 
     Raises
@@ -65,7 +65,7 @@ def export(
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        _write_texts(base, unfinished, dtype, texts or {})
+        _write_files(base, unfinished, dtype, files or {})
         metadata = {"format": "pt", **{f"esmpi_{key}": str(value) for key, value in origin.items()}}
         _write_weights(base, read, unfinished, metadata)
         (unfinished / _MARK).write_text(json.dumps(origin | {"dtype": dtype}, indent=2) + "\n")
@@ -97,13 +97,13 @@ def check_target(out: Path) -> None:
         raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
 
 
-def _write_texts(base: BaseModel, out: Path, dtype: str, texts: Mapping[str, str]) -> None:
+def _write_files(base: BaseModel, out: Path, dtype: str, files: Mapping[str, str | bytes]) -> None:
     """Write all files but the weights."""
     for file in sorted(base.folder.iterdir()):
         if file.is_file() and file.suffix in _COPIED:
             shutil.copyfile(file, out / file.name)
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8")
+    for name, content in files.items():
+        (out / name).write_bytes(content.encode() if isinstance(content, str) else content)
     _set_dtype(out / "config.json", dtype)
 
 

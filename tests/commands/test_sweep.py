@@ -59,6 +59,10 @@ def test_a_grid_is_trained_and_a_run_that_fails_does_not_end_it(tmp_path: Path, 
         assert f"\n{line}" in done.stdout
     place = tmp_path / "runs" / "tiny_sweep"
     assert (place / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    assert "\npage: runs/tiny_sweep/comparison.html" in done.stdout
+    page = (place / "comparison.html").read_text()
+    assert 'figure id="accuracy"' in page
+    assert "tiny_train=bad.jsonl_seed=5: unfinished, 0 of 2 generations" in page
     assert not list(place.glob("*/model")), "no models, unless they are asked for"
     # a run of a sweep is what the same settings give anywhere
     made = place / "tiny_train=good.jsonl_seed=5"
@@ -78,6 +82,7 @@ def test_a_grid_is_trained_and_a_run_that_fails_does_not_end_it(tmp_path: Path, 
     shown_again = sweep(tmp_path, *words, "--show", "--no-plot")
     assert table(shown_again.stdout) == table(done.stdout)
     assert "plot" not in shown_again.stdout
+    assert "page" not in shown_again.stdout
 
 
 def test_a_signal_stops_the_sweep_after_a_generation_and_it_resumes(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import Run, require, train
 
-Shown = dict[str, dict[int, float]]
+Shown = dict[str, dict[int, Any]]
 """Values by name, with the group in front, and generation."""
 
 
@@ -52,7 +53,11 @@ def of_wandb(folder: Path) -> Shown:
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
-                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                row: dict[str, Any] = {}
+                for item in record.history.item:
+                    key, *inner = [item.key] if item.key else item.nested_key
+                    value = json.loads(item.value_json)
+                    row[key] = row.get(key, {}) | {inner[0]: value} if inner else value
                 for name, value in row.items():
                     if "/" in name:
                         # a later start may say the same again
@@ -81,7 +86,42 @@ def of_csv(folder: Path) -> Shown:
     return found
 
 
-READERS = {"tensorboard": of_tensorboard, "wandb": of_wandb, "jsonl": of_jsonl, "csv": of_csv}
+def of_mlflow(folder: Path) -> Shown:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=(folder / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("esmpi")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["es.population_size"] == "7"
+    tables = [path.path for path in client.list_artifacts(run.info.run_id, "samples")]
+    assert tables == [f"samples/g{generation:06d}.json" for generation in range(5)]
+    found: Shown = {}
+    for name in run.data.metrics:
+        history = client.get_metric_history(run.info.run_id, name)
+        found[name] = {metric.step: metric.value for metric in history}
+        assert len(found[name]) == len(history), f"{name} has a step twice"
+    return found
+
+
+def of_trackio(folder: Path) -> Shown:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    [name] = SQLiteStorage.get_runs("esmpi")
+    found: Shown = {}
+    for row in SQLiteStorage.get_logs("esmpi", name):
+        for key, value in row.items():
+            if "/" in key:
+                assert row["step"] // 2 not in found.setdefault(key, {}), f"{key} has a step twice"
+                found[key][row["step"] // 2] = value
+    return found
+
+
+READERS = {
+    **{"tensorboard": of_tensorboard, "wandb": of_wandb, "jsonl": of_jsonl, "csv": of_csv},
+    **{"mlflow": of_mlflow, "trackio": of_trackio},
+}
 
 
 def same(values: Mapping[int, float]) -> object:
@@ -89,10 +129,12 @@ def same(values: Mapping[int, float]) -> object:
 
 
 def test_sinks_show_what_the_run_file_has(launch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    present = all(importlib.util.find_spec(name) for name in ("tensorboard", "wandb"))
-    require("mpi", present, "pip install 'esmpi[tensorboard,wandb]'")
+    present = all(importlib.util.find_spec(name) for name in ("tensorboard", "wandb", "mlflow", "trackio"))
+    require("mpi", present, "pip install 'esmpi[tensorboard,wandb,mlflow,trackio]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    keys = (f"log.sinks=[{', '.join(READERS)}]", "eval.every=2")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    keys = (f"log.sinks=[{', '.join(READERS)}]", "eval.every=2", "log.samples=1")
     train(launch, tmp_path, 2, *keys)
     # what a killed start leaves behind: a figure of a generation that was not committed, and half a line
     with (tmp_path / "tiny" / "figures.jsonl").open("a") as file:
@@ -106,3 +148,23 @@ def test_sinks_show_what_the_run_file_has(launch: Run, tmp_path: Path, monkeypat
         shown = read(tmp_path / "tiny")
         assert shown["generation/fitness_mean"] == same(means), name
         assert shown["held_out/accuracy"] == same(accuracies), name
+        if name in ("wandb", "trackio"):
+            histograms, tables = shown["generation/fitness"], shown["generation/samples"]
+            assert sorted(histograms) == sorted(tables) == list(means), name
+            assert {sum(histogram["values"]) for histogram in histograms.values()} == {7}, name
+            assert {table.get("nrows") or len(table["_value"]) for table in tables.values()} == {3}, name
+    check_members_of_tensorboard(tmp_path / "tiny", len(means))
+
+
+def check_members_of_tensorboard(folder: Path, count: int) -> None:
+    """Fail unless each generation has a histogram of all members, and the completions of three of them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0, "histograms": 0})
+    events.Reload()
+    histograms, texts = events.Histograms("generation/fitness"), events.Tensors("generation/samples/text_summary")
+    assert [event.step for event in histograms] == [event.step for event in texts] == list(range(count))
+    assert {event.histogram_value.num for event in histograms} == {7}
+    lines = texts[-1].tensor_proto.string_val[0].decode().splitlines()
+    assert sum(line.startswith("    which: ") for line in lines) == 3
+    assert all(line.startswith("    ") or not line for line in lines), "nothing is Markdown"

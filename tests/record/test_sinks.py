@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import require
 
@@ -94,3 +95,32 @@ def test_a_table_keeps_its_rows_when_a_start_is_killed_at_once(tmp_path: Path) -
     Sinks(["csv"], tmp_path, ATTRIBUTES, 2)  # which is never closed
     lines = (tmp_path / "figures.csv").read_text().split()
     assert lines == ["group,generation,name,value", "generation,0,x,0.0", "generation,1,x,1.0"]
+
+
+def test_a_server_that_does_not_answer_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = all(importlib.util.find_spec(name) for name in ("mlflow", "trackio"))
+    require("mpi", present, "pip install 'esmpi[mlflow,trackio]'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9/?write_token=secret")
+    with pytest.raises(UserError, match=r"mlflow: no server answers at MLFLOW_TRACKING_URI=http://127.0.0.1:9$"):
+        Sinks(["mlflow"], tmp_path, ATTRIBUTES, 0)
+    with pytest.raises(UserError, match=r"trackio: no server answers at TRACKIO_SERVER_URL=http://127.0.0.1:9/$"):
+        Sinks(["trackio"], tmp_path, ATTRIBUTES, 0)
+
+
+def test_members_of_a_failed_generation_and_texts_of_strangers_are_shown(tmp_path: Path) -> None:
+    sample = {"which": "best", "member": 1, "fitness": 0.5, "example": {"x": 1}, "prompt": "p", "reward": None}
+    sample |= {"completion": "# <b>\n- [x](http://y)", "correct": False, "figures": {"format": 0.25}}
+    sinks = Sinks(["tensorboard"], tmp_path, ATTRIBUTES, 0)
+    sinks.write_members(0, np.zeros(0), [])
+    sinks.write_members(1, np.array([0.5, 0.25]), [sample])
+    sinks.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    [text] = events.Tensors("generation/samples/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[-2:] == ["    # <b>", "    - [x](http://y)"]
+    assert '    problem: {"x": 1}' in lines
+    assert [event.step for event in events.Histograms("generation/fitness")] == [1]

@@ -8,8 +8,8 @@ import numpy as np
 
 from esmpi.config.reader import parse_config
 from esmpi.es.member_columns import MEMBER_DTYPE
-from esmpi.record.recorder import write_samples
-from esmpi.store.run_file import GENERATION_DTYPE, RunFile
+from esmpi.record.recorder import write_lines, write_samples
+from esmpi.store.run_file import GENERATION_DTYPE, PROFILE_DTYPE, RunFile, member_samples_path
 
 PHASES = {"seconds_generate": 2.0, "seconds_perturb": 0.1, "seconds_update": 0.2, "seconds_exchange": 0.3}
 
@@ -24,7 +24,7 @@ def make_run(
     num_problems: int = 20,
     every: int = 4,
 ) -> RunFile:
-    """Write a run that learns: failures, events, two ranks, varying alpha, KL, a second suite and samples.
+    """Write a run that learns: failures, events, two ranks, varying alpha, KL, a second suite, and samples.
 
     Parameters
     ----------
@@ -59,7 +59,13 @@ def make_run(
     for generation in range(generations):
         run.generations.append(row_of(generation, rng, generations))
         run.members.append(members_of(members, rng, generation / generations))
+        share = generation / generations
+        run.figures.append({"generation": generation, "format_mean": 0.5 + share / 2, "format_std": 0.1})
+        if generation % max(1, generations // 100) == 0:  # of a long run some
+            write_lines(member_samples_path(run.path, generation), member_samples(generation, rng, texts))
     fill(run, rng, range(0, generations + 1, every), texts, num_problems)
+    spans = [(1, rank, phase, t, t + 0.5) for rank in (0, 1) for t, phase in enumerate((b"generate", b"update"))]
+    run.profile = np.array(spans, PROFILE_DTYPE)
     run.write()
     return run
 
@@ -88,6 +94,17 @@ def members_of(count: int, rng: np.random.Generator, mean: float) -> np.ndarray:
     table["rank"] = np.arange(count) >= count // 2
     table["seconds"], table["tokens"], table["sign"] = 0.2 + 0.1 * table["rank"], 200, 1
     return table
+
+
+def member_samples(generation: int, rng: np.random.Generator, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the lines of a generation's file: two completions each of the best, the worst and a random member."""
+    return [
+        {"which": which, "member": member, "fitness": fitness}
+        | sample_of(i, generation, which == "best", rng, texts)
+        | {"figures": {"format": 0.25}}
+        for member, (which, fitness) in enumerate((("best", 0.9), ("worst", 0.1), ("random", 0.5)))
+        for i in range(2)
+    ]
 
 
 def fill(

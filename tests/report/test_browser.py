@@ -91,7 +91,7 @@ DRAWN = """() => [...document.querySelectorAll("figure")].map((figure) => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [380, 1400])
-@pytest.mark.parametrize(("name", "num_figures"), [("one", 14), ("several", 8)])
+@pytest.mark.parametrize(("name", "num_figures"), [("one", 16), ("several", 8)])
 def test_every_figure_is_drawn_and_fits(view: Any, name: str, num_figures: int, width: int, scheme: str) -> None:
     seen = view(name, width, scheme)
     figures = seen.page.evaluate(DRAWN)
@@ -102,6 +102,10 @@ def test_every_figure_is_drawn_and_fits(view: Any, name: str, num_figures: int, 
         assert 250 < figure["width"] < width, figure
         assert figure["text"] >= 9, figure  # pixels that a line of text is high
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    if name == "one":  # what each rank did when is on paper, whose colours are the same on dark ground
+        paper = seen.page.evaluate("getComputedStyle(document.querySelector('.paper text')).fill")
+        assert paper == "rgb(90, 100, 114)"
+        assert seen.page.locator("#profile path:visible").count() >= 8
     ground = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(244, 246, 249)", "dark": "rgb(13, 17, 23)"}[scheme]
     label = seen.page.evaluate("getComputedStyle(document.querySelector('.plot text')).fill")
@@ -115,7 +119,10 @@ def test_hostile_texts_are_inert(view: Any) -> None:
     seen.page.wait_for_timeout(200)
     assert seen.page.evaluate("window.acted") is None
     assert (
-        seen.page.evaluate("document.querySelectorAll('img, iframe, form, a, .sample svg, .sample style').length") == 0
+        seen.page.evaluate(
+            "document.querySelectorAll('img, iframe, form, a, :is(.sample, .member) :is(svg, style)').length"
+        )
+        == 0
     )
     shown = seen.page.inner_text("#samples")
     assert "<script>window.acted = 1</script>" in shown
@@ -178,6 +185,22 @@ def test_completions_are_found_by_words_and_by_kind(view: Any) -> None:
     assert seen.page.locator(".sample mark").count() > 20
 
 
+def test_a_generation_is_chosen_of_which_members_completions_are_seen(view: Any) -> None:
+    seen = view("one", width=380)
+    shown = lambda: seen.page.locator(".generation:visible").get_attribute("data-generation")  # noqa: E731
+    assert shown() == "11"
+    seen.page.focus("#generation")
+    for _ in range(3):
+        seen.page.keyboard.press("ArrowLeft")
+    assert (shown(), seen.page.inner_text("#chosen")) == ("8", "8")
+    texts = seen.page.locator(".member:visible").all_inner_texts()
+    assert len(texts) == 6
+    assert all("at generation 8 gives" in text and "format 0.25" in text for text in texts)
+    assert seen.page.inner_text(".generation:visible .who >> nth=0") == "best member 0, fitness 0.9"
+    assert seen.page.evaluate("window.acted") is None
+    seen.check_quiet()
+
+
 def test_the_axis_of_all_figures_is_chosen(view: Any) -> None:
     seen = view("several")
     for axis, label in (("tokens", "tokens generated in training"), ("seconds", "seconds of training")):
@@ -190,6 +213,7 @@ def test_the_axis_of_all_figures_is_chosen(view: Any) -> None:
 def test_a_page_is_printed_light_and_whole_and_needs_no_script(view: Any) -> None:
     seen = view("one", scheme="dark", scripts=False)
     assert not seen.page.locator(".filter").is_visible()
+    assert seen.page.locator(".generation > summary:visible").count() == 12, "each can be opened"
     seen.page.emulate_media(media="print")
     assert len(seen.page.pdf(format="A4")) > 50_000
     seen.check_quiet()

@@ -22,7 +22,7 @@ from esmpi.store.run_file import RunFile
 
 ALL = {
     *("fitness", "accuracy", "reward", "suites", "parts", "length", "cut_off", "kl", "distance", "settings", "time"),
-    *("speed", "idle", "failures"),
+    *("speed", "idle", "idle_over_time", "failures", "member_parts"),
 }
 
 
@@ -41,6 +41,14 @@ def test_a_run_has_each_figure_with_the_numbers_of_its_file(tmp_path: Path) -> N
     assert figures["accuracy"].levels == [("base model", 100 * run.evaluations["held_out"][0]["accuracy"], -1)]
     # the second rank is busy for 1.2 s, the first one 0.4 s less, of 3 s
     np.testing.assert_allclose(figures["idle"].curves[0].y, [100 * 0.4 / 3, 0], rtol=1e-5)
+    for curve, share in zip(figures["idle_over_time"].curves, (100 * 0.4 / 3, 0), strict=True):
+        np.testing.assert_allclose(curve.y, share, rtol=1e-5)
+    [part] = figures["member_parts"].curves
+    means = [row["format_mean"] for row in run.figures]
+    assert part.y is not None
+    assert part.low is not None
+    np.testing.assert_allclose(part.y, means)
+    np.testing.assert_allclose(part.low, np.array(means) - 0.1)
     time = figures["time"].curves
     stacked = np.sum([curve.y for curve in time if not curve.dash], axis=0)
     np.testing.assert_allclose(stacked, 3)
@@ -49,6 +57,14 @@ def test_a_run_has_each_figure_with_the_numbers_of_its_file(tmp_path: Path) -> N
     assert {curve.name for curve in figures["parts"].curves} == {"format", "answer"}
     assert [curve.name for curve in figures["failures"].curves] == ["rewards that raised", "rewards out of time"]
     assert [curve.name for curve in figures["settings"].curves] == ["alpha"], "sigma does not vary"
+
+
+def test_many_ranks_are_a_mean_and_a_band(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.attributes["provenance"][0]["ranks"] = 8  # of which two had members
+    band, mean = next(figure for figure in figures_of(run) if figure.name == "idle_over_time").curves
+    np.testing.assert_allclose((band.low[3], band.high[3]), (0, 100 * 1.2 / 3), rtol=1e-5)
+    np.testing.assert_allclose(mean.y[3], 100 * (0.4 + 6 * 1.2) / 8 / 3, rtol=1e-5)
 
 
 def test_the_quartiles_are_those_of_the_samples(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from made_runs import make_run
 from esmpi.__main__ import main
 from esmpi.errors import UserError
 from esmpi.report.facts import settings
+from esmpi.report.member_samples import choose_generations
 from esmpi.report.page import page_of_run, page_of_runs
 from esmpi.report.samples import KINDS, choose, kind_of, marked, pairs, read_samples
 from esmpi.report.text import visible
 from esmpi.report.view import open_run
-from esmpi.store.run_file import RunFile, samples_path
+from esmpi.store.run_file import RunFile, member_samples_path, samples_path
 
 VOID = {"meta", "link", "input", "rect", "path", "use"}
 
@@ -80,8 +81,21 @@ def test_a_page_has_everything_that_a_reader_may_ask_for(tmp_path: Path) -> None
     elements = Elements(page)
     text = " ".join(" ".join(elements.text).split())
     sections = {attributes.get("id") for tag, attributes in elements.found if tag == "section"}
-    assert {"result", "events", "evaluations", "completions", "config", "provenance", "rebuild", "cite"} <= sections
+    assert {
+        "result",
+        "events",
+        "evaluations",
+        "completions",
+        "members",
+        "profile",
+        "config",
+        "provenance",
+        "rebuild",
+        "cite",
+    } <= sections
     assert "es.sigma 0.02 0.001" in text
+    assert "When each rank did what in generation 1" in text
+    assert "generate 33 %" in text
     assert f"{run.theta_digest:016x}" in text
     assert f"esmpi export {tmp_path / 'run'} --generation 12 --out model" in text
     assert "arXiv:2509.24372" in text
@@ -164,6 +178,25 @@ def test_other_problems_are_not_compared(tmp_path: Path) -> None:
         page_of_run(run)
 
 
+def test_members_completions_are_of_as_many_generations_as_have_room(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", generations=40)
+    assert [one.generation for one in choose_generations(run, 10**6)] == list(range(40))
+    some = choose_generations(run, 20_000)
+    assert 3 <= len(some) < 20
+    assert sum(one.size for one in some) <= 20_000
+    assert (some[0].generation, some[-1].generation) == (0, 39)
+    best, worst, _ = some[-1].members
+    assert (best.which, best.fitness, worst.which, worst.fitness) == ("best", 0.9, "worst", 0.1)
+    assert [sample.reward for sample in best.samples] == ["reward 0, format 0.25", "reward 1, format 0.25"]
+    assert "secret" not in best.samples[0].problem
+    member_samples_path(run.path, 40).write_text("half of a commit that was never made")
+    assert "The page has" not in page_of_run(run)
+    path = member_samples_path(run.path, 39)
+    path.write_text('{"which": "best"}\n')
+    with pytest.raises(UserError, match="is damaged: KeyError: 'member'"):
+        page_of_run(run)
+
+
 def test_only_what_differs_from_the_defaults_is_in_the_short_table(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "sampling.max_tokens=77", "es.sigma=0.02")
     rows = {row.name: row for row in settings(run.attributes["config"]) if row.differs}
@@ -216,7 +249,7 @@ def test_the_command_writes_the_page_and_the_figures(tmp_path: Path, capsys: pyt
     assert f"page: {tmp_path / 'runs' / 'a' / 'report.html'}" in capsys.readouterr().out
     assert Elements((tmp_path / "runs" / "a" / "report.html").read_text()).found
     assert (tmp_path / "runs" / "a" / "report.png").stat().st_size > 10_000
-    names = ("failures", "fitness", "idle", "length", "settings", "speed", "time")
+    names = ("failures", "fitness", "idle", "idle_over_time", "length", "member_parts", "settings", "speed", "time")
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert written == [f"{name}.{form}" for name in names for form in ("png", "svg")]
     assert main(["report", *(str(tmp_path / "runs" / name) for name in "ab")]) == 0

@@ -25,6 +25,7 @@ from esmpi.model.find import find_model
 from esmpi.model.snapshot import Snapshot, SnapshotError
 from esmpi.mpi.comm import Comm, Place
 from esmpi.noise import member_seed
+from esmpi.report.outcome import percent
 from esmpi.run import STOPPED
 from esmpi.store import members as member_table
 from esmpi.store.replay import replay
@@ -343,7 +344,7 @@ def test_the_best_generation_and_its_card(finished: Path, tmp_path: Path) -> Non
     card = (tmp_path / "best" / "README.md").read_text()
     assert run.attributes["run_uuid"] in card
     assert f"{run.digest_after(best['generation']):016x}" in card
-    assert f"| accuracy | {run.evaluations['held_out'][0]['accuracy']:.1%} |" in card
+    assert f"| accuracy | {percent(run.evaluations['held_out'][0]['accuracy'])} |" in card
     # of an earlier generation the card says nothing that came later
     assert main(["export", str(finished), "--generation", "1", "--out", str(tmp_path / "first")]) == 0
     first = (tmp_path / "first" / "README.md").read_text()

@@ -1,5 +1,6 @@
 "use strict";
-// Everything works without this script but the switch of colours, the values under the pointer, and the search.
+// Everything works without this script but the switch of colours, the values under the pointer,
+// the search, and the choice of a generation, of which each can be opened instead.
 const tip = document.getElementById("tip");
 const theme = document.getElementById("theme");
 theme.hidden = false;
@@ -99,5 +100,22 @@ if (filter) {
   };
   search.addEventListener("input", update);
   kinds.forEach((kind) => kind.addEventListener("change", update));
+  update();
+}
+
+const choose = document.querySelector(".choose");
+if (choose) {
+  choose.hidden = false;
+  choose.parentElement.classList.add("chooses");
+  const generations = [...document.querySelectorAll(".generation")];
+  const slider = document.getElementById("generation");
+  const update = () => {
+    generations.forEach((one, i) => {
+      one.open = i === Number(slider.value);
+      one.hidden = !one.open;
+    });
+    document.getElementById("chosen").textContent = generations[slider.value].dataset.generation;
+  };
+  slider.addEventListener("input", update);
   update();
 }

@@ -1,9 +1,11 @@
-"""Send a run's figures to TensorBoard or Weights & Biases. The run file has them all; sinks are for watching a run."""
+"""Send a run's figures elsewhere, such as to TensorBoard. The run file has them all; sinks are for watching a run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from esmpi import plugins
 from esmpi.errors import UserError, said
@@ -42,9 +44,16 @@ class Sinks:
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         """Add figures of a generation to every sink."""
+        self._each(lambda sink: sink.write(group, generation, figures))
+
+    def write_members(self, generation: int, fitness: np.ndarray, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Add the members of a generation to every sink; see `Sink.write_members`."""
+        self._each(lambda sink: sink.write_members(generation, fitness, samples))
+
+    def _each(self, write: Callable[[Sink], None]) -> None:
         for name in list(self._open):
             try:
-                self._open[name].write(group, generation, figures)
+                write(self._open[name])
             except Exception as error:  # a sink may raise anything: full disk, no network, ...
                 log.warning("log.sinks: %s failed and gets no more figures: %s", name, error)
                 del self._open[name]

@@ -1,9 +1,12 @@
 """What a sink is: a place that draws figures over generations."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 class Sink(ABC):
@@ -28,6 +31,32 @@ class Sink(ABC):
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         """Add figures of a generation."""
 
+    def write_members(  # noqa: B027
+        self, generation: int, fitness: np.ndarray, samples: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Add what is known of the members of a generation. A sink that shows neither does nothing.
+
+        Parameters
+        ----------
+        generation : int
+        fitness : (n,) ndarray of float64
+            Of the members that have one.
+        samples : sequence of mapping
+            Completions that `log.samples` keeps, as docs/run-files.md describes them.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Write what is still held back."""
+
+
+def row_of_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a completion of a member as a row of a table: numbers and texts."""
+    example = sample["example"]
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in sample["figures"].items())
+    return {
+        **{key: sample[key] for key in ("which", "member", "fitness")},
+        "problem": example if isinstance(example, str) else json.dumps(example, ensure_ascii=False),
+        **{key: sample[key] for key in ("prompt", "completion", "reward", "correct")},
+        "parts of the reward": figures,
+    }

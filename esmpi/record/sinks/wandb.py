@@ -2,18 +2,17 @@
 
 import logging
 import os
-import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+import numpy as np
 
 from esmpi.errors import UserError
-from esmpi.record.sinks.base import Sink
+from esmpi.record.sinks._network import answers
+from esmpi.record.sinks.base import Sink, row_of_sample
 
 log = logging.getLogger(__name__)
-
-_PATIENCE_S = 5.0
 
 
 class WeightsAndBiases(Sink):
@@ -27,7 +26,7 @@ class WeightsAndBiases(Sink):
         import wandb
 
         mode: Any = os.environ.get("WANDB_MODE")
-        if mode is None and not _answers(wandb.Settings().base_url):
+        if mode is None and not answers(wandb.Settings().base_url):
             mode = "offline"
             log.warning(
                 "log.sinks: wandb: no network here, so the run is recorded offline: `wandb sync %s` on a machine with "
@@ -55,16 +54,15 @@ class WeightsAndBiases(Sink):
         row = {f"{group}/{name}": value for name, value in figures.items()} | {"generation": generation}
         self._run.log(row, step=2 * generation + (group == "generation"))
 
+    def write_members(self, generation: int, fitness: np.ndarray, samples: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
+        row: dict[str, Any] = {"generation/fitness": wandb.Histogram(fitness.tolist())} if fitness.size else {}
+        if samples:
+            rows = [row_of_sample(sample) for sample in samples]
+            row["generation/samples"] = wandb.Table(columns=list(rows[0]), data=[list(one.values()) for one in rows])
+        if row:
+            self._run.log(row, step=2 * generation + 1)  # which is one step with the figures
+
     def close(self) -> None:
         self._run.finish()
-
-
-def _answers(url: str) -> bool:
-    """Return whether a server can be reached."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port or {"http": 80}.get(parts.scheme, 443)
-        socket.create_connection((parts.hostname or "", port), _PATIENCE_S).close()
-    except OSError:
-        return False
-    return True
