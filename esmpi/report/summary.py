@@ -30,7 +30,7 @@ def summarize(run: RunFile) -> str:
     config = run.attributes["config"]
     lines = [
         f"{config['run']['name']}: {config['model']['path']}, task {config['task']['name']}, "
-        f"seed {config['run']['seed']}",
+        f"seed {config['run'].get('seed', '-')}",
         f"{run.num_generations} of {counted(config['es']['generations'], 'generation')}, "
         f"{counted(config['es']['population_size'], 'member')}, sigma {config['es']['sigma']:g}, "
         f"theta {run.theta_digest:016x}",
@@ -78,7 +78,9 @@ def _samples(run: RunFile, suite: str, first: dict[str, Any], last: dict[str, An
     what = "completions" if any(sample.get("sample") for _, sample in found) else "problems"
     lines = ["", f"{became_right} {what} became right, {became_wrong} became wrong; for example:"]
     for pair in order[:NUM_SAMPLES]:
-        example = {key: value for key, value in pair[1]["example"].items() if key != "solution"}
+        example = pair[1]["example"]
+        if isinstance(example, dict):
+            example = {key: value for key, value in example.items() if key != "solution"}
         lines.append(f"  {json.dumps(example)}")
         for head, sample in zip(("before", "after"), pair, strict=True):
             verdict = "right" if sample["correct"] else "wrong"

@@ -29,7 +29,7 @@ FLOORS = (
     ("stop",),
     ("mpi",),
     ("noise", "config"),
-    ("files", "provenance", "stopwatch", "plugins", "shipped"),
+    ("files", "hdf5", "provenance", "stopwatch", "plugins", "shipped"),
     ("version", "errors", "wording", "assets", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
