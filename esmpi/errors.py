@@ -3,9 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
+from esmpi.wording import visible
+
 
 class UserError(Exception):
-    """Something in the config, the data or the run directory; the text says what to do. Exit code 2."""
+    """Something in the config, the data or the run directory; the text says what to do. Exit code 2.
+
+    Its text may quote what a stranger wrote, and is shown on terminals, so nothing in it acts there.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class SharedError(UserError):

@@ -39,7 +39,7 @@ from esmpi.stop.time_limit import TimeLimit, job_end
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.snapshot_keeper import SnapshotKeeper
 from esmpi.tasks import make_task
-from esmpi.wording import counted
+from esmpi.wording import counted, visible
 
 log = logging.getLogger(__name__)
 
@@ -212,11 +212,18 @@ def _model_folder(config: Config, comm: Comm, place: Place) -> Path:
     return staged
 
 
+class _Formatter(logging.Formatter):
+    """Lets nothing act on a terminal that stands in a name or in what a model wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def start_logging(level: str, comm: Comm) -> None:
     """Send esmpi's messages to standard output: all of rank 0's, and warnings of the others with their number."""
     logging.raiseExceptions = False  # a closed pipe is no reason to stop, nor for tracebacks
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
+    handler.setFormatter(_Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
     logger = logging.getLogger("esmpi")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level.upper() if comm.is_root else max(logging.WARNING, logging.getLevelName(level.upper())))

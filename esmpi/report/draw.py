@@ -15,6 +15,7 @@ from esmpi.errors import UserError
 from esmpi.files import replacing
 from esmpi.report.figure import Curve, Figure
 from esmpi.report.palette import DASHES, LIGHT, color_of
+from esmpi.report.spark import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def draw(figures: Sequence[Figure], title: str = "", columns: int = 2) -> "Pictu
                 below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0.0}
                 axes.legend(**below, ncols=1 if max(len(c.name) for c in figure.curves) > 24 else 2)
         if title:
-            picture.suptitle(title, fontsize=10, x=0.01, ha="left")
+            picture.suptitle(one_line(title, 160), fontsize=10, x=0.01, ha="left")
         return picture
 
 

@@ -9,6 +9,7 @@ from esmpi.files import replacing
 from esmpi.report.draw import draw as draw_figures
 from esmpi.report.draw import new_figure
 from esmpi.report.of_run import figures_of
+from esmpi.report.spark import one_line
 from esmpi.store.history import History
 from esmpi.store.run_file import RunFile
 
@@ -83,7 +84,11 @@ def plot_profile(run: RunFile, path: Path) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="share of all ranks' time")
     omitted = f", {len(shown)} of {len(ranks)} ranks" if len(shown) < len(ranks) else ""
     config = run.attributes["config"]
-    axes.set_title(f"{config['run']['name']}, generation {profile['generation'][0]}{omitted}", loc="left", fontsize=10)
+    axes.set_title(
+        f"{one_line(config['run']['name'], 80)}, generation {profile['generation'][0]}{omitted}",
+        loc="left",
+        fontsize=10,
+    )
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

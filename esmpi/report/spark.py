@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from esmpi.report.text import visible
+from esmpi.wording import visible
 
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.,-~=+#"
 

@@ -8,7 +8,7 @@ import numpy as np
 from esmpi.report.of_run import idle_times
 from esmpi.report.samples import KINDS, kind_of, pairs, read_samples
 from esmpi.store.run_file import RunFile
-from esmpi.wording import counted
+from esmpi.wording import counted, visible_line
 
 NUM_SAMPLES = 3
 _MAX_CHARACTERS = 300
@@ -43,7 +43,7 @@ def summarize(run: RunFile) -> str:
     for suite, rows in run.evaluations.items():
         ordered = sorted(rows, key=lambda row: row["generation"])
         lines += ["", *_table(suite, ordered[0], ordered[-1]), *_samples(run, suite, ordered[0], ordered[-1])]
-    return "\n".join(lines)
+    return "\n".join(map(visible_line, lines))
 
 
 def _idle(run: RunFile) -> list[str]:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
+import shlex
 from typing import Any
 
 from esmpi.model.base_model import BaseModel
 from esmpi.store.run_file import RunFile
-from esmpi.wording import counted
+from esmpi.wording import counted, visible_line
 
 _FIGURES = (
     # title, evaluation's column, format
@@ -31,18 +33,19 @@ def model_card(run: RunFile, generation: int) -> str:
     lines = [
         *("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- evolution-strategies"),
         *(f"base_model: {json.dumps(config['model']['path'])}", "---", ""),
-        f"# {name}, generation {generation}",
+        f"# {_text(name)}, generation {generation}",
         "",
-        f"`{config['model']['path']}`, all weights fine-tuned with Evolution Strategies on task "
-        f"`{config['task']['name']}` by {run.attributes['creator']}: {counted(generation, 'generation')} of "
-        f"{counted(es['population_size'], 'member')}, sigma {es['sigma']:g}, alpha {es['alpha']:g}.",
+        f"{_code(config['model']['path'])}, all weights fine-tuned with Evolution Strategies on task "
+        f"{_code(config['task']['name'])} by {_text(run.attributes['creator'])}: "
+        f"{counted(generation, 'generation')} of {counted(es['population_size'], 'member')}, "
+        f"sigma {es['sigma']:g}, alpha {es['alpha']:g}.",
         "",
         "| | |",
         "|---|---|",
-        f"| run | {run.attributes['run_uuid']} |",
+        f"| run | {_text(run.attributes['run_uuid'])} |",
         f"| theta, digest | {run.digest_after(generation):016x} |",
         f"| base model, digest | {run.digest_after(0):016x} |",
-        *(f"| forked at generation {f['generation']} from | {f['run_uuid']} |" for f in run.attributes["forks"]),
+        *(f"| forked at generation {f['generation']} from | {_text(f['run_uuid'])} |" for f in run.attributes["forks"]),
         "",
         *_results(run, generation),
         "## Rebuild it",
@@ -50,7 +53,7 @@ def model_card(run: RunFile, generation: int) -> str:
         "The base model and the run file, or the few kilobytes of `esmpi export RUN --log-only --out log.h5`, give "
         "these weights again, bit for bit, without a GPU:",
         "",
-        f"    esmpi export runs/{name} --generation {generation} --out model",
+        f"    esmpi export {shlex.quote(visible_line(f'runs/{name}'))} --generation {generation} --out model",
         "",
         "## Config",
         "",
@@ -59,6 +62,17 @@ def model_card(run: RunFile, generation: int) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _text(text: str) -> str:
+    """Return a text that Markdown and HTML show as it is."""
+    return re.sub(r"[\\`*_\[\]<>|#&~$!]", lambda found: f"&#{ord(found[0])};", visible_line(text))
+
+
+def _code(text: str) -> str:
+    """Return a text as Markdown's code; a backtick, which would end it, becomes an apostrophe."""
+    shown = visible_line(text).replace("`", "'")
+    return f"`{shown}`"
 
 
 def _results(run: RunFile, generation: int) -> list[str]:

@@ -9,7 +9,7 @@ from esmpi.errors import UserError
 from esmpi.files import leftovers, open_regular, read_json_lines
 from esmpi.store.run_file import RUN_FILE, RunFile, samples_path
 from esmpi.store.snapshot_keeper import check_snapshot, snapshots_beside
-from esmpi.wording import counted
+from esmpi.wording import counted, visible_line
 
 _MOST_ORIGIN_BYTES = 100_000
 
@@ -126,4 +126,4 @@ def to_text(found: dict[str, Any]) -> str:
     for file in found["files"]:
         size = "" if file["bytes"] is None else f"{file['bytes']:,}"
         lines.append(f"  {file['file']:40s} {size:>16s}  {file['trouble'] or 'good'}  ({file['kind']})")
-    return "\n".join(lines)
+    return "\n".join(map(visible_line, lines))

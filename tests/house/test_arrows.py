@@ -30,7 +30,8 @@ FLOORS = (
     ("mpi",),
     ("noise", "config"),
     ("files", "hdf5", "provenance", "stopwatch", "plugins", "shipped"),
-    ("version", "errors", "wording", "assets", "leave"),
+    ("errors",),
+    ("version", "wording", "assets", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
 

@@ -13,9 +13,9 @@ from esmpi.errors import UserError
 from esmpi.report.facts import settings
 from esmpi.report.page import page_of_run, page_of_runs
 from esmpi.report.samples import KINDS, choose, kind_of, marked, pairs, read_samples
-from esmpi.report.text import visible
 from esmpi.report.view import open_run
 from esmpi.store.run_file import RunFile, samples_path
+from esmpi.wording import visible
 
 VOID = {"meta", "link", "input", "rect", "path", "use"}
 
