@@ -23,6 +23,7 @@ from esmpi.files import clean_up, locked
 from esmpi.harness import open_suites
 from esmpi.identity import Digests, digest_of
 from esmpi.launch.gpus import shared_gpus
+from esmpi.masking import masked_text
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
 from esmpi.model.noise_settings import NoiseSettings
@@ -213,10 +214,10 @@ def _model_folder(config: Config, comm: Comm, place: Place) -> Path:
 
 
 class _Formatter(logging.Formatter):
-    """Lets nothing act on a terminal that stands in a name or in what a model wrote."""
+    """Lets nothing act on a terminal that stands in a name or in what a model wrote, and leaves out secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return visible(masked_text(super().format(record)))
 
 
 def start_logging(level: str, comm: Comm) -> None:

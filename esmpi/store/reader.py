@@ -12,6 +12,7 @@ import numpy as np
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DEFAULTS, MEMBER_DTYPE
 from esmpi.hdf5 import check_hdf5
+from esmpi.masking import masked
 from esmpi.noise import NOISE_VERSIONS
 from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
@@ -112,6 +113,8 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
         name: json.loads(value) if name in JSON_ATTRIBUTES else value.item() if isinstance(value, np.generic) else value
         for name, value in stored.items()
     }
+    # older versions of esmpi recorded what they were given
+    attributes |= {name: masked(attributes[name]) for name in ("config", "provenance", "forks") if name in attributes}
     attributes = {"task_digest": "", "suite_digests": {}, "events": []} | attributes  # an esmpi of before had none
     if attributes["format_version"] == 1:
         attributes |= {"forks": [], "segments": [], "log_only": False}

@@ -21,7 +21,7 @@ FLOORS = (
     ("session",),
     ("episodes",),
     ("launch", "record", "report"),
-    ("identity",),
+    ("identity", "trust"),
     ("rewards", "scoring", "store", "harness"),
     ("engines", "tasks"),
     ("weights", "data", "sandbox"),
@@ -31,7 +31,7 @@ FLOORS = (
     ("noise", "config"),
     ("files", "hdf5", "provenance", "stopwatch", "plugins", "shipped"),
     ("errors",),
-    ("version", "wording", "assets", "leave"),
+    ("version", "wording", "masking", "assets", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
 
