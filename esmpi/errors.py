@@ -3,9 +3,19 @@
 import difflib
 from collections.abc import Iterable
 
+from esmpi.masking import masked_text
+from esmpi.wording import visible
+
 
 class UserError(Exception):
-    """Something in the config, the data or the run directory; the text says what to do. Exit code 2."""
+    """Something in the config, the data or the run directory; the text says what to do. Exit code 2.
+
+    Its text may quote what a stranger wrote, or what the user's config says. It is shown on terminals and in logs, so
+    nothing in it acts there, and no secret is in it.
+    """
+
+    def __str__(self) -> str:
+        return visible(masked_text(super().__str__()))
 
 
 class SharedError(UserError):

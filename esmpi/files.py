@@ -3,15 +3,17 @@
 import errno
 import fcntl
 import glob
+import json
 import logging
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from esmpi.errors import UserError
 
@@ -23,6 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Lustre mounted without flock, NFS without lockd."""
 _WAITS_S = (0.1, 0.5, 2.0, 5.0)
+_MOST_LINE_BYTES = 64 * 2**20
 _TEMPORARY = re.compile(
     r"\.(run\.h5|model|(best-)?g\d{6,}\.h5|g\d{6,}\.[\w-]+\.jsonl?|\d{6,}-\d{6,}\.h5)\.\d+(\.old)?\.tmp"
 )
@@ -94,6 +97,53 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
                 raise
             log.warning("writing %s failed (%s): once more in %.1f s", path, error.strerror, wait_s)
             time.sleep(wait_s)
+
+
+def open_regular(path: Path, inside: Path | None = None) -> IO[bytes]:
+    """Open a file for reading, unless it is a pipe or a device, which may block or have no end.
+
+    Parameters
+    ----------
+    path : Path
+    inside : Path, optional
+        A folder that the file must be in; a link may not lead out of it.
+
+    Raises
+    ------
+    UserError
+        If it is no regular file, or not in the folder.
+    OSError
+        If it cannot be opened.
+    """
+    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(inside)):
+        raise UserError(f"{path} leads out of {inside}, and is not read: put a copy of the file in its place")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path} is not a regular file, and is not read")
+    # a pipe that takes the file's place at this moment must not block either
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def read_json_lines(path: Path, inside: Path) -> Iterator[Any]:
+    """Yield what the lines of a file in a folder hold; blank ones are left out.
+
+    Raises
+    ------
+    UserError
+        As `open_regular` does, or if a line is not JSON, or so long that no program of esmpi wrote it.
+    OSError
+        If the file cannot be read.
+    """
+    with open_regular(path, inside) as file:
+        number = 0
+        while line := file.readline(_MOST_LINE_BYTES):
+            number += 1
+            if len(line) == _MOST_LINE_BYTES:
+                raise UserError(f"{path} is damaged: line {number} has more than {_MOST_LINE_BYTES:,} bytes")
+            try:
+                if not line.isspace():
+                    yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path} is damaged: line {number}: {error}") from None
 
 
 def sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from esmpi.config.keys import default_of
 from esmpi.config.reader import fields_of
 from esmpi.config.sections import GENERATED, HELD_OUT, Config
 from esmpi.errors import UserError
+from esmpi.masking import masked
 from esmpi.store.run_file import RunFile
 from esmpi.wording import counted
 
@@ -42,10 +43,16 @@ class Digests:
 
 def resumed_config(run: RunFile, config: Config) -> dict[str, Any]:
     """Return the config with which a run resumes: `run.fork_from` may be left out, and is taken from the run."""
-    resumed = config.to_dict()
+    resumed = recorded(config)
     if config.run.fork_from is None:
         resumed["run"]["fork_from"] = run.attributes["config"]["run"].get("fork_from")
     return resumed
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """Return a config as a run file records it: without secrets."""
+    tree: dict[str, Any] = masked(config.to_dict())
+    return tree
 
 
 def check_same_config(run: RunFile, config: Config) -> None:
@@ -109,7 +116,7 @@ def check_forkable(parent: RunFile, directory: Path, run: RunFile, generation: i
 
 def check_comparable(run: RunFile, config: Config) -> None:
     """Raise UserError if results with this config could not be compared with the run's own of the same suites."""
-    before, now = run.attributes["config"], config.to_dict()
+    before, now = run.attributes["config"], recorded(config)
     changed = list(map(str, _that_matter(run, now)))
     known = before["eval"].get("suites", {})
     for name, source in now["eval"]["suites"].items():

@@ -74,6 +74,12 @@ def names_a_file(name: str) -> bool:
     return name.rpartition(":")[0].endswith(".py")
 
 
+def file_named_by(name: str) -> str | None:
+    """Return the path of the Python file that a task's or an engine's name means, None if it means none."""
+    # an environment's file stands behind the word `env:`
+    return name.rpartition(":")[0].removeprefix("env:") if names_a_file(name) else None
+
+
 def source_of(key: str, path: str) -> bytes:
     """Return the contents of a Python file that a config names; raise UserError if there is no such file.
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from esmpi.masking import masked
+
 _PACKAGES = ("esmpi", "numpy", "numba", "torch", "h5py", "mpi4py")
 
 
@@ -28,7 +30,7 @@ def provenance(num_ranks: int, engine_packages: Sequence[str]) -> dict[str, Any]
     slurm = {key: value for key, value in os.environ.items() if key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")}
     return {
         "unix_time": time.time(),
-        "command": sys.argv,
+        "command": masked(sys.argv),
         "host": platform.node(),
         "ranks": num_ranks,
         "python": platform.python_version(),

@@ -13,7 +13,7 @@ from esmpi.config.sections import Config
 from esmpi.engines import Engine
 from esmpi.errors import UserError
 from esmpi.es.guard import Event
-from esmpi.identity import Digests, check_forkable, check_resumable, resumed_config
+from esmpi.identity import Digests, check_forkable, check_resumable, recorded, resumed_config
 from esmpi.model.noise_settings import NoiseSettings
 from esmpi.progress import Progress
 from esmpi.store.history import steps_after
@@ -43,7 +43,7 @@ def open_run_file(config: Config, engine: Engine, digests: Digests) -> RunFile:
         run.attributes["suite_digests"] = run.attributes["suite_digests"] | digests.suites
         return run
     names = [name for name, _ in engine.weights.tensors()]
-    run = RunFile.create(path, config.to_dict(), engine.weights.digest(), digests.data, names, engine.weights.aliases)
+    run = RunFile.create(path, recorded(config), engine.weights.digest(), digests.data, names, engine.weights.aliases)
     run.attributes |= {"task_digest": digests.task, "suite_digests": digests.suites}
     if config.run.fork is not None:
         _fork(run, *config.run.fork, config)

@@ -23,6 +23,7 @@ from esmpi.files import clean_up, locked
 from esmpi.harness import open_suites
 from esmpi.identity import Digests, digest_of
 from esmpi.launch.gpus import shared_gpus
+from esmpi.masking import masked_text
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import fetch_model
 from esmpi.model.noise_settings import NoiseSettings
@@ -40,7 +41,7 @@ from esmpi.stop.time_limit import TimeLimit, job_end
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.snapshot_keeper import SnapshotKeeper
 from esmpi.tasks import make_task
-from esmpi.wording import counted
+from esmpi.wording import counted, visible
 
 log = logging.getLogger(__name__)
 
@@ -213,11 +214,18 @@ def _model_folder(config: Config, comm: Comm, place: Place) -> Path:
     return staged
 
 
+class _Formatter(logging.Formatter):
+    """Lets nothing act on a terminal that stands in a name or in what a model wrote, and leaves out secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(masked_text(super().format(record)))
+
+
 def start_logging(level: str, comm: Comm) -> None:
     """Send esmpi's messages to standard output: all of rank 0's, and warnings of the others with their number."""
     logging.raiseExceptions = False  # a closed pipe is no reason to stop, nor for tracebacks
     handler = AboveProgress(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
+    handler.setFormatter(_Formatter("%(message)s" if comm.is_root else f"[rank {comm.rank}] %(message)s"))
     logger = logging.getLogger("esmpi")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level.upper() if comm.is_root else max(logging.WARNING, logging.getLevelName(level.upper())))

@@ -63,11 +63,14 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from esmpi.config.reader import load_config, parse_config
     from esmpi.engines import engine_config
     from esmpi.store.run_file import RunFile, run_file_path
+    from esmpi.trust import check_agreed
 
     with suppress(UserError):
         path = run_file_path(arguments.target)
         if path.is_file() and path.suffix == ".h5":
-            config = parse_config(RunFile.open(path).attributes["config"], arguments.overrides)
+            run = RunFile.open(path)
+            check_agreed(run, arguments.overrides)
+            config = parse_config(run.attributes["config"], arguments.overrides)
         else:
             config = load_config(arguments.target, arguments.overrides)
         engine_config(config).prepare()
@@ -181,6 +184,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     from esmpi.files import locked
     from esmpi.identity import check_comparable
     from esmpi.store.run_file import RUN_FILE, RunFile, run_file_path
+    from esmpi.trust import check_agreed
 
     notes: list[str] = []
     target, path = Path(arguments.target), run_file_path(arguments.target)
@@ -210,6 +214,7 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> _Target:
     stack.enter_context(locked(directory))
     # Read again: what another process committed before this one had the lock must not be overwritten.
     run = RunFile.open(path)
+    check_agreed(run, arguments.overrides)
     config = parse_config(run.attributes["config"], arguments.overrides, notes)
     print_notes(notes)
     _check_suite_is_free(arguments.suite, run.attributes["config"])

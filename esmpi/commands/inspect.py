@@ -18,7 +18,10 @@ def process(arguments: argparse.Namespace) -> int:
     """Print what was found; return the exit code, 1 if a file is damaged or missing."""
     from esmpi.store.inspection import inspect, to_text
     from esmpi.store.run_file import RunFile, run_file_path
+    from esmpi.store.validation import shown
 
-    found = inspect(RunFile.open(run_file_path(arguments.run)))
-    print(json.dumps(found, indent=2) if arguments.json else to_text(found))
+    file = RunFile.open(run_file_path(arguments.run))
+    with shown(file.path):
+        found = inspect(file)
+        print(json.dumps(found, indent=2) if arguments.json else to_text(found))
     return 1 if any(file["trouble"] for file in found["files"]) else 0

@@ -8,6 +8,7 @@ from esmpi.errors import UserError
 
 if TYPE_CHECKING:
     from esmpi.report.figure import Figure
+    from esmpi.store.run_file import RunFile
 
 HELP = "summarize a run and make a page with its figures and completions, or compare several runs"
 
@@ -37,10 +38,17 @@ def process(arguments: argparse.Namespace) -> int:
 
 
 def _one(arguments: argparse.Namespace) -> int:
-    from esmpi.report.summary import summarize
     from esmpi.store.run_file import RunFile, run_file_path
+    from esmpi.store.validation import shown
 
     file = RunFile.open(run_file_path(arguments.runs[0]))
+    with shown(file.path):
+        return _show(file, arguments)
+
+
+def _show(file: "RunFile", arguments: argparse.Namespace) -> int:
+    from esmpi.report.summary import summarize
+
     print(summarize(file))
     if arguments.no_plot:
         return 0
@@ -65,10 +73,18 @@ def _one(arguments: argparse.Namespace) -> int:
 
 
 def _several(arguments: argparse.Namespace) -> int:
-    from esmpi.report.compare import aligned, read_runs, table
-    from esmpi.store.run_file import run_file_path
+    from esmpi.report.compare import read_runs
+    from esmpi.store.validation import shown
 
     runs, unread = read_runs(arguments.runs)
+    with shown(*(run.path for run in runs)):
+        return _show_several(runs, unread, arguments)
+
+
+def _show_several(runs: "list[RunFile]", unread: list[str], arguments: argparse.Namespace) -> int:
+    from esmpi.report.compare import aligned, table
+    from esmpi.store.run_file import run_file_path
+
     print("\n".join([*aligned(table(runs), 1), *unread]))
     if arguments.no_plot:
         return 0

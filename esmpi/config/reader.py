@@ -21,6 +21,7 @@ from esmpi.config.keys import PlugIn, default_of, key_of
 from esmpi.config.overrides import YAML_ERRORS, ConfigError, Overrides, overrides_of, read_yaml
 from esmpi.config.sections import Config
 from esmpi.errors import UserError, nearest
+from esmpi.plugins import names_a_file
 
 _ROOMS = {"engine": ("esmpi.engines", "kind"), "task": ("esmpi.tasks", "name")}
 """Sections whose keys belong to a plug-in: the room that it is in, and the key that names it.
@@ -28,6 +29,10 @@ _ROOMS = {"engine": ("esmpi.engines", "kind"), "task": ("esmpi.tasks", "name")}
 The rooms stand above the config and are known here by their names alone. Each has `find_plug_in(name)`, which returns
 a `PlugIn` or None, `plug_ins()`, those that ship with esmpi by their names, and `valid_names()`, for messages.
 """
+
+
+_agreed: set[str] = set()
+"""Names of plug-ins in configs that were read to be run, in this process: their files have been executed."""
 
 
 def load_config(path: str | Path, overrides: Overrides = (), notes: list[str] | None = None) -> Config:
@@ -103,11 +108,33 @@ def parse_config(tree: Mapping[str, Any], overrides: Overrides = (), notes: list
     return config
 
 
+def check_stored(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the keys of a run file's config have values of their types, within their bounds.
+
+    Keys that it lacks, because an older esmpi wrote it, and those of plug-ins are not looked at.
+    """
+    for name, section_type in _sections().items():
+        keys = config.get(name, {})
+        if not isinstance(keys, dict):
+            raise ValueError(f"{name} of the config is no section")
+        hints = typing.get_type_hints(section_type)
+        for key, field in _fields(section_type).items():
+            if key not in keys:
+                continue
+            try:
+                value = msgspec.convert(keys[key], hints[key])
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{name}.{key} of the config: {error}") from None
+            if trouble := key_of(field).trouble(value):
+                raise ValueError(f"{name}.{key} of the config: {trouble}")
+
+
 def fields_of(section: str, *configs: Mapping[str, Any]) -> "dict[str, dataclasses.Field[Any]]":
     """Return the fields that a section has in resolved configs, by their keys.
 
     A section of a plug-in has those of the plug-ins that the configs name, where the last config's count most, and
-    those of all plug-ins that ship with esmpi.
+    those of all plug-ins that ship with esmpi. Executes no file that the user's own config has not named: the configs
+    may be those of a stranger's run.
     """
     if section not in _sections():
         return {}
@@ -118,8 +145,11 @@ def fields_of(section: str, *configs: Mapping[str, Any]) -> "dict[str, dataclass
     for plug_in in room.plug_ins().values():
         fields |= plug_in.fields
     for config in configs:
+        name = str(config.get(section, {}).get(name_key))
+        if section == "engine" and names_a_file(name) and name not in _agreed:
+            continue
         with suppress(UserError):  # a user's file that no longer exists
-            if plug_in := room.find_plug_in(str(config.get(section, {}).get(name_key))):
+            if plug_in := room.find_plug_in(name):
                 fields |= plug_in.fields
     return fields
 
@@ -154,6 +184,8 @@ def _find_plug_in(section: str, keys: Mapping[str, Any]) -> PlugIn:
     room, name_key = _room(section)
     name = _name(section, keys)
     found: PlugIn | None = room.find_plug_in(name) if isinstance(name, str) else None
+    if found is not None:
+        _agreed.add(str(name))
     if found is None:
         what = f"unknown {section} {name!r}"
         if name is None:
@@ -258,4 +290,13 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return ()
 
 
-__all__ = ["ConfigError", "common_keys", "fields_of", "load_config", "parse_config", "plug_in_key", "read_tree"]
+__all__ = [
+    "ConfigError",
+    "check_stored",
+    "common_keys",
+    "fields_of",
+    "load_config",
+    "parse_config",
+    "plug_in_key",
+    "read_tree",
+]

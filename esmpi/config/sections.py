@@ -245,6 +245,8 @@ class TaskConfig(Section):
 
 HELD_OUT = "held_out"
 """Name of the suite that the problems of `data.eval` make."""
+MOST_SUITES = 1000
+"""In a run, with those that only `esmpi eval` has evaluated."""
 
 
 def is_suite_name(name: str) -> bool:
@@ -442,6 +444,7 @@ class EvalConfig(Section):
             self.num_samples == 1 or self.temperature > 0,
             "num_samples: several greedy completions are all the same: set eval.temperature, too",
         )
+        require(len(self.suites) < MOST_SUITES, f"suites: at most {MOST_SUITES - 1}, got {len(self.suites):,}")
         for name, source in self.suites.items():
             require(source not in (GENERATED, SPLIT), f"suites: {name}: {source} is for data.eval: name a source")
             require(is_suite_name(name), f"suites: {name!r}: letters, digits, _ and - only")

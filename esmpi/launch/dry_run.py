@@ -8,6 +8,7 @@ from esmpi.engines import engine_config
 from esmpi.errors import UserError, nearest
 from esmpi.es.population import share
 from esmpi.harness import check_harness, harness_suites
+from esmpi.masking import masked_text
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.model.noise_settings import NoiseSettings
@@ -42,7 +43,7 @@ def describe(config: Config, num_ranks: int) -> str:
     UserError
         If the model or the data are missing.
     """
-    return f"{config.to_yaml()}\n" + "\n".join(f"# {line}" for line in plan_lines(config, num_ranks))
+    return f"{masked_text(config.to_yaml())}\n" + "\n".join(f"# {line}" for line in plan_lines(config, num_ranks))
 
 
 def plan_lines(config: Config, num_ranks: int) -> list[str]:

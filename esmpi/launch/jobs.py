@@ -21,6 +21,7 @@ from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.launch.combinations import expand
 from esmpi.launch.dry_run import check_inputs
+from esmpi.masking import secrets_in
 from esmpi.mpi.launcher import slurm_job
 from esmpi.stop import STOPPED
 from esmpi.stop.time_limit import parse_duration
@@ -179,6 +180,7 @@ def submit_all(
     """Submit a run for each config, as one job or a job array of this name; see `submit`."""
     for config in configs:
         check_inputs(config)
+        _check_secrets(config)
     minutes, lead_s = _times(time_limit, signal_delay_s)
     executor = _executor(job_name, configs[0].run.output_dir, minutes, lead_s, resources)
     # the last tenth is for the requeueing itself
@@ -200,10 +202,20 @@ def script(
     """Return the batch script that `submit_all` with the same arguments gives to sbatch; submits and writes nothing."""
     for config in configs:
         check_inputs(config)
+        _check_secrets(config)
     executor = _executor(job_name, configs[0].run.output_dir, *_times(time_limit, signal_delay_s), resources)
     if len(configs) > 1:
         executor.parameters["map_count"] = len(configs)
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def _check_secrets(config: Config) -> None:
+    """Raise UserError if a config, which is about to be written into files of the job, holds secrets."""
+    if found := secrets_in(config.to_dict()):
+        raise UserError(
+            f"{', '.join(found)}: holds a token, key or password, which would be in the files of the job: set it as an "
+            "environment variable instead, such as HF_TOKEN"
+        )
 
 
 def _times(time_limit: str, signal_delay_s: int | None) -> tuple[int, int]:

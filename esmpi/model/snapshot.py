@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
+from esmpi.hdf5 import check_hdf5
 from esmpi.model.base_model import BaseModel, matrix_shape
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ class Snapshot:
         self.path = path
         try:
             self._file = h5py.File(path, "r")
+            check_hdf5(self._file, path.stat().st_size)
             self.attributes: dict[str, Any] = dict(self._file.attrs)
         except FileNotFoundError:
             raise SnapshotError(f"no snapshot {path}") from None
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
             raise SnapshotError(f"snapshot {path} cannot be read: {error}") from error
         found = self.attributes.get("snapshot_version")
         if found != SNAPSHOT_VERSION:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from esmpi.errors import SharedError, UserError
+from esmpi.masking import masked_text
 from esmpi.mpi.launcher import Launcher, launcher
 from esmpi.mpi.nodes import ANSWER_EVERY_S, Nodes, host_name, unlink_shared_memory, wait
 
@@ -170,7 +171,7 @@ class Comm:
         """Print the exception being handled, with this rank's number, where all will see it."""
         where = f"[rank {self.rank} of {self.size} on {socket.gethostname()}] " if self.size > 1 else ""
         print(
-            "".join(where + line for line in traceback.format_exc().splitlines(keepends=True)),
+            "".join(where + line for line in masked_text(traceback.format_exc()).splitlines(keepends=True)),
             file=sys.stderr,
         )
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from esmpi.model.base_model import BaseModel
 from esmpi.report.facts import citations
 from esmpi.report.of_run import title_of
 from esmpi.report.outcome import Result, outcome_of, percent
-from esmpi.report.text import visible
 from esmpi.store.run_file import RunFile
-from esmpi.wording import counted
+from esmpi.wording import counted, visible, visible_line
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +76,11 @@ def model_card(run: RunFile, generation: int, base: BaseModel, chosen: bool = Fa
         *("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- evolution-strategies"),
         *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()),
         *("---", ""),
-        f"# {name}, generation {generation}",
+        f"# {_text(name)}, generation {generation}",
         "",
-        f"`{path}`, fine-tuned with Evolution Strategies on task "
-        f"`{config['task']['name']}` by {run.attributes['creator']}: {counted(generation, 'generation')} of "
-        f"{counted(es['population_size'], 'member')}, sigma {es['sigma']:g}, alpha {es['alpha']:g}{noise}.",
+        f"{_code(path)}, fine-tuned with Evolution Strategies on task {_code(config['task']['name'])} by "
+        f"{_text(run.attributes['creator'])}: {counted(generation, 'generation')} of "
+        f"{counted(es['population_size'], 'member')}, sigma {es['sigma']:g}, alpha {es['alpha']:g}{_text(noise)}.",
         "",
         *_results(run, generation, chosen),
         *([f"![Fitness and held-out accuracy over generations]({CURVE})", ""] if has_curve else []),
@@ -92,7 +92,7 @@ def model_card(run: RunFile, generation: int, base: BaseModel, chosen: bool = Fa
         *_reproduction(run, generation),
         "## What to cite",
         "",
-        *(part for what, entry in citations(run) for part in (what, "", *_fenced("bibtex", entry))),
+        *(part for what, entry in citations(run) for part in (_text(what), "", *_fenced("bibtex", entry))),
         "## Config",
         "",
         *_fenced("json", json.dumps(config, indent=1)),
@@ -117,11 +117,11 @@ def license_of(folder: Path) -> dict[str, str]:
 def _license_text(path: str, found: Mapping[str, str]) -> str:
     if not found:
         return (
-            f"The folder of the base model, `{path}`, names no licence. The terms of the base model apply to this "
+            f"The folder of the base model, {_code(path)}, names no licence. The terms of the base model apply to this "
             "model: see where it comes from."
         )
-    text = ", ".join(found[key] for key in ("license_name", "license", "license_link") if key in found)
-    return f"The licence of the base model, `{path}`, is {text}. Its terms apply to this model, too."
+    text = ", ".join(_text(found[key]) for key in ("license_name", "license", "license_link") if key in found)
+    return f"The licence of the base model, {_code(path)}, is {text}. Its terms apply to this model, too."
 
 
 def _results(run: RunFile, generation: int, chosen: bool) -> list[str]:
@@ -138,7 +138,7 @@ def _results(run: RunFile, generation: int, chosen: bool) -> list[str]:
             "mean reward": [f"{one.reward:.3f}" for one in shown],
             "problems": [f"{one.num_problems:,}" for one in shown],
         }
-        lines += [f"| {title_of(suite)} |{heads}", "|---" * (len(shown) + 1) + "|"]
+        lines += [f"| {_text(title_of(suite))} |{heads}", "|---" * (len(shown) + 1) + "|"]
         lines += [f"| {title} | {' | '.join(values)} |" for title, values in figures.items()]
         lines.append("")
     if not lines:
@@ -171,7 +171,14 @@ def _origin(run: RunFile, generation: int) -> list[str]:
         **({"file of the task, digest": attributes["task_digest"]} if attributes["task_digest"] else {}),
         **{f"forked at generation {fork['generation']} from": fork["run_uuid"] for fork in attributes["forks"]},
     }
-    return ["## Provenance", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""]
+    return [
+        "## Provenance",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {_text(key)} | {_text(value)} |" for key, value in rows.items()),
+        "",
+    ]
 
 
 def _reproduction(run: RunFile, generation: int) -> list[str]:
@@ -182,7 +189,7 @@ def _reproduction(run: RunFile, generation: int) -> list[str]:
         "The base model and the run file, or the few kilobytes of `esmpi export RUN --log-only --out log.h5`, give "
         "these weights again, bit for bit, without a GPU:",
         "",
-        f"    esmpi export runs/{name} --generation {generation} --out model",
+        f"    esmpi export {shlex.quote(visible_line(f'runs/{name}'))} --generation {generation} --out model",
         "",
         "To train it again, save the config below as `config.yaml`, with paths of your own. The number of ranks does "
         "not matter. The weights have the same bits if the engine's completions are the same, which takes the same "
@@ -191,6 +198,17 @@ def _reproduction(run: RunFile, generation: int) -> list[str]:
         "    mpiexec -n 8 python -m esmpi.run config.yaml",
         "",
     ]
+
+
+def _text(text: str) -> str:
+    """Return a text that Markdown and HTML show as it is."""
+    return re.sub(r"[\\`*_\[\]<>|#&~$!]", lambda found: f"&#{ord(found[0])};", visible_line(text))
+
+
+def _code(text: str) -> str:
+    """Return a text as Markdown's code; a backtick, which would end it, becomes an apostrophe."""
+    shown = visible_line(text).replace("`", "'")
+    return f"`{shown}`"
 
 
 def _fenced(language: str, text: str) -> Sequence[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from esmpi.errors import UserError
 from esmpi.identity import differences_of_runs
 from esmpi.store.run_file import RunFile, run_file_path
+from esmpi.wording import visible_line
 
 
 def compare(paths: Sequence[str | Path]) -> str:
@@ -61,6 +62,7 @@ def table(runs: Sequence[RunFile]) -> list[list[str]]:
 
 def aligned(lines: Sequence[Sequence[str]], num_left: int) -> list[str]:
     """Return the lines of a table, its first columns flush left and the others flush right."""
+    lines = [list(map(visible_line, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(

@@ -15,7 +15,8 @@ from esmpi.errors import UserError
 from esmpi.files import replacing
 from esmpi.report.figure import Curve, Figure
 from esmpi.report.palette import DASHES, LIGHT, color_of
-from esmpi.report.text import visible
+from esmpi.report.spark import one_line
+from esmpi.wording import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,7 @@ def draw(figures: Sequence[Figure], title: str = "", columns: int = 2) -> "Pictu
                 beside = 1 if max(len(curve.name) for curve in figure.curves) > 24 else 2
                 axes.legend(handles, list(map(visible, labels)), **below, ncols=beside)
         if title:
-            picture.suptitle(title, fontsize=10, x=0.01, ha="left")
+            picture.suptitle(one_line(title, 160), fontsize=10, x=0.01, ha="left")
         return picture
 
 

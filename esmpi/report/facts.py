@@ -11,6 +11,7 @@ from esmpi.config.keys import default_of
 from esmpi.config.reader import fields_of, parse_config
 from esmpi.config.sections import EngineSection, EsConfig
 from esmpi.errors import UserError
+from esmpi.plugins import names_a_file
 from esmpi.store.history import History
 
 Tree = Mapping[str, Mapping[str, Any]]
@@ -56,6 +57,8 @@ def _defaults(config: Tree) -> dict[str, dict[str, Any]]:
     # alpha is half of sigma unless it is set
     least["es"] = {key: config["es"][key] for key in ("generations", "sigma") if key in config["es"]}
     try:
+        if names_a_file(str(least["engine"]["kind"])):
+            raise UserError("a file that a run names is not executed to show the run")
         found: dict[str, dict[str, Any]] = parse_config(least).to_dict()
     except (UserError, KeyError, TypeError):  # such as a user's file that is no longer there, or a key it asks for
         found = {

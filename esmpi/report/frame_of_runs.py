@@ -16,7 +16,7 @@ from rich.text import Text
 from esmpi.report.outcome import percent
 from esmpi.report.spark import duration, one_line, sparkline
 from esmpi.report.watching import View
-from esmpi.wording import counted
+from esmpi.wording import counted, visible_line
 
 STYLES = {
     **{"waiting": "dim", "unreadable": "red", "running": "green", "silent": "yellow", "stopped": "magenta"},
@@ -87,8 +87,8 @@ def _names(views: Sequence[View]) -> list[str]:
     try:
         common = os.path.commonpath({str(Path(text).parent) for text in texts})
     except ValueError:  # some are absolute and some are not
-        return texts
-    return [os.path.relpath(text, common) if common else text for text in texts]
+        return list(map(visible_line, texts))
+    return [visible_line(os.path.relpath(text, common) if common else text) for text in texts]
 
 
 def _table(views: Sequence[View], names: Sequence[str], console: Console) -> RenderableType:

@@ -27,11 +27,10 @@ from esmpi.report.outcome import Result, outcome_of, percent
 from esmpi.report.palette import css
 from esmpi.report.plot import draw_profile
 from esmpi.report.samples import KINDS, choose, ends, kind_of, pairs, read_samples
-from esmpi.report.text import visible
 from esmpi.report.tiles import Tile, tiles_of
 from esmpi.store.run_file import RunFile
 from esmpi.version import __version__
-from esmpi.wording import counted
+from esmpi.wording import counted, visible
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -9,7 +9,7 @@ from esmpi.files import replacing
 from esmpi.report.draw import draw as draw_figures
 from esmpi.report.draw import new_figure
 from esmpi.report.of_run import figures_of
-from esmpi.report.text import visible
+from esmpi.report.spark import one_line
 from esmpi.store.history import History
 from esmpi.store.run_file import RunFile
 
@@ -92,7 +92,7 @@ def draw_profile(run: History, titled: bool = True) -> "Picture":
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="share of all ranks' time")
     if titled:
-        name = visible(str(run.attributes["config"]["run"]["name"]))
+        name = one_line(run.attributes["config"]["run"]["name"], 80)
         axes.set_title(f"{name}, generation {profile['generation'][0]}", loc="left", fontsize=10)
     return figure
 
@@ -124,4 +124,4 @@ def draw(run: History) -> "Picture":
         f"{config['run']['name']}: {config['model']['path']} on {config['task']['name']}, "
         f"N {es.get('population_size', '-')}, sigma {es.get('sigma', '-')}"
     )
-    return draw_figures(shown, visible(title))
+    return draw_figures(shown, title)

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from esmpi.errors import UserError
+from esmpi.files import read_json_lines
 from esmpi.report.certainty import Change, change
 from esmpi.report.text import num_bytes
 from esmpi.store.history import History
@@ -61,17 +62,19 @@ def read_samples(
     """
     path = samples_path(run.path, suite, generation)
     try:
-        with path.open(encoding="utf-8") as file:
-            return [_checked(json.loads(line), texts) for line in islice(file, most) if not line.isspace()]
+        lines = read_json_lines(path, inside=run.path.parent)
+        return [_checked(sample, texts) for sample in islice(lines, most)]
     except OSError:
         return []
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _checked(sample: Any, texts: bool) -> Sample:
     if not isinstance(sample, dict) or not isinstance(sample.get("completion"), str) or "example" not in sample:
         raise ValueError("a line is no sample")
+    if not all(type(sample.get(key, 0)) is int for key in ("index", "sample")):
+        raise ValueError("a line does not say of which problem it is")
     found = {key: sample[key] for key in ("index", "sample", "example") if key in sample}
     if texts:
         found |= {"prompt": str(sample.get("prompt", "")), "completion": sample["completion"]}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from esmpi.report.text import visible
+from esmpi.wording import visible
 
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.,-~=+#"
 
@@ -23,14 +23,24 @@ def sparkline(values: np.ndarray, width: int, ascii_only: bool = False) -> str:
     if not len(values) or width < 1:
         return ""
     groups = np.array_split(np.asarray(values, np.float64), min(width, len(values)))
-    means = np.array([np.mean(known) if (known := group[np.isfinite(group)]).size else np.nan for group in groups])
-    if np.isnan(means).all():
+    means = np.array([_mean(group[np.isfinite(group)]) for group in groups])
+    known = means[np.isfinite(means)]
+    if not known.size:
         return " " * len(means)
+    means = means / max(1.0, np.abs(known).max())  # so that no difference overflows
+    known = means[np.isfinite(means)]
     levels = _ASCII if ascii_only else _BLOCKS
-    low, high = np.nanmin(means), np.nanmax(means)
+    low, high = known.min(), known.max()
     scale = (len(levels) - 1) / (high - low) if high > low else 0.0
     base = 0.0 if high > low else len(levels) // 2
-    return "".join(" " if math.isnan(mean) else levels[round(base + (mean - low) * scale)] for mean in means.tolist())
+    return "".join(
+        " " if not math.isfinite(mean) else levels[round(base + (mean - low) * scale)] for mean in means.tolist()
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    # divided first: a sum may overflow
+    return float((values / len(values)).sum()) if len(values) else math.nan
 
 
 def one_line(text: str, most: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from esmpi.report.of_ranks import idle_times
 from esmpi.report.samples import KINDS, kind_of, pairs, read_samples
 from esmpi.store.run_file import RunFile
-from esmpi.wording import counted
+from esmpi.wording import counted, visible_line
 
 NUM_SAMPLES = 3
 _MAX_CHARACTERS = 300
@@ -30,7 +30,7 @@ def summarize(run: RunFile) -> str:
     config = run.attributes["config"]
     lines = [
         f"{config['run']['name']}: {config['model']['path']}, task {config['task']['name']}, "
-        f"seed {config['run']['seed']}",
+        f"seed {config['run'].get('seed', '-')}",
         f"{run.num_generations} of {counted(config['es']['generations'], 'generation')}, "
         f"{counted(config['es']['population_size'], 'member')}, sigma {config['es']['sigma']:g}, "
         f"theta {run.theta_digest:016x}",
@@ -43,7 +43,7 @@ def summarize(run: RunFile) -> str:
     for suite, rows in run.evaluations.items():
         ordered = sorted(rows, key=lambda row: row["generation"])
         lines += ["", *_table(suite, ordered[0], ordered[-1]), *_samples(run, suite, ordered[0], ordered[-1])]
-    return "\n".join(lines)
+    return "\n".join(map(visible_line, lines))
 
 
 def _idle(run: RunFile) -> list[str]:
@@ -78,7 +78,9 @@ def _samples(run: RunFile, suite: str, first: dict[str, Any], last: dict[str, An
     what = "completions" if any(sample.get("sample") for _, sample in found) else "problems"
     lines = ["", f"{became_right} {what} became right, {became_wrong} became wrong; for example:"]
     for pair in order[:NUM_SAMPLES]:
-        example = {key: value for key, value in pair[1]["example"].items() if key != "solution"}
+        example = pair[1]["example"]
+        if isinstance(example, dict):
+            example = {key: value for key, value in example.items() if key != "solution"}
         lines.append(f"  {json.dumps(example)}")
         for head, sample in zip(("before", "after"), pair, strict=True):
             verdict = "right" if sample["correct"] else "wrong"

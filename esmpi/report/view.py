@@ -1,6 +1,5 @@
 """A run from Python: its figures as pandas frames, its samples, its weights of any generation, its picture."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from html import escape
@@ -11,6 +10,7 @@ import numpy as np
 
 from esmpi.config.sections import HELD_OUT
 from esmpi.errors import UserError, nearest
+from esmpi.files import read_json_lines
 from esmpi.store.run_file import RunFile, run_file_path, samples_path
 from esmpi.wording import counted
 
@@ -142,8 +142,7 @@ class Run:
             raise UserError(f"{suite} was not evaluated at generation {chosen}, but at {', '.join(map(str, known))}")
         path = samples_path(self._file.path, suite, chosen)
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-            return _pandas().DataFrame([json.loads(line) for line in lines if line])
+            return _pandas().DataFrame(list(read_json_lines(path, inside=self.directory)))
         except (OSError, ValueError) as error:
             raise UserError(f"the samples in {path} cannot be read: {error}") from error
 

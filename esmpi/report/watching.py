@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from esmpi.config.sections import HELD_OUT
-from esmpi.errors import UserError, said
+from esmpi.errors import UserError
 from esmpi.es.population import idle_seconds
+from esmpi.files import open_regular
 from esmpi.report.of_ranks import num_ranks
 from esmpi.report.of_run import rows_of, table_of
 from esmpi.report.samples import Sample, read_samples
@@ -24,6 +25,7 @@ from esmpi.store.history import History
 from esmpi.store.reader import read_run, without_segment
 from esmpi.store.run_file import RUN_FILE, run_file_path
 from esmpi.store.seal import USERBLOCK
+from esmpi.store.validation import shown
 
 RECENT = 10
 """Generations that "recent" means."""
@@ -198,27 +200,26 @@ def _update(view: View) -> None:
     path = run_file_path(view.directory)
     try:
         # Opened, because clients of NFS may answer a plain stat from what they knew a minute ago.
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
             # Its seal: two commits of the same size may fall into one tick of a file server's clock.
             seen = (status.st_mtime_ns, status.st_size, file.read(USERBLOCK))
     except FileNotFoundError:
         view.trouble, view.seen = ("the run file is gone" if view.facts else ""), None
         return
-    except OSError as error:
-        view.trouble, view.seen = f"{path} cannot be read just now: {error.strerror}", None
+    except (OSError, UserError) as error:
+        reason = error if isinstance(error, UserError) else f"{path} cannot be read just now: {error.strerror}"
+        view.trouble, view.seen = str(reason), None
         return
     view.age_s = max(0.0, time.time() - status.st_mtime)
     if seen == view.seen:
         return
     try:
-        view.facts = facts_of(read_run(path, History, without_segment)[0])
+        with shown(path):
+            view.facts = facts_of(read_run(path, History, without_segment)[0])
         view.trouble, view.seen = "", seen
     except UserError as error:
         view.trouble, view.seen = str(error), None
-    # of a file that is well formed, but that no esmpi wrote
-    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-        view.trouble, view.seen = f"{path} cannot be shown: {said(error)}", None
 
 
 def facts_of(run: History) -> Facts:

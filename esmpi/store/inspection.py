@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.errors import UserError
-from esmpi.files import leftovers
+from esmpi.files import leftovers, open_regular, read_json_lines
 from esmpi.store.run_file import RUN_FILE, RunFile, samples_path
 from esmpi.store.snapshot_keeper import check_snapshot, snapshots_beside
-from esmpi.wording import counted
+from esmpi.wording import counted, visible_line
+
+_MOST_ORIGIN_BYTES = 100_000
 
 
 def inspect(run: RunFile) -> dict[str, Any]:
@@ -71,20 +73,25 @@ def _files(run: RunFile) -> Iterator[dict[str, Any]]:
 
 def _samples_trouble(path: Path, row: dict[str, Any]) -> str | None:
     try:
-        count = len([json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line])
-    except (OSError, ValueError) as error:
+        count = sum(1 for _ in read_json_lines(path, inside=path.parent.parent))
+    except OSError as error:
         return f"cannot be read: {error}"
+    except UserError as error:
+        return str(error)
     wanted = row.get("num_samples")
     return None if count == wanted else f"has {count} samples, not {wanted}"
 
 
 def _model_trouble(folder: Path, run: RunFile) -> str | None:
     try:
-        origin = json.loads((folder / "esmpi.json").read_text())
+        with open_regular(folder / "esmpi.json", inside=folder.parent) as file:
+            origin = json.loads(file.read(_MOST_ORIGIN_BYTES))
         if origin["run_uuid"] != run.attributes["run_uuid"]:
             return "is of another run"
         same = origin["theta_digest"] == f"{run.digest_after(int(origin['generation'])):016x}"
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
         return f"does not say what it is: {error!r}"
     return None if same else f"is not theta of generation {origin['generation']}"
 
@@ -119,4 +126,4 @@ def to_text(found: dict[str, Any]) -> str:
     for file in found["files"]:
         size = "" if file["bytes"] is None else f"{file['bytes']:,}"
         lines.append(f"  {file['file']:40s} {size:>16s}  {file['trouble'] or 'good'}  ({file['kind']})")
-    return "\n".join(lines)
+    return "\n".join(map(visible_line, lines))

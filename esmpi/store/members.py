@@ -18,6 +18,7 @@ import numpy as np
 from esmpi.errors import UserError
 from esmpi.es.member_columns import ABSENT, MEMBER_DEFAULTS, MEMBER_DTYPE, STORED
 from esmpi.es.population import plan
+from esmpi.hdf5 import check_hdf5
 from esmpi.store.columns import describe, read_columns, write_columns
 from esmpi.store.seal import checksum, image_of, read_sealed, seal
 
@@ -70,7 +71,12 @@ def freeze(first: int, rows: Sequence[np.ndarray]) -> tuple[Segment, memoryview]
     image = image_of(lambda file: write_columns(file, table))
     seal(image)
     end = first + len(rows)
-    return Segment(f"members/{first:06d}-{end - 1:06d}.h5", first, end, table.shape[1], checksum(image)), image
+    return Segment(segment_file(first, end), first, end, table.shape[1], checksum(image)), image
+
+
+def segment_file(first: int, end: int) -> str:
+    """Return the path of a segment, relative to the run file."""
+    return f"members/{first:06d}-{end - 1:06d}.h5"
 
 
 def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
@@ -89,12 +95,13 @@ def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
     """
     path = run_file.parent / segment.file
     try:
-        data = read_sealed(path)
+        data = read_sealed(path, inside=run_file.parent)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {run_file} has the members of some generations there") from None
     if checksum(data) != segment.sha256:
         raise UserError(f"{path} is not the file that {run_file} means: its checksum is another one")
     with h5py.File(io.BytesIO(data), "r") as file:
+        check_hdf5(file, len(data))
         table = read_columns(file, MEMBER_DTYPE, defaults=MEMBER_DEFAULTS)
     if table.shape != (segment.end - segment.first, segment.num_members):
         raise UserError(f"{path} has a table of shape {table.shape}, which is not what {run_file} means")

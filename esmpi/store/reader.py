@@ -11,6 +11,8 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DEFAULTS, MEMBER_DTYPE
+from esmpi.hdf5 import check_hdf5
+from esmpi.masking import masked
 from esmpi.noise import NOISE_VERSIONS
 from esmpi.store.columns import check_column, read_columns
 from esmpi.store.format import (
@@ -30,7 +32,7 @@ from esmpi.store.members import (
     seeds_by_config,
 )
 from esmpi.store.seal import read_sealed
-from esmpi.store.validation import check_contents
+from esmpi.store.validation import check_attributes, check_contents, check_segments
 
 H = TypeVar("H", bound=History)
 
@@ -62,9 +64,16 @@ def read_run(
         If the file is missing, damaged, no run file, or of a version that this esmpi does not know.
     """
     try:
-        with h5py.File(io.BytesIO(read_sealed(path)), "r") as file:
+        data = read_sealed(path)
+        with h5py.File(io.BytesIO(data), "r") as file:
+            # members are virtual data sets once there are segments; here they are read from the segments themselves
+            check_hdf5(file, len(data), virtual="members" if "tail" in file else None)
             run = make(path, _read_attributes(path, file))
+            check_attributes(run.attributes)
             segments = [Segment(**entry) for entry in run.attributes.pop("segments")]
+            check_segments(segments)
+            if segments and "tail" not in file:
+                raise ValueError("there are segments, but no group tail")
             log_only = run.attributes["log_only"]
             run.members = _read_members(run, file, segments, members_of)
             run.generations = list(_read_generations(file, log_only))
@@ -79,7 +88,7 @@ def read_run(
     except FileNotFoundError:
         raise UserError(f"no run file {path}: name the run's directory") from None
     # all that h5py and json raise
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{path} cannot be read as a run file: {error}") from error
 
 
@@ -104,6 +113,8 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
         name: json.loads(value) if name in JSON_ATTRIBUTES else value.item() if isinstance(value, np.generic) else value
         for name, value in stored.items()
     }
+    # older versions of esmpi recorded what they were given
+    attributes |= {name: masked(attributes[name]) for name in ("config", "provenance", "forks") if name in attributes}
     attributes = {"task_digest": "", "suite_digests": {}, "events": []} | attributes  # an esmpi of before had none
     if attributes["format_version"] == 1:
         attributes |= {"forks": [], "segments": [], "log_only": False}

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from esmpi.config.sections import is_suite_name
+from esmpi.config.sections import MOST_SUITES, is_suite_name
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.files import FullError, write_whole
@@ -180,11 +180,13 @@ class RunFile(History):
         Raises
         ------
         UserError
-            If the name is not allowed for a suite.
+            If the name is not allowed for a suite, or there are too many.
         FullError, OSError
             As `commit` does.
         """
         _check_suite(suite)
+        if suite not in self.evaluations and len(self.evaluations) >= MOST_SUITES:
+            raise UserError(f"{self.path} has evaluations of {MOST_SUITES} suites, and has no room for {suite}")
         rows = [other for other in self.evaluations.get(suite, []) if other["generation"] != row["generation"]]
         self.evaluations[suite] = sorted([*rows, row], key=lambda result: int(result["generation"]))
         self.write()

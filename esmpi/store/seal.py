@@ -7,6 +7,7 @@ and these hold the checksum of the rest.
 import functools
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
+from esmpi.files import open_regular
 
 USERBLOCK = 512
+MOST_BYTES = 4 * 2**30
+"""Of a sealed file, which is read as a whole: 250 times a run file of 100,000 generations."""
 _SEAL = b"esmpi run file, HDF5 from byte 512 on, sha256 of that: "
 
 # HDF5 before 1.8 keeps attributes under 64 KiB, which a provenance of many starts would outgrow.
@@ -77,19 +81,23 @@ def checksum(image: bytes | memoryview) -> str:
     return hashlib.sha256(memoryview(image)[USERBLOCK:]).hexdigest()
 
 
-def read_sealed(path: Path) -> bytes:
-    """Return the bytes of a sealed file.
+def read_sealed(path: Path, inside: Path | None = None) -> bytes:
+    """Return the bytes of a sealed file, which must be in the folder `inside`, if one is given.
 
     Raises
     ------
     UserError
-        If the file is no run file or is damaged.
+        If the file is no run file, is damaged, or is larger than a run file can be.
     OSError
         If the file cannot be read.
     """
-    data = path.read_bytes()
-    if not data.startswith(_SEAL):
-        raise UserError(f"{path} is not a run file of esmpi, or its head is damaged")
+    with open_regular(path, inside) as file:
+        data = file.read(USERBLOCK)
+        if not data.startswith(_SEAL):
+            raise UserError(f"{path} is not a run file of esmpi, or its head is damaged")
+        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise UserError(f"{path} has {size:,} bytes, more than a file of a run can have: {MOST_BYTES:,}")
+        data += file.read()
     if data[:USERBLOCK] != _head(checksum(data)):
         raise UserError(f"{path} is damaged: its checksum is wrong. Take it from a backup")
     return data

@@ -19,7 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from esmpi.files import replacing
+from esmpi.errors import UserError
+from esmpi.files import open_regular, replacing
 from esmpi.model.snapshot import SNAPSHOT_VERSION, SnapshotError
 from esmpi.store.layout import lay_out
 from esmpi.version import __version__
@@ -96,7 +97,7 @@ def check_seal(path: Path) -> None:
         If it is not, to the bit, what was written, or cannot be read.
     """
     try:
-        with open(path, "rb") as file, ThreadPoolExecutor(_NUM_THREADS) as pool:
+        with _opened(path) as file, ThreadPoolExecutor(_NUM_THREADS) as pool:
             end = os.fstat(file.fileno()).st_size - _SEAL_BYTES
             if end <= 0:
                 raise SnapshotError(f"snapshot {path} is torn")
@@ -112,6 +113,13 @@ def check_seal(path: Path) -> None:
                 raise SnapshotError(f"snapshot {path} is damaged: its checksum is wrong")
     except OSError as error:
         raise SnapshotError(f"snapshot {path} cannot be read: {error.strerror}") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open_regular(path)
+    except UserError as error:
+        raise SnapshotError(f"snapshot {error}") from None
 
 
 def _read_all(descriptor: int, start: int, size: int) -> bytes:

@@ -173,8 +173,16 @@ def test_a_run_evaluates_the_suites_and_its_guard_sees_what_is_forgotten(run: Pa
     assert lines[0]["correct"]
 
 
+def read_suites(run: Path) -> Any:
+    return RunFile.open(run / "run.h5").attributes["config"]["eval"]["suites"]
+
+
 def test_three_ranks_evaluate_as_one_does(launch: Run, run: Path, tmp_path: Path) -> None:
-    done = launch(["-m", "esmpi", "eval", run, "--generation", "0", "--out", tmp_path / "out"], 3)
+    words = ["-m", "esmpi", "eval", run, "--generation", "0", "--out", tmp_path / "out"]
+    refused = launch(words, 0)  # the folder of tasks may hold code, which only the run file names
+    assert refused.returncode == 2
+    assert "add eval.suites={...} with the same value" in refused.stderr
+    done = launch([*words, f"eval.suites={json.dumps(read_suites(run))}"], 3)
     assert done.returncode == 0, done.stderr
     for name in ("g000000.sums.jsonl", "g000000.texts.jsonl"):
         assert samples(tmp_path / "out")[name] == samples(run)[name]

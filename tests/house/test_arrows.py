@@ -21,7 +21,7 @@ FLOORS = (
     ("session",),
     ("episodes",),
     ("launch", "record", "report"),
-    ("identity",),
+    ("identity", "trust"),
     ("rewards", "scoring", "store", "harness"),
     ("engines", "tasks"),
     ("weights", "data", "sandbox"),
@@ -29,8 +29,9 @@ FLOORS = (
     ("stop",),
     ("mpi",),
     ("noise", "config"),
-    ("files", "provenance", "stopwatch", "plugins", "shipped", "progress"),
-    ("version", "errors", "wording", "assets", "leave"),
+    ("files", "hdf5", "provenance", "stopwatch", "plugins", "shipped", "progress"),
+    ("errors",),
+    ("version", "wording", "masking", "assets", "leave"),
 )
 """The rooms, the top floor first: a room imports from the floors below it, and from no room beside it."""
 

@@ -45,7 +45,7 @@ def test_a_resumed_run_is_the_unbroken_one(trained: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["eval", "RUN", "--generation", "1"], "at generation 1: accuracy"),
+        (["eval", "RUN", ENGINE, "--generation", "1"], "at generation 1: accuracy"),
         (["replay", "RUN", "--verify"], "all 3 generations are what the run had"),
         (["report", "RUN", "--no-plot"], "3 of 3 generations"),
         (["inspect", "RUN"], "good"),

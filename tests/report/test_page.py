@@ -14,9 +14,9 @@ from esmpi.report.facts import settings
 from esmpi.report.member_samples import choose_generations
 from esmpi.report.page import page_of_run, page_of_runs
 from esmpi.report.samples import KINDS, choose, kind_of, marked, pairs, read_samples
-from esmpi.report.text import visible
 from esmpi.report.view import open_run
 from esmpi.store.run_file import RunFile, member_samples_path, samples_path
+from esmpi.wording import visible
 
 VOID = {"meta", "link", "input", "rect", "path", "use"}
 

@@ -164,7 +164,7 @@ def test_a_file_that_is_not_there_or_damaged_is_looked_at_again(tmp_path: Path) 
     run.attributes["config"]["es"]["generations"] = "many"  # well formed, but by no esmpi
     run.write()
     watcher.look()
-    assert "cannot be shown: ValueError" in draw([view], 160)
+    assert "es.generations of the config: Expected `int`" in draw([view], 400)
 
 
 def test_segments_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,9 @@ def test_a_run_file_from_before_a_column_has_its_default(
     for old, new in zip(run.members, again.members, strict=True):
         assert new["joules"].tolist() == [0.5] * 20
         assert new[list(MEMBER_DTYPE.names or ())].tolist() == old.tolist()
-    again.commit(again.generations[-1], again.members[-1])  # with the column, beside segments without it
+    last = again.generations[-1].copy()
+    last["generation"] = 10
+    again.commit(last, again.members[-1])  # with the column, beside segments without it
     assert [row["joules"].tolist() for row in RunFile.open(run.path).members] == [[0.5] * 20] * 11
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from esmpi.files import write_whole
 from esmpi.record.sinks.base import Sink
+from esmpi.wording import visible_line
 
 _HEAD = ["group", "generation", "name", "value"]
 
@@ -26,8 +27,16 @@ class Csv(Sink):
         self._writer = csv.writer(self._file)
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
-        self._writer.writerows([group, generation, name, repr(float(value))] for name, value in figures.items())
+        self._writer.writerows(
+            [_cell(group), generation, _cell(name), repr(float(value))] for name, value in figures.items()
+        )
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _cell(name: str) -> str:
+    """Return a name as a cell that no spreadsheet takes for a formula."""
+    name = visible_line(name)
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t")) else name
