@@ -1,7 +1,8 @@
 """Tasks of several turns, as `env:<name>`: an environment answers each completion until the episode is over.
 
 The environment is one that ships with esmpi (`env:wordle`), a class in a file of the user's own
-(`env:path/to/file.py:Class`), or a coroutine function there that asks the model (`env:path/to/file.py:function`).
+(`env:path/to/file.py:Class`), a coroutine function there that asks the model (`env:path/to/file.py:function`), or one
+of the library verifiers (`env:verifiers:name`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from esmpi import plugins
 from esmpi.config.keys import key
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError, nearest, said
-from esmpi.tasks import tools
+from esmpi.tasks import tools, verifiers_env
 from esmpi.tasks.base import Progress, Sample, Score, Task
 from esmpi.tasks.chat import ChatFormat, ChatTaskConfig, chat, reply
 from esmpi.tasks.environments.base import Environment
@@ -92,6 +93,8 @@ class EnvTask(Task):
     def _open(self) -> Environment:
         try:
             return self._type(**copy.deepcopy(self.config.params))
+        except UserError:
+            raise
         except Exception as error:  # the user's own class: whatever it raises is about these parameters
             raise UserError(
                 f"task.params: {self.config.name} does not take {self.config.params}: {said(error)}"
@@ -314,6 +317,8 @@ class _Episode:
 
 def _find(name: str, source: bytes) -> tuple[type[Environment], bytes]:
     """Return an environment by its name or its place, with the source of its file if it has one."""
+    if name.startswith(verifiers_env.PREFIX):
+        return verifiers_env.as_verifiers_environment(name.removeprefix(verifiers_env.PREFIX)), b""
     if not plugins.names_a_file(name):
         names = plugins.modules(_ROOM)
         if name not in names:
