@@ -177,6 +177,10 @@ class Program(Environment):
         self._end()
         return 0.0
 
+    def close(self) -> None:
+        if hasattr(self, "_loop"):
+            self._end()
+
     def _end(self) -> None:
         if not self._loop.is_closed():
             self._client.close()
@@ -185,9 +189,8 @@ class Program(Environment):
             self._loop.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_loop"):
-            with suppress(Exception):  # at the end of the process
-                self._end()
+        with suppress(Exception):  # at the end of the process
+            self.close()
 
     def _go_on(self) -> dict[str, Any]:
         """Let the program go on until it asks the model or returns."""
