@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from esmpi.arguments import parse
 from esmpi.commands import commands
 from esmpi.errors import UserError
 from esmpi.leave import leave
+from esmpi.stop.signals import signals_restored
 from esmpi.version import __version__
 
 
@@ -28,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parse(_parser(), argv)
     try:
-        return int(arguments.process(arguments))
+        # a program that calls this goes on afterwards; a process of esmpi's own ignores signals until it ends
+        with signals_restored() if argv is not None else nullcontext():
+            return int(arguments.process(arguments))
     except UserError as error:
         print(f"esmpi: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from esmpi.config.sections import Config
 from esmpi.data.problem import Prompt
 from esmpi.engines import Completion, Engine, Request, Sampling
 from esmpi.errors import UserError
-from esmpi.scoring import Scored, Scorer
+from esmpi.scoring import RemoteScorer, Scored, Scorer
 from esmpi.tasks import Example, Sample, Score, Task, Turns
 
 _STRIDE = 0x9E3779B97F4A7C15
@@ -34,7 +34,7 @@ class Player(Protocol):
 
     config: Config
     engine: Engine
-    scorer: Scorer
+    scorer: Scorer | RemoteScorer
     task: Task
 
     def render(self, prompt: Prompt) -> str:

@@ -305,15 +305,16 @@ def _divergence(engine: Engine, batches: Sequence[Completed]) -> list[float]:
 
 
 def means_of(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each figure, under a name that a column can have."""
+    """Return the mean of each figure, under a name that a column can have; values that are NaN do not count."""
     columns: dict[str, list[float]] = defaultdict(list)
     for each in figures:
         for name, value in each.items():
             # a slash would make a group of the run file's column
             column = re.sub(r"[^\w.@-]", "_", f"{name}_mean")
-            columns[f"task_{column}" if column in _COLUMNS else column].append(value)
+            known = columns[f"task_{column}" if column in _COLUMNS else column]
+            known.extend([] if math.isnan(value) else [value])
     # samples come in one order whatever the layout; unlike `sum`, `fsum` raises for infinities
-    return {name: sum(column) / len(column) for name, column in columns.items()}
+    return {name: sum(column) / len(column) if column else math.nan for name, column in columns.items()}
 
 
 def _pass_at(samples: Sequence[Mapping[str, Any]], n: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from esmpi.arguments import add_config, parse, positive, read_config
@@ -14,7 +14,7 @@ from esmpi.leave import leave
 from esmpi.mpi.launcher import launcher, speaks_for_all
 from esmpi.mpi.world import let_waiting_threads_sleep, on_all_ranks
 from esmpi.stop import STOPPED
-from esmpi.stop.signals import StopFlag
+from esmpi.stop.signals import StopFlag, signals_restored
 
 if TYPE_CHECKING:
     from esmpi.mpi.comm import Comm
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Rerun the same command to resume a run that was stopped.",
     )
     add_arguments(parser)
-    return process(parse(parser, argv))
+    # a program that calls this goes on afterwards; a process of esmpi's own ignores signals until it ends
+    with signals_restored() if argv is not None else nullcontext():
+        return process(parse(parser, argv))
 
 
 def process(arguments: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from esmpi.noise.format import Noise
 from esmpi.record.recorder import Recorder
 from esmpi.report.card import card_files
 from esmpi.report.outcome import exit_summary
-from esmpi.scoring import Scored, Scorer
+from esmpi.scoring import RemoteScorer, Scored, Scorer
 from esmpi.stop.signals import StopFlag
 from esmpi.stop.time_limit import TimeLimit
 from esmpi.store.export import export
@@ -51,7 +51,7 @@ class Setup:
     engine: Engine
     task: Task
     problems: Problems
-    scorer: Scorer
+    scorer: Scorer | RemoteScorer
     noise: Noise
     """Of the members."""
     harness: "dict[str, Suite]" = field(default_factory=dict)

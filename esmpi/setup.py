@@ -34,13 +34,13 @@ from esmpi.progress import AboveProgress, Progress
 from esmpi.provenance import provenance
 from esmpi.record.recorder import Recorder
 from esmpi.resume import catch_up, open_run_file
-from esmpi.scoring import Scorer
+from esmpi.scoring import Scorer, open_scorer
 from esmpi.session import Session, Setup
 from esmpi.stop.signals import StopFlag
 from esmpi.stop.time_limit import TimeLimit, job_end
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.snapshot_keeper import SnapshotKeeper
-from esmpi.tasks import make_task
+from esmpi.tasks import Task, make_task
 from esmpi.wording import counted, visible
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,12 @@ def open_setup(
             raise SharedError(f"task.{name}: must be below scoring.{name}, {limit:g}, got {own:g}")
     # by the source that was read just now: a process that is started in a week does not read another one
     make = partial(make_task, config.task, task.source)
-    scorer = Scorer(make, config.scoring, voting is not None, task.scope, task.is_async, comm.size, task.takes_turns)
-    stack.callback(scorer.close)
+
+    def start(make_task: Callable[[], Task], num_pools: int) -> Scorer:
+        with_answers = voting is not None
+        return Scorer(make_task, config.scoring, with_answers, task.scope, task.is_async, num_pools, task.takes_turns)
+
+    scorer = open_scorer(start, make, config.scoring.per_node, comm, place, stack)
     with watch.phase("model"), Progress("fetching the model"):
         model = _model_folder(config, comm, place)
     with comm.together():

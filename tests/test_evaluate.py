@@ -160,6 +160,12 @@ def test_figures_of_any_name_and_value_come_back_from_the_run_file(tmp_path: Pat
     assert read(tmp_path)["evaluations/held_out/generation"].tolist() == [0, 1]
 
 
+def test_a_figure_that_is_nan_does_not_hide_the_others() -> None:
+    means = means_of([{"x": 1.0, "y": math.nan}, {"x": math.nan, "y": math.nan}, {"x": 3.0}])
+    assert means["x_mean"] == 2.0
+    assert math.isnan(means["y_mean"])
+
+
 def test_a_figure_of_the_task_does_not_hide_one_of_the_evaluation() -> None:
     assert means_of([{"reward": 1, "a/b": 2, "tokens": 3}, {"reward": 3, "a/b": 4}]) == {
         "task_reward_mean": 2,

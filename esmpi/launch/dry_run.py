@@ -12,18 +12,20 @@ from esmpi.masking import masked_text
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.model.noise_settings import NoiseSettings
+from esmpi.tasks import check_file as check_task_file
 from esmpi.weights.placement import size
 from esmpi.wording import counted
 
 
 def check_inputs(config: Config) -> BaseModel | None:
-    """Look for the model and the data files; return the model if it is on this machine, None if on the hub.
+    """Look for model, data files and task file; return the model if it is on this machine, None if on the hub.
 
     Raises
     ------
     UserError
         If something is missing.
     """
+    check_task_file(config.task)
     check_files(config.data, config.eval.sources)
     check_harness(harness_suites(config.eval))
     if config.run.fork is not None and not (config.directory / "run.h5").exists():  # then the fork is still to be made

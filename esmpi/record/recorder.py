@@ -220,6 +220,8 @@ class Recorder:
         done = int(row["generation"]) + 1
         left = sum(recent) / len(recent) * (self._num_generations - done)
         waited = f"  idle {100 * idle / seconds:.0f} %" if self._num_ranks > 1 else ""
+        if row["seconds_score"] > _LEAST_WAIT * row["seconds_generate"]:
+            waited += f"  generating {row['seconds_generate']:.1f} s, rewards {row['seconds_score']:.1f} s"
         if waited_s > _LEAST_WAIT * seconds:
             waited += f"  waiting for rewards {100 * waited_s / seconds:.0f} %"
         num_rewards = sum(int(row[f"num_score_{kind}"]) for kind in FAILURES)

@@ -5,5 +5,6 @@ Rewards run in processes of their own: one that hangs, crashes or eats memory co
 
 from esmpi.scoring.pool import Scorer
 from esmpi.scoring.scored import Scored
+from esmpi.scoring.shared import RemoteScorer, open_scorer
 
-__all__ = ["Scored", "Scorer"]
+__all__ = ["RemoteScorer", "Scored", "Scorer", "open_scorer"]

@@ -57,8 +57,8 @@ class Scorer:
         The task's.
     is_async : bool
         Whether the task has coroutines.
-    num_ranks : int
-        How many ranks share the rate limit.
+    num_pools : int
+        How many pools share the rate limit.
     takes_turns : bool
         Whether samples are turns of episodes. Each episode has a process of its own, which knows what came before.
     """
@@ -70,10 +70,10 @@ class Scorer:
         with_answers: bool = False,
         scope: Scope = "completion",
         is_async: bool = False,
-        num_ranks: int = 1,
+        num_pools: int = 1,
         takes_turns: bool = False,
     ):
-        num_processes = num_ranks * config.num_processes
+        num_processes = num_pools * config.num_processes
         self._start_process = partial(Process, make_task, config, num_processes, with_answers)
         self._config, self._scope, self._is_async = config, scope, is_async
         self._takes_turns = takes_turns

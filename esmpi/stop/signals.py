@@ -16,6 +16,20 @@ _SAME_REQUEST_S = 2.0
 """Slurm, srun and a batch script may each pass on the same request: signals this close together count as one."""
 
 
+@contextmanager
+def signals_restored() -> Iterator[None]:
+    """Give back, after a block, the signals that a run takes over; outside the main thread, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class StopFlag:
     """Becomes true at the first SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2; a second one ends the process at once.
 
@@ -35,16 +49,10 @@ class StopFlag:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Take over the signals for a block, and give them back; outside the main thread, do nothing."""
-        if threading.current_thread() is not threading.main_thread():
+        with signals_restored():
+            if threading.current_thread() is threading.main_thread():
+                self.install()
             yield
-            return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def ignore(self) -> None:
         """Ignore signals from now on: the run is over, and a late signal would change its exit code."""

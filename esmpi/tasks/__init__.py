@@ -39,6 +39,13 @@ def make_task(config: TaskConfig, source: bytes = b"") -> Task:
     return task.make(config, source)
 
 
+def check_file(config: TaskConfig) -> None:
+    """Raise UserError if a task is in a Python file that cannot be read, without executing it."""
+    name = config.name.removeprefix("env:")
+    if plugins.names_a_file(name):
+        plugins.source_of("task.name", name.rpartition(":")[0])
+
+
 def find_plug_in(name: str) -> PlugIn | None:
     """Return what a task adds to the config, None if there is no such task."""
     task = find_task(name)
@@ -72,6 +79,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "Turns",
+    "check_file",
     "find_task",
     "make_task",
     "task_types",

@@ -112,13 +112,11 @@ class Reward:
 
     async def compute_async(self, sheet: Sheet, call: Calls) -> list[Part | BaseException]:
         """Do as `compute` does, with concurrent calls of a coroutine function."""
-        if not self.is_async:
-            return self.compute(sheet)
         if self.columns is None:
             return list(await asyncio.gather(*(self._called(row, call) for row in sheet.rows)))
         columns = self.columns
         try:
-            return self._of_list(await call(lambda: self.function(**columns(sheet))), sheet)
+            return self._of_list(await self._result(lambda: self.function(**columns(sheet)), call), sheet)
         except BaseException as error:
             return [error] * len(sheet.rows)
 
@@ -126,9 +124,19 @@ class Reward:
         assert self.arguments is not None
         arguments = self.arguments
         try:
-            return self._checked(await call(lambda: self.function(*arguments(row))))
+            return self._checked(await self._result(lambda: self.function(*arguments(row)), call))
         except BaseException as error:
             return error
+
+    async def _result(self, function: Callable[[], Any], call: Calls) -> Any:
+        """Return what the function returns, or what its coroutine does, if it is a plain one that returns one."""
+        if self.is_async:
+            return await call(function)
+        result = function()
+        if not inspect.isawaitable(result):
+            return result
+        first = [result]
+        return await call(lambda: first.pop() if first else function())
 
     def compute(self, sheet: Sheet) -> list[Part | BaseException]:
         """Return what the function says of each completion, or what it raised."""

@@ -1,7 +1,8 @@
 """Tasks of several turns, as `env:<name>`: an environment answers each completion until the episode is over.
 
 The environment is one that ships with esmpi (`env:wordle`), a class in a file of the user's own
-(`env:path/to/file.py:Class`), or a coroutine function there that asks the model (`env:path/to/file.py:function`).
+(`env:path/to/file.py:Class`), a coroutine function there that asks the model (`env:path/to/file.py:function`), or one
+of the library verifiers (`env:verifiers:name`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
 import math
 import reprlib
 from collections import OrderedDict
@@ -21,7 +23,8 @@ from esmpi import plugins
 from esmpi.config.keys import key
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError, nearest, said
-from esmpi.tasks import tools
+from esmpi.tasks import tools, verifiers_env
+from esmpi.tasks._speech import checked_messages, checked_text, is_tool_turn
 from esmpi.tasks.base import Progress, Sample, Score, Task
 from esmpi.tasks.chat import ChatFormat, ChatTaskConfig, chat, reply
 from esmpi.tasks.environments.base import Environment
@@ -30,13 +33,13 @@ from esmpi.tasks.programs import as_environment
 if TYPE_CHECKING:
     import numpy as np
 
+log = logging.getLogger(__name__)
+
 PREFIX = "env:"
 _ROOM = "esmpi.tasks.environments"
 _MOST_KEPT, _MOST_CHARACTERS = 10_000, 100_000_000
 """Episodes that a process keeps, and the length of all they said; an older one is played again from its beginning if it
 goes on."""
-_LONGEST = 100_000
-"""Characters of what an environment says in a turn."""
 _FOLLOWING = ("observation", "append", "prompt")
 
 
@@ -92,13 +95,17 @@ class EnvTask(Task):
     def _open(self) -> Environment:
         try:
             return self._type(**copy.deepcopy(self.config.params))
+        except UserError:
+            raise
         except Exception as error:  # the user's own class: whatever it raises is about these parameters
             raise UserError(
                 f"task.params: {self.config.name} does not take {self.config.params}: {said(error)}"
             ) from error
 
     def prompt(self, example: Example) -> Prompt:
-        return self._begin(example, 0).conversation
+        episode = self._begin(example, 0)
+        episode.close()
+        return episode.conversation
 
     def score(self, completion: str, example: Example) -> Score:
         raise TypeError("an episode of several turns is played, not scored")
@@ -132,11 +139,16 @@ class EnvTask(Task):
         episode = self._take((identity, words[:known])) if known >= 0 else None
         if episode is None:
             episode, known = self._begin(example, seed), 0
-        for completion in words[known:]:
-            episode.advance(completion, self.config.max_turns)
-        if is_over and not episode.is_over:
-            episode.stop()
+        try:
+            for completion in words[known:]:
+                episode.advance(completion, self.config.max_turns)
+            if is_over and not episode.is_over:
+                episode.stop()
+        except BaseException:
+            episode.close()
+            raise
         if episode.is_over:
+            episode.close()
             return episode.score(self.config.correct_from)
         self._keep((identity, words), episode)
         return episode.conversation
@@ -147,7 +159,9 @@ class EnvTask(Task):
         self._length += episode.length
         while len(self._kept) > 1 and (len(self._kept) > _MOST_KEPT or self._length > _MOST_CHARACTERS):
             _, dropped = self._kept.popitem(last=False)
-            self._length -= sum(one.length for one in dropped)
+            for one in dropped:
+                self._length -= one.length
+                one.close()
 
     def _take(self, place: Hashable) -> _Episode | None:
         """Return an episode that was kept at this place, if there is one: all there are alike."""
@@ -163,8 +177,8 @@ class EnvTask(Task):
 
         def as_prompt(first: Prompt) -> Prompt:
             if not isinstance(first, str):
-                return _messages(first)
-            _text(first)
+                return checked_messages(first)
+            checked_text(first)
             # the model's own chat template describes the tools, if it can: see `esmpi.session`
             described = "" if config.chat_format == "model" else tools.described(self.tools)
             system = "\n\n".join(part for part in (config.system, described) if part)
@@ -175,8 +189,10 @@ class EnvTask(Task):
     def check(self, example: Example) -> None:
         try:
             self._pattern.check(example)
-            first = self._open().reset(copy.deepcopy(example), 0)
-            _text(first) if isinstance(first, str) else _messages(first)
+            environment = self._open()
+            first = environment.reset(copy.deepcopy(example), 0)
+            environment.close()
+            checked_text(first) if isinstance(first, str) else checked_messages(first)
         except Exception as error:  # the user's own class: whatever it raises is about this example
             raise ValueError(f"no episode can begin with {reprlib.repr(example)}: {said(error)}") from None
         if not isinstance(first, str):
@@ -215,6 +231,7 @@ class _Episode:
         self.is_over = False
         self._num_turns = 0
         self._rewards: list[float] = []
+        self._has_none = False
         self._verdicts: dict[str, bool] = {}
         self._figures: dict[str, float] = {}
 
@@ -245,6 +262,13 @@ class _Episode:
         said = self.conversation
         return len(said) if isinstance(said, str) else sum(len(turn["content"]) for turn in said)
 
+    def close(self) -> None:
+        """Let the environment release what it holds; what goes wrong there changes no reward."""
+        try:
+            self._environment.close()
+        except Exception as error:
+            log.warning("`close` of an environment failed: %s", said(error))
+
     def stop(self) -> None:
         """End the episode at a limit."""
         self.is_over = True
@@ -252,10 +276,11 @@ class _Episode:
 
     def score(self, correct_from: float) -> Score:
         """Return what the episode is worth."""
-        reward = math.fsum(self._rewards)
+        # as with several reward functions: None counts for nothing, and nothing but None means no reward
+        reward = math.fsum(self._rewards) if self._rewards or not self._has_none else None
         return Score(
             reward=reward,
-            correct=self._verdicts.get("correct", reward >= correct_from),
+            correct=self._verdicts.get("correct", reward is not None and reward >= correct_from),
             parsed=self._verdicts.get("parsed", True),
             figures={"turns": float(self._num_turns)} | self._figures,
         )
@@ -272,36 +297,41 @@ class _Episode:
         if len(following) > (method == "step"):
             raise TypeError(f"`{method}` returned {' and '.join(following)}: at most one of them may be, by `step`")
         for name, value in answer.items():
-            if name in ("correct", "parsed"):
-                # NumPy's truth values as well
-                if not isinstance(value, bool) and getattr(getattr(value, "dtype", None), "kind", "") != "b":
-                    raise TypeError(f"`{name}` from `{method}` is {reprlib.repr(value)}, not true or false")
-                self._verdicts[name] = bool(value)
-            elif name == "turns":
-                raise TypeError(f"`{method}` returned `turns`, which esmpi counts itself: give it another name")
-            elif name not in _FOLLOWING:
-                if not isinstance(value, Real):
-                    raise TypeError(f"`{name}` from `{method}` is {reprlib.repr(value)}, not a number")
-                if name == "reward":
-                    self._rewards.append(float(value))
-                else:
-                    self._figures[name] = float(value)
+            self._record(method, name, value)
         return answer
+
+    def _record(self, method: str, name: str, value: Any) -> None:
+        if name in ("correct", "parsed"):
+            # NumPy's truth values as well
+            if not isinstance(value, bool) and getattr(getattr(value, "dtype", None), "kind", "") != "b":
+                raise TypeError(f"`{name}` from `{method}` is {reprlib.repr(value)}, not true or false")
+            self._verdicts[name] = bool(value)
+        elif name == "turns":
+            raise TypeError(f"`{method}` returned `turns`, which esmpi counts itself: give it another name")
+        elif name == "reward" and value is None:
+            self._has_none = True
+        elif name not in _FOLLOWING:
+            if not isinstance(value, Real):
+                raise TypeError(f"`{name}` from `{method}` is {reprlib.repr(value)}, not a number")
+            if name == "reward":
+                self._rewards.append(float(value))
+            else:
+                self._figures[name] = float(value)
 
     def _go_on(self, completion: str, observation: Any) -> None:
         if isinstance(self.conversation, str):
-            if observation and isinstance(observation, list) and all(_is_tool_turn(turn) for turn in observation):
+            if observation and isinstance(observation, list) and all(is_tool_turn(turn) for turn in observation):
                 observation = "\n".join(tools.response(turn["content"]) for turn in observation)
             if not isinstance(observation, str):
-                _messages(observation)
+                checked_messages(observation)
                 raise TypeError("`step` returned messages, but the conversation is a text: set task.chat_format=model")
-            self.conversation += completion + reply(self._chat_format, _text(observation))
+            self.conversation += completion + reply(self._chat_format, checked_text(observation))
             return
         turns = [{"role": "user", "content": observation}] if isinstance(observation, str) else observation
         if not turns:
             raise TypeError("`step` returned no message")
         said = {"role": "assistant", "content": completion}
-        self.conversation = [*self.conversation, said, *_messages(turns)]
+        self.conversation = [*self.conversation, said, *checked_messages(turns)]
 
     def _append(self, completion: str, more: str) -> None:
         if not isinstance(self.conversation, str):
@@ -309,11 +339,13 @@ class _Episode:
                 "`append` goes on in the model's own turn, which its chat template has closed: set task.chat_format to "
                 "none, chatml, llama3 or gemma"
             )
-        self.conversation += completion + _text(more)
+        self.conversation += completion + checked_text(more)
 
 
 def _find(name: str, source: bytes) -> tuple[type[Environment], bytes]:
     """Return an environment by its name or its place, with the source of its file if it has one."""
+    if name.startswith(verifiers_env.PREFIX):
+        return verifiers_env.as_verifiers_environment(name.removeprefix(verifiers_env.PREFIX)), b""
     if not plugins.names_a_file(name):
         names = plugins.modules(_ROOM)
         if name not in names:
@@ -338,34 +370,3 @@ def _find(name: str, source: bytes) -> tuple[type[Environment], bytes]:
     if missing := sorted(own.__abstractmethods__):
         raise UserError(f"task.name: {attribute} of {path} lacks {', '.join(missing)}")
     return own, source
-
-
-def _is_tool_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role") == "tool" and isinstance(turn.get("content"), str)
-
-
-def _text(text: Any) -> str:
-    """Return what an environment says, checked."""
-    if not isinstance(text, str):
-        raise TypeError(f"{reprlib.repr(text)} is no text")
-    if len(text) > _LONGEST:
-        raise ValueError(f"the environment says {len(text):,} characters in a turn, more than {_LONGEST:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the environment says what is no Unicode text: {error}") from None
-    return text
-
-
-def _messages(turns: Any) -> list[dict[str, str]]:
-    """Return messages, checked."""
-    if (
-        not isinstance(turns, list)
-        or not turns
-        or not all(
-            isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
-            for turn in turns
-        )
-    ):
-        raise TypeError(f"{reprlib.repr(turns)} is neither a text nor messages")
-    return [{name: _text(value) for name, value in turn.items()} for turn in turns]

@@ -11,9 +11,10 @@ import asyncio
 import copy
 import reprlib
 import resource
-import warnings
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from numbers import Real
 from types import ModuleType, SimpleNamespace
@@ -21,13 +22,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks._problems import problems_of
+from esmpi.tasks.endpoint import check_fields, endpoint, plain_messages
 from esmpi.tasks.environments.base import Answer, Environment
 
 if TYPE_CHECKING:
     import numpy as np
 
-_SILENT = {"model", "timeout", "user"}
-"""Arguments of a request that change nothing here."""
+_OVER = "the episode is over: it has reached a limit, or its program has ended"
 _ROUNDS = 10
 """Turns of the event loop in which a program must make those of its requests that belong together."""
 
@@ -43,13 +44,40 @@ class Message(dict[str, Any]):
 
 
 class ModelClient:
-    """What a program asks the model with. One request at a time is answered, in the order in which they were made."""
+    """What a program asks the model with. One request at a time is answered, in the order in which they were made.
 
-    def __init__(self) -> None:
+    A program that brings a client of its own finds an endpoint in `base_url` and `api_key`. It answers one request at a
+    time, as the order of several would depend on chance.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.requests: deque[tuple[Prompt, asyncio.Future[str]]] = deque()
         """Those that wait for an answer."""
         self.asked = asyncio.Event()
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create))
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._key: str | None = None
+        self._outside: Future[str] | None = None
+        """What waits for an answer through the endpoint."""
+
+    @property
+    def base_url(self) -> str:
+        """Address of an OpenAI-compatible endpoint whose requests are turns of this episode, up to `/v1`."""
+        return endpoint().base_url
+
+    @property
+    def api_key(self) -> str:
+        """The episode's key there."""
+        with self._lock:
+            if self._key is None:
+                self._key = endpoint().admit(self._ask_from_outside)
+            return self._key
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Both as environment variables, for programs that read `OPENAI_BASE_URL` and `OPENAI_API_KEY`."""
+        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": self.api_key}
 
     def waiting(self) -> bool:
         """Return whether a request waits, after those were dropped whose program waits for them no more."""
@@ -57,19 +85,58 @@ class ModelClient:
             self.requests.popleft()
         return bool(self.requests)
 
+    def answer(self, completion: str) -> None:
+        """Answer the first request that waits."""
+        assert self.waiting()
+        _, answer = self.requests.popleft()
+        answer.set_result(completion)
+        with self._lock:
+            outside, self._outside = self._outside, None
+        if outside is not None:
+            outside.set_result(completion)
+
+    def close(self) -> None:
+        """Answer no more: the episode is over."""
+        if self._key is not None:
+            endpoint().dismiss(self._key)
+        with self._lock:
+            outside, self._outside = self._outside, None
+        if outside is not None:
+            outside.set_exception(ValueError(_OVER))
+
     async def complete(self, prompt: Prompt) -> str:
         """Return the model's completion of a text or of messages."""
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.requests.append((copy.deepcopy(prompt), answer))
+        with self._lock:
+            if self._outside is not None:
+                raise RuntimeError("a request waits at the endpoint: a program may not ask by the client meanwhile")
+            answer = self._enqueue(copy.deepcopy(prompt))
         self.asked.set()
         return await answer
 
-    async def _create(self, *, messages: Sequence[dict[str, str]], n: int = 1, **arguments: Any) -> SimpleNamespace:
-        if n != 1 or arguments.get("stream") or arguments.get("tools"):
-            raise ValueError("n, stream and tools are not supported here: ask several times, or write an Environment")
-        for name in arguments.keys() - _SILENT:
-            warnings.warn(f"{name} of a request has no effect: the config's section sampling has it", stacklevel=2)
-        text = await self.complete([{"role": turn["role"], "content": turn["content"]} for turn in messages])
+    def _enqueue(self, prompt: Prompt) -> asyncio.Future[str]:
+        answer: asyncio.Future[str] = self._loop.create_future()
+        self.requests.append((prompt, answer))
+        return answer
+
+    def _ask_from_outside(self, prompt: Prompt) -> Future[str]:
+        """Make a request of the endpoint a turn; called in its thread."""
+        with self._lock:
+            if self._outside is not None or any(not answer.done() for _, answer in tuple(self.requests)):
+                raise ValueError(
+                    "another request of this episode waits for its answer: ask one after the other, as the order of "
+                    "several would depend on chance"
+                )
+            self._enqueue(prompt)
+            self._outside = outside = Future[str]()
+            try:
+                self._loop.call_soon_threadsafe(self.asked.set)
+            except RuntimeError:  # it is closed
+                raise ValueError(_OVER) from None
+        return outside
+
+    async def _create(self, *, messages: Sequence[dict[str, str]], **arguments: Any) -> SimpleNamespace:
+        check_fields(arguments)
+        text = await self.complete(plain_messages(messages))
         message = Message(role="assistant", content=text)
         return SimpleNamespace(choices=[SimpleNamespace(index=0, message=message, finish_reason="stop")])
 
@@ -94,7 +161,7 @@ class Program(Environment):
         self._loop = asyncio.new_event_loop()
         # a program that is never continued, because a limit or another process ended its episode, is no error
         self._loop.set_exception_handler(lambda _, __: None)
-        self._client = ModelClient()
+        self._client = ModelClient(self._loop)
         self._task = self._loop.create_task(work())
         found = self._go_on()
         if "prompt" not in found:
@@ -103,25 +170,27 @@ class Program(Environment):
         return prompt
 
     def step(self, completion: str) -> Answer:
-        assert self._client.waiting()
-        _, answer = self._client.requests.popleft()
-        answer.set_result(completion)
+        self._client.answer(completion)
         return self._go_on()
 
     def finish(self) -> float:
         self._end()
         return 0.0
 
+    def close(self) -> None:
+        if hasattr(self, "_loop"):
+            self._end()
+
     def _end(self) -> None:
         if not self._loop.is_closed():
+            self._client.close()
             self._task.cancel()
             self._loop.run_until_complete(asyncio.gather(self._task, return_exceptions=True))
             self._loop.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_loop"):
-            with suppress(Exception):  # at the end of the process
-                self._end()
+        with suppress(Exception):  # at the end of the process
+            self.close()
 
     def _go_on(self) -> dict[str, Any]:
         """Let the program go on until it asks the model or returns."""

@@ -1,6 +1,7 @@
 """The commands from outside: what they import, print and return."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 from support import ROOT
 
+from esmpi import run
 from esmpi.__main__ import main
 from esmpi.commands import commands
 from esmpi.files import is_locked_elsewhere, locked
@@ -192,6 +194,8 @@ def test_dry_run_says_which_ranks_idle(config_file: Path) -> None:
             ["{config}", "run.fork_from={folder}/modle@3"],
             "run.fork_from: no run directory {folder}/modle, did you mean {folder}/model?",
         ),
+        (["{config}", "task.name={folder}/none.py:reward"], "task.name: no file {folder}/none.py"),
+        (["{config}", "task.name=env:{folder}/none.py:Game"], "task.name: no file {folder}/none.py"),
         (["{config}", "--ranks", "3"], "--ranks is for --dry-run"),
     ],
 )
@@ -205,6 +209,13 @@ def test_user_errors_are_one_line_and_exit_code_2(
     assert result.stderr.startswith("esmpi: ")
     assert expected.format(**names) in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_signals_are_the_callers_again(config_file: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    for one, arguments in ((run.main, [str(config_file)]), (main, ["run", str(config_file)])):
+        assert one([*arguments, "--ranks", "3"]) == 2  # it finds that when it has taken the signals over
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
 
 
 @pytest.mark.parametrize("path", ["models/my model", "models/a--b", "models/.a"])

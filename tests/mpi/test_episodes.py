@@ -118,3 +118,47 @@ def test_the_shipped_config_runs(launch: Run, tmp_path: Path) -> None:
     config = ROOT / "configs" / "countdown_calculator.yaml"
     done = launch(["-m", "esmpi.run", config, f"run.output_dir={tmp_path}", *small], 2)
     assert done.returncode == 0, done.stderr + done.stdout
+
+
+AGENT = """
+import asyncio, httpx
+
+train = [{"numbers": numbers} for numbers in ("3 5 7", "2 4 6", "9 1 8", "6 6 1")]
+evaluation = train
+
+
+async def solve(client, example):
+    async with httpx.AsyncClient(headers={"Authorization": "Bearer " + client.api_key}, timeout=None) as own:
+        said = example["numbers"] + " =", ""
+        for _ in range(3):
+            reply = await own.post(client.base_url + "/completions", json={"prompt": "".join(said)})
+            said = *said, reply.raise_for_status().json()["choices"][0]["text"]
+    return {"reward": len(set(said[-1])) / 10, "different": len(set(said))}
+"""
+
+
+AGENT_CONFIG = """
+run: {name: tiny, export_dtype: none}
+model: {path: "esmpi:tiny_countdown", dtype: float32}
+engine: {num_threads: 1}
+es: {population_size: 3, antithetic: false, generations: 1}
+task: {name: "env:agent.py:solve"}
+data: {train: builtin, eval: builtin, batch_size: 3}
+sampling: {max_tokens: 8, temperature: 1.0}
+eval: {every: 1, temperature: 1.0}
+"""
+
+
+def test_a_program_that_asks_by_http_is_the_same_on_any_layout(launch: Run, tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(AGENT, encoding="utf-8")
+    (tmp_path / "agent.yaml").write_text(AGENT_CONFIG, encoding="utf-8")
+    layouts = (("one", 0), ("three", 3, "es.dispatch=dynamic", "scoring.num_processes=2", "scoring.per_node=true"))
+    for name, ranks, *overrides in layouts:
+        names = (f"run.output_dir={tmp_path / name}", f"task.name=env:{tmp_path}/agent.py:solve")
+        done = launch(["-m", "esmpi.run", tmp_path / "agent.yaml", *names, *overrides], ranks)
+        assert done.returncode == 0, done.stderr + done.stdout
+    assert_same_run(tmp_path / "one" / "tiny", tmp_path / "three" / "tiny")
+    columns = read(tmp_path / "one" / "tiny")
+    assert (columns["evaluations/held_out/turns_mean"] == 3).all()
+    assert (columns["evaluations/held_out/num_failed"] == 0).all()
+    assert (columns["generations/fitness_std"] > 0).all()

@@ -1,6 +1,7 @@
 """Whole runs with rewards that compare completions, and with rewards that nobody gets."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,53 @@ def test_a_run_that_is_resumed_is_the_same(launch: Run, relative: Path, tmp_path
     run_relative(launch, tmp_path)
     one, two = read(relative), read(tmp_path / "tiny")
     np.testing.assert_array_equal(one["generations/theta_digest"], two["generations/theta_digest"])
+
+
+MORTAL = """\
+import pathlib, signal
+
+def relative(completions, examples):
+    # what it sees decides when it dies, as the completions do not depend on the layout
+    if sum(map(len, completions)) % 5 == 0 and len(completions) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    least = min(map(len, completions))
+    return [(len(text) - least) / 40 for text in completions]
+
+def prepare():  # called in each process that computes rewards
+    with open(pathlib.Path(__file__).with_name("processes"), "a") as file:
+        file.write(f"{os.getpid()} {len(os.sched_getaffinity(0))}\\n")
+
+relative.prepare = prepare
+"""
+MORTAL_KEYS = (
+    *("task.reward_scope=batch", "sampling.num_samples=2", "sampling.temperature=1", "data.batch_size=5"),
+    *("scoring.failure_reward=-1", "eval.every=1"),
+)
+
+
+def test_the_ranks_of_a_node_share_processes_that_die_and_change_nothing(launch: Run, tmp_path: Path) -> None:
+    def run(output: Path, *overrides: str, ranks: int = 0) -> list[str]:
+        done = launch_own(
+            launch, output, MORTAL, f"task.name={output}/mine.py:relative", *MORTAL_KEYS, *overrides, ranks=ranks
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        known = (output / "processes").read_text().splitlines()
+        (output / "processes").unlink()
+        return known
+
+    run(tmp_path / "one")
+    columns = read(tmp_path / "one" / "tiny")
+    num_died = columns["generations/num_score_died"]
+    assert (num_died > 0).all()
+    assert (num_died < 40).all()
+    shared = tmp_path / "shared"
+    run(shared, "scoring.per_node=true", "es.generations=1")
+    processes = run(shared, "scoring.per_node=true", "es.dispatch=dynamic", ranks=3)
+    # one for three ranks, and another one after each that was lost
+    assert 1 + num_died[1] // 10 <= len(processes) <= 1 + 2 * num_died[1] // 10
+    # which may use the cores of all ranks
+    assert {int(line.split()[1]) for line in processes} == {len(os.sched_getaffinity(0))}
+    assert_same_run(tmp_path / "one" / "tiny", shared / "tiny")
 
 
 GROUPS = """\

@@ -56,6 +56,12 @@ async def lists(completions, prompts, **kwargs):
 
 def short(completion, example):
     return len(completion)
+
+def returns_one(completion, example):
+    return alone(completion, example)
+
+def returns_one_of_lists(completions, prompts, **kwargs):
+    return lists(completions, prompts)
 """
 
 
@@ -175,6 +181,15 @@ def test_a_coroutine_over_lists_fails_for_all_of_them(file: str) -> None:
 def test_coroutines_beside_plain_functions(file: str) -> None:
     scorer = make_scorer(file, rewards={"alone": 1, "short": 0.5, "lists": 2})
     assert rewards(score(scorer, ["x", "xx"])) == [1 + 0.5 + 2, 1 + 1 + 2]
+    scorer.close()
+
+
+def test_plain_functions_that_return_a_coroutine(file: str, tmp_path: Path) -> None:
+    scorer = make_scorer(file, rewards={"alone": 1, "returns_one": 2, "returns_one_of_lists": 4})
+    assert rewards(score(scorer, ["x", "xx"])) == [7, 7]
+    scorer.close()
+    scorer = make_scorer(file, rewards={"alone": 1, "returns_one": 2}, retries=1)
+    assert rewards(score(scorer, ["x", "raise", "flaky"], tries=str(tmp_path / "tries"))) == [3, -1, 3]
     scorer.close()
 
 

@@ -241,6 +241,57 @@ def test_what_is_wrong_is_told(own: Path, tmp_path: Path) -> None:
         made(f"{own}:Chatty").check({"count": 1})
 
 
+NONE = '''
+import esmpi
+
+class Doubtful(esmpi.Environment):
+    """Gives the rewards that the example has, and notes when it is closed."""
+
+    closed = []
+
+    def reset(self, example, seed):
+        self.rewards, self.number = list(example["rewards"]), example["number"]
+        return "Go on."
+
+    def step(self, completion):
+        if completion == "raise":
+            raise ValueError("as told")
+        more = {"observation": "more"} if len(self.rewards) > 1 else {}
+        return {"reward": self.rewards.pop(0), **more}
+
+    def close(self):
+        self.closed.append(self.number)
+        if self.number == 99:
+            raise OSError("cannot be closed")
+'''
+
+
+def test_none_counts_for_nothing_and_an_environment_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "none.py"
+    path.write_text(NONE, encoding="utf-8")
+    task = made(f"{path}:Doubtful")
+    closed: list[int] = task._type.closed  # type: ignore[attr-defined]
+    for number, (rewards, known) in enumerate([([None, 1.5], 1.5), ([None, None], None), ([None], None), ([0.5], 0.5)]):
+        example = {"rewards": rewards, "number": number}
+        score = task.play(example, 0, ["x"] * len(rewards))
+        assert score == Score(reward=known, correct=known == 1.5, figures={"turns": float(len(rewards))})
+    assert closed == [0, 1, 2, 3]
+    example = {"rewards": [1, 1], "number": 4}
+    task.check(example)
+    task.prompt(example)
+    assert closed[4:] == [4, 4]
+    with pytest.raises(ValueError, match="as told"):
+        task.play(example, 0, ["x", "raise"])
+    assert closed[6:] == [4]
+    task.play(example, 0, ["x"])
+    assert closed[7:] == [], "it goes on"
+    task.play(example, 0, ["x"], is_over=True)
+    assert closed[7:] == [4]
+    last = task.play({"rewards": [1], "number": 99}, 0, ["x"])
+    assert isinstance(last, Score)
+    assert last.reward == 1, "what goes wrong in `close` changes nothing"
+
+
 PROGRAM = '''
 import asyncio
 

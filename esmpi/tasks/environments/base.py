@@ -57,12 +57,18 @@ class Environment(ABC):
             `correct` and `parsed`, the verdicts at the end; further numbers, which are logged; and `observation`, a
             text or messages, or `append`, a text that the model goes on from in the same turn, or `prompt`, which
             takes the place of the conversation. Without any of these three it ends the episode. The rewards of all
-            turns are added up.
+            turns are added up; None counts for nothing, and an episode with no reward but None is left out.
         """
 
     def finish(self) -> float | Mapping[str, Any]:
         """Return the reward of an episode that a limit ends: that of this moment, 0 by default, or a dict as above."""
         return 0.0
+
+    def close(self) -> None:  # noqa: B027  # most need none
+        """Release what the episode holds, such as files or a simulator, after its end.
+
+        It may be called more than once. Nothing calls it in a process that is killed.
+        """
 
     def check(self, example: Example) -> None:
         """Raise ValueError, saying what is wrong, if `reset` cannot use `example`."""
