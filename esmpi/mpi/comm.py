@@ -257,8 +257,6 @@ def _start_mpi(started_by: Launcher) -> Any:
     # happens to lie there: some starts fail, or hang. Its addresses over libfabric are a few bytes.
     if started_by.name == "srun" and re.search(r"ch4:ucx.*\bofi\b", MPI.Get_library_version()):
         os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
-    # UCX takes SIGHUP, which a closed ssh session sends, for the wish to see debug messages
-    os.environ.setdefault("UCX_DEBUG_SIGNO", "0")
     if not MPI.Is_initialized():
         MPI.Init_thread()
     return MPI.COMM_WORLD
