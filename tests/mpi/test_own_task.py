@@ -123,7 +123,8 @@ def test_a_reward_that_hangs_and_crashes_costs_its_completions(
     assert run["evaluations/held_out/num_failed"].sum() == sum(met["eval", str(fate)] for fate in BAD)
     assert printed.count("a reward failed (shown once a kind)") == 3
     assert printed.count("no reward after 1 s") == 1
-    assert printed.count("ended with 9") == 1
+    assert printed.count("ended with 9: 1 completion is scored once more") == 1
+    assert printed.count("ended with 9, for the completion") == 1
     assert printed.count("LookupError") == 1
     assert len(run["generations/theta_digest"]) == 2
     assert np.isfinite(run["members/fitness"]).all()
