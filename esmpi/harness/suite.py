@@ -305,12 +305,12 @@ def _seeded() -> Iterator[None]:
     """Draw as the harness's own program does, where a task draws from the generators that all share."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002  # the generator that its tasks use
     random.seed(0)
-    np.random.seed(1234)  # noqa: NPY002
+    np.random.seed(1234)  # noqa: NPY002  # as above
     try:
         yield
     finally:
         random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
+        np.random.set_state(before[1])  # noqa: NPY002  # as above
 
 
 @contextmanager

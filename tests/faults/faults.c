@@ -1,6 +1,7 @@
 /* Preloaded into a process: counts its calls that change files under a folder, and at the n-th lets something happen.
  *
- *   fault_arm(folder, n, mode, report)   from now on; `report` is a descriptor that gets "name path\n" of the n-th
+ *   fault_arm(folder, n, mode, report)   from now on; `report` is a descriptor that gets "name path\n" of the
+ *                                        n-th, or, if the disk is full from the n-th on, of the first that is refused
  *   fault_count()                        calls so far
  */
 #define _GNU_SOURCE
@@ -23,11 +24,11 @@ enum { GO_ON, FAIL, HALF };
 
 static char folder[PATH_MAX];
 static long wanted, calls;
-static int mode = OFF, report = -1;
+static int mode = OFF, report = -1, refused;
 
 void fault_arm(const char *path, long n, int what, int descriptor) {
   snprintf(folder, sizeof folder, "%s/", path);
-  wanted = n, calls = 0, report = descriptor, mode = what;
+  wanted = n, calls = 0, refused = 0, report = descriptor, mode = what;
 }
 
 long fault_count(void) { return __atomic_load_n(&calls, __ATOMIC_SEQ_CST); }
@@ -63,12 +64,15 @@ static const char *path_at(int base, const char *name, char *path) {
 static int before(const char *name, const char *path, int grows, int divisible) {
   if (mode == OFF || strncmp(path, folder, strlen(folder)) != 0) return GO_ON;
   long number = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
-  if (number == wanted) say(name, path);
-  if (mode == FULL && number >= wanted && grows) {
+  if (mode == FULL) {
+    if (number < wanted || !grows) return GO_ON;
+    int is_first = !__atomic_exchange_n(&refused, 1, __ATOMIC_SEQ_CST);
+    if (is_first) say(name, path);
     errno = ENOSPC;
-    return number == wanted && divisible ? HALF : FAIL;
+    return is_first && divisible ? HALF : FAIL;
   }
   if (number != wanted) return GO_ON;
+  say(name, path);
   if (mode == KILL_BEFORE) die();
   if (mode == KILL_HALFWAY) return HALF;
   if (mode == HICCUP) {

@@ -79,7 +79,7 @@ class BadWords(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
         return scores
 
 
-class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
+class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]  # as above
     """transformers' own penalty, for which padding would count as a token of the prompt."""
 
     def __init__(self, penalty: float, mask: torch.Tensor):
@@ -94,7 +94,7 @@ class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
         return penalized
 
 
-class CountPenalties(LogitsProcessor):  # type: ignore[misc]
+class CountPenalties(LogitsProcessor):  # type: ignore[misc]  # as above
     """Subtracts the frequency and the presence penalty, which transformers lacks: OpenAI's definition, as in vLLM."""
 
     def __init__(self, presence: float, frequency: float, prompt_length: int):

@@ -31,7 +31,7 @@ class Sink(ABC):
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         """Add figures of a generation."""
 
-    def write_members(  # noqa: B027
+    def write_members(  # noqa: B027  # most sinks draw figures alone
         self, generation: int, fitness: np.ndarray, samples: Sequence[Mapping[str, Any]]
     ) -> None:
         """Add what is known of the members of a generation. A sink that shows neither does nothing.
