@@ -4,10 +4,12 @@ import json
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import require
 
 from esmpi.tasks import Score, make_task
 from esmpi.tasks.endpoint import endpoint
@@ -141,7 +143,7 @@ def wait_for(replies: list[Any], count: int) -> None:
 
 
 def test_requests_of_openais_client_are_turns(clients: Path) -> None:
-    pytest.importorskip("openai")
+    require("verifiers", find_spec("openai") is not None, "pip install 'esmpi[env]', which brings openai")
     task, seen, _replies = made(clients, "with_openai")
     episodes = [{"i": i} for i in range(3)]
     said: list[str] = []
