@@ -11,7 +11,8 @@ HEAD = """# Which model fits on which GPU
 
 This page is for people who plan a run with engine `vllm`. For models and GPUs of many sizes, it shows where
 `engine.theta_placement: auto` puts theta, with bfloat16 live weights and the default `engine.gpu_memory_utilization` of
-0.9. `esmpi run CONFIG --dry-run` prints the same for your model, and [engines and memory](engines.md) explains it.
+0.9. The last table has quantized ones. `esmpi run CONFIG --dry-run` prints the same for your model, and [engines and
+memory](engines.md) explains it.
 
 - **device**: theta and the live weights are on the GPU, and at least 30 % of the memory is left for the cache.
 - **host, N s**: theta is in host memory, and streaming it to the GPU takes about N seconds per member. An update takes
@@ -23,15 +24,19 @@ seconds assume that each GPU gets {rates} GB/s from host memory, in the order of
 longer if the host's memory cannot feed all GPUs of a node at once.
 """
 MODELS = {
-    "0.5B": 0.494e9,
-    "1.5B": 1.544e9,
-    "3B": 3.086e9,
-    "7B": 7.616e9,
-    "14B": 14.77e9,
-    "32B": 32.76e9,
-    "70B": 70.55e9,
+    "0.5B": (0.494e9, 0.136e9),
+    "1.5B": (1.544e9, 0.233e9),
+    "3B": (3.086e9, 0.311e9),
+    "7B": (7.616e9, 1.090e9),
+    "14B": (14.77e9, 1.557e9),
+    "32B": (32.76e9, 1.557e9),
+    "70B": (70.55e9, 2.101e9),
 }
-"""Weights of models: those of Qwen2.5, and Llama 3.1 70B."""
+"""Weights of models, and how many of them embeddings and heads have: those of Qwen2.5, and Llama 3.1 70B."""
+QUANTIZED = """## One GPU, with quantized live weights (`model.quantization: int8` or `fp8`)
+
+One byte per weight of a linear layer, and two for embeddings and the head. `host+bf16` cannot be combined with this.
+"""
 GPUS = {"16 GB": (15.0, 12), "24 GB": (22.5, 25), "40 GB": (39.5, 25), "80 GB": (79.0, 50), "141 GB": (139.0, 50)}
 """GPUs by name: GiB that a program finds, and GB/s from the host."""
 PARALLEL = (1, 2, 4, 8)
@@ -43,17 +48,26 @@ def memory_page() -> str:
     for parallel in PARALLEL:
         of_each = "one GPU" if parallel == 1 else f"{parallel} GPUs"
         lines += [f"## A rank with {of_each} (`engine.tensor_parallel_size: {parallel}`)", ""]
-        lines += [f"| weights | {' | '.join(GPUS)} | host memory of a rank |", "|---" * (len(GPUS) + 2) + "|"]
-        for name, weights in MODELS.items():
-            cells = [cell(weights, parallel, gib, rate) for gib, rate in GPUS.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} | {4 * weights / 2**30:.0f} GiB |")
-        lines.append("")
+        lines += table(parallel, quantized=False)
+    lines += [QUANTIZED, *table(1, quantized=True)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def cell(weights: float, parallel: int, gib: float, rate: float) -> str:
+def table(parallel: int, quantized: bool) -> list[str]:
+    """Return the lines of a table, and an empty one."""
+    lines = [f"| weights | {' | '.join(GPUS)} | host memory of a rank |", "|---" * (len(GPUS) + 2) + "|"]
+    each = ModelConfig(path="").bytes_per_weight
+    for name, (weights, kept) in MODELS.items():
+        live = weights - kept + each * kept if quantized else each * weights
+        sizes = 4 * weights / parallel, live / parallel
+        cells = [cell(*sizes, gib, rate, quantized) for gib, rate in GPUS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {4 * weights / 2**30:.0f} GiB |")
+    return [*lines, ""]
+
+
+def cell(theta_bytes: float, live_bytes: float, gib: float, rate: float, quantized: bool) -> str:
     """Return what happens to a model on GPUs of a size."""
-    theta, live = (int(size * weights / parallel) for size in (4, ModelConfig(path="").bytes_per_weight))
+    theta, live = int(theta_bytes), int(live_bytes)
     memory = int(VllmConfig().gpu_memory_utilization * gib * 2**30)
     try:
         placement, _ = choose_placement("auto", theta, live, memory)
@@ -63,7 +77,7 @@ def cell(weights: float, parallel: int, gib: float, rate: float) -> str:
         return "device"
     try:
         choose_placement("host+bf16", theta, live, memory)
-        more = "+"
+        more = "" if quantized else "+"
     except UserError:
         more = ""
     return f"host{more}, {theta / rate / 1e9:.1f} s"

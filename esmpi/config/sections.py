@@ -82,6 +82,10 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the live weights, with which the engine computes. Theta is float32 in any case. float16 is for GPUs
     without bfloat16 (V100, T4); weights above 65504 become infinite, which a warning tells."""
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    """Whether the live weights of linear layers are quantized, to one byte each with a float32 scale for each row: to
+    int8, or to fp8 (E4M3). Embeddings, the head, norms and biases keep `dtype`, in which the engine computes with what
+    the numbers stand for. Theta is float32 in any case."""
     revision: str | None = key(None, changes_result="by_digest")
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = key(False, changes_result="no")
@@ -543,6 +547,11 @@ class Config:
 
     def __post_init__(self) -> None:
         es, guard, num_samples = self.es, self.guard, self.sampling.num_samples
+        require(
+            self.model.quantization == "none" or self.engine.theta_placement != "host+bf16",
+            "engine.theta_placement: host+bf16 keeps more on the GPU than model.quantization saves: set it to host, "
+            "or to device",
+        )
         require(
             num_samples > 1 or es.fitness not in ("best_of", "majority"),
             f"es.fitness: {es.fitness} needs several completions of a prompt: set sampling.num_samples",

@@ -238,13 +238,22 @@ def require_unquantized(base: "BaseModel", quantization: object = None) -> None:
     if "quantization_config" in base.config:
         raise UserError(f"model.path: {base.folder} is quantized: ES needs unquantized weights")
     if quantization is not None:
-        raise UserError(f"engine.vllm_args: quantization: {quantization}: ES needs unquantized weights")
+        raise UserError(
+            f"engine.vllm_args: quantization: {quantization}: ES cannot write weights in vLLM's own formats: set "
+            f"model.quantization=int8 or fp8, with which esmpi quantizes each member's weights itself"
+        )
 
 
 def memory_line(config: Config, base: "BaseModel") -> str:
     """Return a line on the memory that the weights take."""
-    theta, live = 4 * base.num_weights, config.model.bytes_per_weight * base.num_weights
-    return f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)} + live weights {size(live)}"
+    from esmpi.model.quantization import live_bytes  # loads NumPy, which reading a config need not
+
+    theta, live = 4 * base.num_weights, live_bytes(config.model, base)
+    quantized = "" if config.model.quantization == "none" else f" ({config.model.quantization})"
+    return (
+        f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)} + live weights "
+        f"{size(live)}{quantized}"
+    )
 
 
 def factor_elements(base: "BaseModel", noise: "Noise") -> int:

@@ -1,4 +1,4 @@
-"""CPU kernels of the noise format: perturb, update, digest.
+"""CPU kernels of the noise format: perturb, quantize, update, digest.
 
 Every kernel works on a block: `theta` of shape (R, C) float32 whose row r holds the C neighbouring elements
 `first + r * stride`, ... of one canonical tensor (row-major). A whole tensor is a block of one row; a column
@@ -25,11 +25,14 @@ _B0, _B1, _B2, _B3, _B4, _B5, _B6, _B7, _B8, _B9 = _WEYL_1
 
 
 def kernel(function):
-    """Compile, keep what was compiled for the next start where there is a place to keep it, and release the GIL."""
+    """Compile, keep what was compiled for the next start where there is a place to keep it, and release the GIL.
+
+    A division by zero is one of floating point, not an exception.
+    """
     try:
-        return nb.njit(nogil=True, cache=True)(function)
+        return nb.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written
-        return nb.njit(nogil=True)(function)
+        return nb.njit(nogil=True, error_model="numpy")(function)
 
 
 @nb.njit(inline="always")
@@ -159,6 +162,48 @@ def to_float16(bits):
 
 
 @kernel
+def _quantize_rows(numbers, scales, values, largest, is_int8):
+    rows, cols = values.shape
+    value_bits, scale_bits = values.view(np.uint32), scales.view(np.uint32)
+    ratios = np.empty(cols, np.float32)
+    ratio_bits = ratios.view(np.uint32)
+    for row in range(rows):
+        bits, top = value_bits[row], np.uint32(0)
+        for i in range(bits.size):
+            # as integers, magnitudes have the order of the numbers, with infinity and then NaN above them
+            top = max(top, bits[i] & np.uint32(0x7FFFFFFF))
+        scale_bits[row] = top
+        scale = scales[row] / largest
+        scales[row] = scale
+        # the scale of a row of zeros is 0, and so is one that is too small for float32
+        divisor = scale if scale > np.float32(0) else np.float32(1)
+        source, out = values[row], numbers[row]
+        for i in range(ratios.size):
+            ratio = source[i] / divisor
+            ratio = min(max(ratio, -largest), largest)
+            ratios[i] = ratio if source[i] - source[i] == np.float32(0) else np.float32(0)
+        if is_int8:
+            for i in range(out.size):
+                out[i] = nb.uint8(nb.int32(np.rint(ratios[i])))
+        else:
+            for i in range(out.size):
+                out[i] = _to_fp8(ratio_bits[i], ratios[i])
+
+
+@nb.njit(inline="always")
+def _to_fp8(bits, value):
+    """Round a float32 of at most 448, given as bits too, to E4M3 bits, to nearest even."""
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    # 2^-6 and more: the exponent's offset differs by 120, and the mantissa loses 20 bits
+    large = ((magnitude + np.uint32(0x7FFFF) + ((magnitude >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - (
+        np.uint32(960)
+    )
+    small = nb.uint32(np.rint(abs(value) * np.float32(512)))  # less: a multiple of 2^-9
+    rounded = large if magnitude >= np.uint32(0x3C800000) else small
+    return nb.uint8(rounded | ((bits >> np.uint32(24)) & np.uint32(0x80)))
+
+
+@kernel
 def _update(theta, first, stride, key, seeds, coefficients, table):
     words, eps_bits = np.empty(128, np.uint32), np.empty(_TILE, np.uint32)
     eps = eps_bits.view(np.float32)
@@ -229,6 +274,23 @@ def perturb(live: np.ndarray, theta: np.ndarray, first: int, stride: int, key: i
         _perturb_float32(live, *arguments)
     else:
         _perturb_half(live.view(np.uint16), *arguments, live.dtype == np.float16)
+
+
+def quantize(numbers: np.ndarray, scales: np.ndarray, values: np.ndarray, largest: float, is_int8: bool) -> None:
+    """Write some rows as numbers of a byte, with a scale for each row; see `esmpi.noise.quantization.quantize`.
+
+    Parameters
+    ----------
+    numbers : (R, C) uint8
+        Overwritten, by the bits of int8, or else of E4M3.
+    scales : (R,) float32
+        Overwritten.
+    values : (R, C) float32
+    largest : float
+        What the largest number of a row becomes.
+    is_int8 : bool
+    """
+    _quantize_rows(numbers, scales, values, np.float32(largest), is_int8)
 
 
 def update(theta: np.ndarray, first: int, stride: int, key: int, seeds: np.ndarray, coefficients: np.ndarray) -> None:

@@ -14,8 +14,9 @@ from esmpi.noise import low_rank_gpu
 from esmpi.noise.format import FULL, Noise, member_seeds
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
 from esmpi.noise.low_rank import rectangles
+from esmpi.noise.quantization import LARGEST
 from esmpi.weights.host import Weights
-from esmpi.weights.views import Block, View, by_rows, rows_are_stretches
+from esmpi.weights.views import Block, View, by_rows, in_float32, rows_are_stretches, write
 
 _CHECKED_ROWS, _CHECKED_COLUMNS = 59, 339
 ALL = 1 << 62
@@ -31,14 +32,12 @@ class DeviceWeights(Weights):
     def _prepare(self) -> None:
         self._blocks = self._split(ALL)
         self._tables = tables_of(self._blocks)
-        self._grouped = Grouped(self._blocks, self.views)
+        self._grouped = Grouped(self._blocks, self.views, scratch_for(self._blocks, device_of(self.views)))
 
     def perturb(self, seed: int, scale: float, only: Collection[str] | None = None, noise: Noise = FULL) -> None:
         device = device_of(self.views)
         member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device)
-        grouped = self._grouped
-        if only is not None:
-            grouped = Grouped([block for block in self._blocks if self.views[block.view].name in only], self.views)
+        grouped = self._grouped if only is None else self._grouped.only(only)
         grouped.perturb(noise, *member)
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # so that the time counts as perturbing
@@ -58,6 +57,12 @@ def device_of(views: Sequence[View]) -> torch.device:
     return next(view.live.device for view in views if view.live is not None)
 
 
+def scratch_for(blocks: Iterable[Block], device: torch.device) -> torch.Tensor | None:
+    """Return float32 memory that any of some blocks has room in before it is quantized; None if none is quantized."""
+    sizes = [block.theta.numel() for block in blocks if block.scales is not None]
+    return torch.empty(max(sizes), device=device) if sizes else None
+
+
 def check_gpu(device: torch.device) -> None:
     """Compare what the kernels make on a GPU with what they make on the CPU, for some thousand elements.
 
@@ -70,24 +75,26 @@ def check_gpu(device: torch.device) -> None:
     seeds, coefficients = member_seeds(0, 0, 7), np.linspace(-0.01, 0.02, 7, dtype=np.float32)
 
     def history(kind: type[Weights], where: torch.device, live: torch.dtype, noise: Noise) -> list[torch.Tensor]:
-        view = View.whole("checked", torch.empty_like(theta, dtype=live).to(where))
+        scales = torch.empty(_CHECKED_ROWS, device=where) if live in LARGEST else None
+        view = View.whole("checked", torch.empty_like(theta, dtype=live).to(where), scales)
         weights = kind([view], lambda _: theta.clone(), 1)
         weights.update(seeds, coefficients, noise)
         weights.perturb(int(seeds[0]), 0.003, None, noise)
         assert view.live is not None
         found = [
             torch.from_numpy(np.array([weights.digest()], np.uint64).view(np.int64)),
-            view.live.cpu(),
+            view.live.view(torch.uint8).cpu(),
+            torch.zeros(0) if scales is None else scales.cpu(),
             *(part.cpu() for _, part in weights.theta()),
         ]
         weights.close()
         return found
 
     noises = (FULL, Noise(1), Noise(3), Noise(1, {"checked": 0.3}))
-    for live, noise in itertools.product((torch.float32, torch.bfloat16, torch.float16), noises):
+    for live, noise in itertools.product((torch.float32, torch.bfloat16, torch.float16, *LARGEST), noises):
         on_gpu = history(DeviceWeights, device, live, noise)
         on_cpu = history(Weights, torch.device("cpu"), live, noise)
-        for name, made, expected in zip(("digest", "perturbation", "update"), on_gpu, on_cpu, strict=True):
+        for name, made, expected in zip(("digest", "perturbation", "scale", "update"), on_gpu, on_cpu, strict=True):
             if not torch.equal(made, expected):
                 what = f"{name} of {live} with {'low-rank' if noise.rank else 'full'} noise"
                 raise UserError(
@@ -97,12 +104,16 @@ def check_gpu(device: torch.device) -> None:
 
 
 def tables_of(blocks: Iterable[Block]) -> list[DeviceBlocks]:
-    """Return the blocks as the kernels take them: those with the same types together."""
+    """Return the blocks as the kernels take them: those with the same types together.
+
+    Of quantized ones, the kernels work on theta only.
+    """
     groups: dict[object, list[DeviceBlock]] = defaultdict(list)
     for block in blocks:
         if block.theta.numel():
-            assert block.live is not None
-            groups[block.live.dtype].append(DeviceBlock(block.theta, block.live, block.first, block.stride, block.key))
+            live = block.live if block.scales is None else None
+            kind = None if live is None else live.dtype
+            groups[kind].append(DeviceBlock(block.theta, live, block.first, block.stride, block.key))
     return [DeviceBlocks(group) for group in groups.values()]
 
 
@@ -112,7 +123,7 @@ class _Group:
 
     factor: float
     tables: list[DeviceBlocks]
-    """Those that one launch perturbs: for full-rank noise, and not transposed."""
+    """Those that one launch perturbs: for full-rank noise, and neither transposed nor quantized."""
     single: list[Block]
     """The others, which are perturbed one by one."""
 
@@ -126,12 +137,19 @@ class Grouped:
         The tensors must stay where they are.
     views : sequence of View
         All views of the shard.
+    scratch : Tensor, optional
+        Of `scratch_for`, for these blocks or more.
     """
 
-    def __init__(self, blocks: Sequence[Block], views: Sequence[View]):
-        self._blocks, self._views = blocks, views
+    def __init__(self, blocks: Sequence[Block], views: Sequence[View], scratch: torch.Tensor | None = None):
+        self._blocks, self._views, self._scratch = blocks, views, scratch
         self._noise: Noise | None = None
         self._groups: list[_Group] = []
+
+    def only(self, names: Collection[str]) -> "Grouped":
+        """Return the same without the blocks of other tensors than these."""
+        chosen = [block for block in self._blocks if self._views[block.view].name in names]
+        return Grouped(chosen, self._views, self._scratch)
 
     def perturb(self, noise: Noise, seed: torch.Tensor, scale: torch.Tensor) -> None:
         """Write live = cast(theta + scale * eps); of tensors without noise live = cast(theta).
@@ -145,10 +163,11 @@ class Grouped:
             for block in group.single:
                 assert block.live is not None
                 if group.factor == 0:
-                    block.live.copy_(block.theta)
+                    write(block.live, block.scales, block.theta)
                     continue
-                with by_rows(block.live) as live:
-                    self._perturb(replace(block, live=live), noise, seed, scaled)
+                quantized = block.scales is not None
+                with in_float32(block, self._scratch) if quantized else by_rows(block.live) as live:
+                    self._perturb(replace(block, live=live, scales=None), noise, seed, scaled)
 
     def _perturb(self, block: Block, noise: Noise, seed: torch.Tensor, scale: torch.Tensor) -> None:
         """Perturb one block, whose rows are neighbours in memory."""
@@ -186,9 +205,14 @@ class Grouped:
                 by_factor[noise.scale(view.name, view.shape)].append(block)
             self._groups = []
             for factor, blocks in by_factor.items():
-                in_one = [factor != 0 and noise.rank == 0 and rows_are_stretches(block.live) for block in blocks]
+                in_one = [factor != 0 and noise.rank == 0 and _fits_a_launch(block) for block in blocks]
                 together = itertools.compress(blocks, in_one)
                 single = list(itertools.compress(blocks, (not one for one in in_one)))
                 self._groups.append(_Group(factor, tables_of(together), single))
             self._noise = noise
         return self._groups
+
+
+def _fits_a_launch(block: Block) -> bool:
+    """Return whether a kernel can write the live weights of a block as they are."""
+    return block.scales is None and rows_are_stretches(block.live)

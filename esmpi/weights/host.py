@@ -10,7 +10,7 @@ import torch
 
 from esmpi.noise import cpu, low_rank
 from esmpi.noise.format import FULL, Noise
-from esmpi.weights.views import Block, Read, View, by_rows, split
+from esmpi.weights.views import Block, Read, View, by_rows, in_float32, split, write
 
 _BLOCK_ELEMENTS = 1 << 19
 """Approximate number of elements of a kernel call: enough to hide Python's overhead, few enough to balance threads."""
@@ -86,8 +86,9 @@ class Weights:
             for view in self.views:
                 if view.live is not None:
                     values = read(view)
+                    values = values.bfloat16() if self._bf16_base else values
                     # cast before it moves: a GPU may have no room for a tensor more
-                    view.live.copy_((values.bfloat16() if self._bf16_base else values).to(view.live.dtype))
+                    view.write(values if view.scales is not None else values.to(view.live.dtype))
 
     def squared_distance(self, read: Read, counted: Collection[int] | None = None) -> float:
         """Return the squared Euclidean norm of theta minus what `read(view)` returns; `counted` is as in `digest`."""
@@ -116,9 +117,9 @@ class Weights:
             factor = noise.scale(view.name, view.shape)
             scaled = float(np.float32(scale) * np.float32(factor))
             if factor == 0:
-                block.live.copy_(theta)
+                write(block.live, block.scales, theta)
                 return
-            with by_rows(block.live) as live:
+            with in_float32(block) if block.scales is not None else by_rows(block.live) as live:
                 if noise.rank == 0:
                     cpu.perturb(_numpy(live), theta.numpy(), block.first, block.stride, block.key, seed, scaled)
                 else:
@@ -132,7 +133,7 @@ class Weights:
         with torch.no_grad():
             for view, theta in self.theta():
                 if view.live is not None:
-                    view.live.copy_(theta.bfloat16() if self._bf16_base else theta)
+                    view.write(theta.bfloat16() if self._bf16_base else theta)
 
     def update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise = FULL) -> None:
         """Add the members' noise, times their coefficients, to theta; the live weights are not touched.

@@ -145,7 +145,10 @@ class ModelWeights:
         return self._assemble(live=False)
 
     def live(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed."""
+        """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed.
+
+        Quantized ones are the float32 values that they stand for.
+        """
         return self._assemble(live=True)
 
     def close(self) -> None:

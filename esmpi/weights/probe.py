@@ -9,6 +9,7 @@ express is refused by the parameter's name.
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -22,8 +23,8 @@ Load = Callable[[Iterable[tuple[str, torch.Tensor]]], object]
 
 _T = TypeVar("_T")
 
-_BASE = 256
-"""Digits are integers below this: bfloat16 holds them exactly."""
+_BASES = {torch.int8: 128, torch.float8_e4m3fn: 16}
+"""Digits are integers below this, which a parameter of that type holds exactly; of any other type, below 256."""
 _UNTOUCHED, _PADDING = -1, 0
 """What is read where the loader wrote nothing, and where it wrote zeros of its own. Tensors count from 1."""
 
@@ -35,6 +36,8 @@ class _Part:
     tensor: int
     live: torch.Tensor
     """Transposed if the loader transposes the tensor: its rows are rows of the tensor in any case."""
+    scales: torch.Tensor | None
+    """Those of a quantized parameter's rows."""
     row: torch.Tensor
     """(rows,) int64, which row of the tensor each row is."""
     turned: bool | None = None
@@ -48,6 +51,7 @@ class _Run:
     tensor: int
     first_row: int
     live: torch.Tensor
+    scales: torch.Tensor | None
     cols: torch.Tensor
 
 
@@ -78,7 +82,12 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def derive_views(parameters: Mapping[str, torch.Tensor], load: Load, tensors: Sequence[StoredTensor]) -> list[View]:
+def derive_views(
+    parameters: Mapping[str, torch.Tensor],
+    load: Load,
+    tensors: Sequence[StoredTensor],
+    scales: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> list[View]:
     """Return views that cover all parameters but padding. Leaves padding zero, all else overwritten.
 
     Parameters
@@ -88,16 +97,20 @@ def derive_views(parameters: Mapping[str, torch.Tensor], load: Load, tensors: Se
     load : callable
     tensors : sequence of StoredTensor
         What the checkpoint holds.
+    scales : mapping of str to Tensor, optional
+        Those of quantized parameters, by the parameters' names.
 
     Raises
     ------
     UserError
         If a parameter is empty or not filled from the checkpoint, or the loader transforms or rearranges what it
-        writes there.
+        writes there; or if a quantized one is transposed.
     """
     matrices = {name: _as_matrix(name, parameter) for name, parameter in parameters.items()}
     shapes = [matrix_shape(tensor.shape) for tensor in tensors]
-    like = next(iter(matrices.values()))
+    # of which type the loader gets digits does not matter: it casts
+    like = next(matrix for name, matrix in matrices.items() if name not in scales)
+    base = min(_BASES.get(matrix.dtype, 256) for matrix in matrices.values())
 
     def passes(limit: int, index: Callable[[int], torch.Tensor]) -> Iterator[int]:
         """Load made-up tensors, a digit of `index(tensor)` at a time; yield the digit's value."""
@@ -106,27 +119,27 @@ def derive_views(parameters: Mapping[str, torch.Tensor], load: Load, tensors: Se
             for matrix in matrices.values():
                 matrix.fill_(_UNTOUCHED)
             load(
-                (tensor.name, (index(i) // digit % _BASE).to(like).expand(shapes[i]).reshape(tensor.shape))
+                (tensor.name, (index(i) // digit % base).to(like).expand(shapes[i]).reshape(tensor.shape))
                 for i, tensor in enumerate(tensors)
             )
             yield digit
-            digit *= _BASE
+            digit *= base
             if digit > limit:
                 return
 
     which = {name: torch.zeros(len(matrix), dtype=torch.int64) for name, matrix in matrices.items()}
     for digit in passes(len(tensors), lambda i: torch.full((1, 1), i + 1)):
         for name, matrix in matrices.items():
-            which[name] += digit * _uniform(name, matrix, along=1)
-    parts = {name: list(_parts(name, matrix, which[name])) for name, matrix in matrices.items()}
+            which[name] += digit * _uniform(name, matrix, base, along=1)
+    parts = {name: list(_parts(name, matrix, scales.get(name), which[name])) for name, matrix in matrices.items()}
     for digit in passes(max(rows for rows, _ in shapes), lambda i: torch.arange(shapes[i][0]).view(-1, 1)):
         for name, part in _each(parts):
             if part.tensor != _PADDING:
-                _add_rows(name, part, digit)
-    runs = {name: [run for part in found for run in _runs(part)] for name, found in parts.items()}
+                _add_rows(name, part, base, digit)
+    runs = {name: [run for part in found for run in _runs(name, part)] for name, found in parts.items()}
     for digit in passes(max(cols for _, cols in shapes), lambda i: torch.arange(shapes[i][1]).view(1, -1)):
         for name, run in _each(runs):
-            run.cols += digit * _uniform(name, run.live, along=0)
+            run.cols += digit * _uniform(name, run.live, base, along=0)
     return [_view(name, run, tensors[run.tensor - 1]) for name, run in _each(runs)]
 
 
@@ -142,47 +155,60 @@ def _as_matrix(name: str, parameter: torch.Tensor) -> torch.Tensor:
     return data.view(-1, 1) if data.dim() < 2 else data.view(-1, data.shape[-1])
 
 
-def _uniform(name: str, matrix: torch.Tensor, along: int) -> torch.Tensor:
+def _uniform(name: str, matrix: torch.Tensor, base: int, along: int) -> torch.Tensor:
     """Return the digits of each row (along 1) or column (along 0), which must be the same all along it."""
     digits = matrix[:, 0] if along == 1 else matrix[0]
-    if not torch.equal(matrix, digits.unsqueeze(along).expand_as(matrix)):
+    if not _equal(matrix, digits.unsqueeze(along)):
         raise UserError(f"engine: parameter {name} is put together from the checkpoint in no order that ES can follow")
     whole = digits.to("cpu", torch.int64)
-    if not torch.equal(whole.to(digits), digits) or bool((whole < _UNTOUCHED).any()) or bool((whole >= _BASE).any()):
+    if not _equal(digits, whole.to(digits)) or bool((whole < _UNTOUCHED).any()) or bool((whole >= base).any()):
         raise UserError(f"engine: the loader changes the values of parameter {name}: ES needs them as they are stored")
     return whole
 
 
-def _parts(name: str, matrix: torch.Tensor, which: torch.Tensor) -> Iterator[_Part]:
+def _equal(matrix: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether a matrix is the same as another one, or as a row or column again and again."""
+    if matrix.dtype == torch.float8_e4m3fn:  # a type that PyTorch compares no tensors of
+        matrix, other = matrix.float(), other.float()
+    return torch.equal(matrix, other.expand_as(matrix))
+
+
+def _parts(name: str, matrix: torch.Tensor, scales: torch.Tensor | None, which: torch.Tensor) -> Iterator[_Part]:
     if bool((which < _PADDING).any()):
         raise UserError(f"engine: parameter {name} is not filled from the checkpoint: ES could not perturb it")
     for start, stop in _stretches(which[1:] == which[:-1]):
         live = matrix[start:stop]
-        yield _Part(int(which[start]), live, torch.zeros(len(live), dtype=torch.int64))
+        own = None if scales is None else scales[start:stop]
+        yield _Part(int(which[start]), live, own, torch.zeros(len(live), dtype=torch.int64))
 
 
-def _add_rows(name: str, part: _Part, digit: int) -> None:
+def _add_rows(name: str, part: _Part, base: int, digit: int) -> None:
     """Add a digit to the rows of a part, after finding out whether its tensor is transposed."""
     if part.turned is None:
-        along_rows = torch.equal(part.live, part.live[:, :1].expand_as(part.live))
-        part.turned = not along_rows and torch.equal(part.live, part.live[:1].expand_as(part.live))
+        along_rows = _equal(part.live, part.live[:, :1])
+        part.turned = not along_rows and _equal(part.live, part.live[:1])
         if part.turned:
             part.live = part.live.T
             part.row = torch.zeros(len(part.live), dtype=torch.int64)
-    part.row += digit * _uniform(name, part.live, along=1)
+    part.row += digit * _uniform(name, part.live, base, along=1)
 
 
-def _runs(part: _Part) -> Iterator[_Run]:
+def _runs(name: str, part: _Part) -> Iterator[_Run]:
     if part.tensor == _PADDING:
         return
+    if part.turned and part.scales is not None:
+        raise UserError(
+            f"model.quantization: the engine holds the tensor of {name} transposed, so its rows have no scales: set "
+            f"model.quantization=none"
+        )
     whole, (row, repeats) = part.live, torch.unique_consecutive(part.row, return_counts=True)
     if len(row) < len(part.row) and len(set(repeats.tolist())) == 1 and whole.is_contiguous():
         whole = whole.view(len(row), -1)  # of a tensor of three dimensions, a row is several rows of the parameter
     else:
         row = part.row
     for start, stop in _stretches(row[1:] == row[:-1] + 1):
-        live = whole[start:stop]
-        yield _Run(part.tensor, int(row[start]), live, torch.zeros(live.shape[1], dtype=torch.int64))
+        live, scales = whole[start:stop], None if part.scales is None else part.scales[start:stop]
+        yield _Run(part.tensor, int(row[start]), live, scales, torch.zeros(live.shape[1], dtype=torch.int64))
 
 
 def _stretches(joined: torch.Tensor) -> Iterator[tuple[int, int]]:
@@ -202,7 +228,7 @@ def _view(name: str, run: _Run, tensor: StoredTensor) -> View:
     if not torch.equal(run.cols, torch.arange(first, first + num_cols)):
         raise UserError(f"engine: parameter {name} does not hold neighbouring columns of {tensor.name} side by side")
     rows, cols = (run.first_row, run.first_row + num_rows), (first, first + num_cols)
-    return View(tensor.name, tensor.shape, rows, cols, run.live)
+    return View(tensor.name, tensor.shape, rows, cols, run.live, run.scales)
 
 
 def cut(view: View, rows: Iterable[int]) -> Iterator[View]:
@@ -210,8 +236,9 @@ def cut(view: View, rows: Iterable[int]) -> Iterator[View]:
     first, last = view.rows
     edges = sorted({first, last, *(row for row in rows if first < row < last)})
     for start, stop in itertools.pairwise(edges):
-        live = None if view.live is None else view.live[start - first : stop - first]
-        yield View(view.name, view.shape, (start, stop), view.cols, live)
+        part = slice(start - first, stop - first)
+        live, scales = (None if values is None else values[part] for values in (view.live, view.scales))
+        yield View(view.name, view.shape, (start, stop), view.cols, live, scales)
 
 
 def fingerprint(parameter: torch.Tensor) -> int:

@@ -63,7 +63,9 @@ class WeightShard:
         """Return how many live weights are infinite; views that several shards hold count in each."""
         total = 0
         for view in self._weights.views:
-            if view.live is not None:
+            if view.scales is not None:
+                total += int(torch.isinf(view.scales).sum()) * view.shape[1]
+            elif view.live is not None:
                 num_rows = max(1, _COUNTED_AT_ONCE // max(1, view.live.shape[1]))
                 parts = (part for rows in view.live.split(num_rows) for part in rows.split(_COUNTED_AT_ONCE, dim=1))
                 total += sum(int(torch.isinf(part).sum()) for part in parts)
@@ -118,11 +120,15 @@ class WeightShard:
         return self._weights.digest(set(counted[self._rank]))
 
     def parts(self, name: str, live: bool) -> list[tuple[tuple[int, int], tuple[int, int], torch.Tensor]]:
-        """Return the rectangles of a tensor, of theta or the live weights: (rows, columns, values on the CPU)."""
+        """Return the rectangles of a tensor, of theta or the live weights: (rows, columns, values on the CPU).
+
+        Quantized weights are returned as the float32 values that they stand for.
+        """
         return [
-            (view.rows, view.cols, (view.live if live and view.live is not None else theta).cpu())
+            (view.rows, view.cols, (theta if not live or shown is None else shown).cpu())
             for view, theta in self._weights.theta()
             if view.name == name
+            for shown in [view.shown() if live else None]
         ]
 
     def close(self) -> None:

@@ -12,10 +12,10 @@ import torch
 from esmpi.errors import UserError
 from esmpi.noise.format import FULL, Noise
 from esmpi.noise.gpu import to_device
-from esmpi.weights.device import ALL, Grouped, device_of
+from esmpi.weights.device import ALL, Grouped, device_of, scratch_for
 from esmpi.weights.host import Weights
 from esmpi.weights.placement import size
-from esmpi.weights.views import Block, split
+from esmpi.weights.views import Block, split, write
 
 _STAGING_ELEMENTS = 1 << 24
 """Float32 elements of each of the two buffers on the device that theta passes through: 64 MiB, some 1.3 ms of PCIe,
@@ -30,10 +30,8 @@ class _Chunk:
     """With theta on the host."""
     staged: list[torch.Tensor]
     """The parts of the buffer that take their theta."""
-    moved: list[Block]
-    """The blocks with theta in the buffer."""
     grouped: Grouped
-    """These, for the kernels."""
+    """The blocks with theta in the buffer, for the kernels."""
     base: list[torch.Tensor]
     """With `bf16_base`: what stands for these blocks' theta on the device."""
 
@@ -67,6 +65,7 @@ class StreamedWeights(Weights):
         ]
         size = max([_STAGING_ELEMENTS, *(block.theta.numel() for block in blocks)])
         buffers = [torch.empty(size, device=device) for _ in range(2)]
+        scratch = [scratch_for(blocks, device) for _ in buffers]
         self._streams = [torch.cuda.Stream(device) for _ in buffers] if device.type == "cuda" else []
         self._chunks: list[_Chunk] = []
         for number, members in enumerate(_pack(blocks, size)):
@@ -78,28 +77,25 @@ class StreamedWeights(Weights):
             chosen = [blocks[i] for i in members]
             moved = [replace(block, theta=part) for block, part in zip(chosen, staged, strict=True)]
             base = [based[i] for i in members] if self._bf16_base else []
-            self._chunks.append(_Chunk(chosen, staged, moved, Grouped(moved, self.views), base))
+            grouped = Grouped(moved, self.views, scratch[number % 2])
+            self._chunks.append(_Chunk(chosen, staged, grouped, base))
         self._base_blocks = [
             block
             for number, (view, base) in enumerate(zip(self.views, self._base, strict=False))
             for block in split(number, view, base, ALL)
         ]
-        self._based = Grouped(self._base_blocks, self.views)
+        self._based = Grouped(self._base_blocks, self.views, None)
 
     def perturb(self, seed: int, scale: float, only: Collection[str] | None = None, noise: Noise = FULL) -> None:
         # Before streaming: copies of a member's numbers from here would wait for the copies of theta.
         member = to_device(np.array([seed], np.uint64), np.array([scale], np.float32), device_of(self.views))
         if self._bf16_base:
-            grouped = self._based
-            if only is not None:
-                grouped = Grouped([block for block in self._base_blocks if self._name(block) in only], self.views)
-            grouped.perturb(noise, *member)
+            based = self._based if only is None else self._based.only(only)
+            based.perturb(noise, *member)
             return
 
         def work(chunk: _Chunk) -> None:
-            grouped = chunk.grouped
-            if only is not None:
-                grouped = Grouped([block for block in chunk.moved if self._name(block) in only], self.views)
+            grouped = chunk.grouped if only is None else chunk.grouped.only(only)
             grouped.perturb(noise, *member)
 
         self._stream(work)
@@ -128,9 +124,6 @@ class StreamedWeights(Weights):
                 base.copy_(part)
 
         self._stream(work)
-
-    def _name(self, block: Block) -> str:
-        return self.views[block.view].name
 
     def _stream(self, work: Callable[[_Chunk], None]) -> None:
         """Bring theta to the device a chunk at a time and work on it there; return when all is done."""
@@ -181,7 +174,7 @@ def _unlock(address: int) -> None:
 def _write_live(chunk: _Chunk) -> None:
     for block, part in zip(chunk.blocks, chunk.staged, strict=True):
         assert block.live is not None
-        block.live.copy_(part)
+        write(block.live, block.scales, part)
 
 
 @contextmanager

@@ -8,6 +8,10 @@ import torch
 
 from esmpi.model.base_model import matrix_shape
 from esmpi.noise import tensor_key
+from esmpi.noise.quantization import LARGEST, dequantize, quantize
+
+QUANTIZED_AT_ONCE = 1 << 24
+"""Most elements of a block of quantized live weights, unless a row has more: they are float32 before."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,17 @@ class View:
     """First column held here, and the one after the last."""
     live: torch.Tensor | None
     """(rows, columns) held here, float32, bfloat16 or float16, on any device; neighbours in a row are neighbours in
-    memory, or neighbours in a column if the engine holds the tensor transposed. None where only theta is wanted, as in
-    replay."""
+    memory, or neighbours in a column if the engine holds the tensor transposed. With `scales` int8 or float8_e4m3fn.
+    None where only theta is wanted, as in replay."""
+    scales: torch.Tensor | None = None
+    """(rows,) float32, on the same device: the scales of quantized live weights (`esmpi.noise.quantization`), which
+    must be whole rows without gaps. None if the live weights are not quantized."""
 
     @classmethod
-    def whole(cls, name: str, tensor: torch.Tensor) -> "View":
+    def whole(cls, name: str, tensor: torch.Tensor, scales: torch.Tensor | None = None) -> "View":
         """Return the view of a tensor that is all here."""
         rows, cols = matrix_shape(tuple(tensor.shape))
-        return cls(name, tuple(tensor.shape), (0, rows), (0, cols), tensor.detach().view(rows, cols))
+        return cls(name, tuple(tensor.shape), (0, rows), (0, cols), tensor.detach().view(rows, cols), scales)
 
     def __post_init__(self) -> None:
         if self.live is None:
@@ -42,12 +49,57 @@ class View:
         held = (self.rows[1] - self.rows[0], self.cols[1] - self.cols[0])
         if tuple(self.live.shape) != held:
             raise ValueError(f"{self.name}: live has shape {tuple(self.live.shape)}, the view says {held}")
-        if self.live.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        if self.scales is not None:
+            if self.live.dtype not in LARGEST or self.cols != (0, matrix_shape(self.shape)[1]):
+                raise ValueError(f"{self.name}: only whole rows can be quantized, to int8 or float8_e4m3fn")
+            if tuple(self.scales.shape) != held[:1] or self.scales.dtype != torch.float32:
+                raise ValueError(f"{self.name}: quantized rows must have a float32 scale each")
+            if not self.live.is_contiguous():
+                raise ValueError(f"{self.name}: quantized rows must be contiguous")
+        elif self.live.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"{self.name}: dtype {self.live.dtype} cannot be perturbed, only float32, bfloat16, float16"
             )
         if not rows_are_stretches(self.live) and self.live.stride(0) != 1:
             raise ValueError(f"{self.name}: the elements of a row, or those of a column, must be neighbours in memory")
+
+    def write(self, values: torch.Tensor) -> None:
+        """Write live = cast(values), or their quantized form; `values` is (rows, columns) of any type or device."""
+        assert self.live is not None
+        write(self.live, self.scales, values)
+
+    def shown(self) -> torch.Tensor | None:
+        """Return the live weights; of quantized ones the float32 values that they stand for."""
+        if self.live is None or self.scales is None:
+            return self.live
+        return dequantize(self.live, self.scales, torch.float32)
+
+
+def write(live: torch.Tensor, scales: torch.Tensor | None, values: torch.Tensor) -> None:
+    """Write live = cast(values); with the scales of its rows, the quantized form of values.
+
+    Parameters
+    ----------
+    live : (R, C) Tensor
+        Overwritten. With scales it may also be (1, n): whole rows side by side.
+    scales : (R,) float32, optional
+        Overwritten.
+    values : Tensor
+        Of the shape of `live`.
+    """
+    if scales is None:
+        live.copy_(values)
+    elif live.numel():
+        rows = (len(scales), -1)
+        values = values.to(torch.float32).reshape(rows).contiguous()
+        if values.device == live.device:
+            quantize(live.view(rows), scales, values)
+            return
+        # quantized before it moves: a GPU may have no room for a tensor more
+        numbers = torch.empty(values.shape, dtype=live.dtype, device=values.device)
+        quantize(numbers, made := values.new_empty(len(scales)), values)
+        live.view(rows).copy_(numbers)
+        scales.copy_(made)
 
 
 def rows_are_stretches(live: torch.Tensor | None) -> bool:
@@ -84,15 +136,40 @@ class Block:
     first: int
     stride: int
     key: int
+    scales: torch.Tensor | None = None
+    """Those of quantized live weights, which are whole rows, even where they are one long one."""
+
+
+@contextmanager
+def in_float32(block: Block, memory: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    """Give float32 memory of a block's shape, the content of which is quantized into its live weights at the end.
+
+    It is the beginning of `memory`, if there is any.
+    """
+    assert block.live is not None
+    shape = block.theta.shape
+    made = torch.empty(shape, dtype=torch.float32) if memory is None else memory[: block.theta.numel()].view(shape)
+    yield made
+    write(block.live, block.scales, made)
 
 
 def split(number: int, view: View, theta: torch.Tensor, num_elements: int) -> Iterator[Block]:
-    """Cut a view into blocks: stretches of one long row if it holds whole rows, else groups of rows."""
+    """Cut a view into blocks: stretches of one long row if it holds whole rows, else groups of rows.
+
+    Blocks of quantized live weights are whole rows.
+    """
     key = tensor_key(view.name)
     stride = matrix_shape(view.shape)[1]
     first = view.rows[0] * stride + view.cols[0]
     live = view.live
-    if view.cols == (0, stride) and (live is None or live.is_contiguous()):
+    if view.scales is not None:
+        assert live is not None
+        theta, live = theta.view(1, -1), live.view(1, -1)
+        num_rows = max(1, min(num_elements, QUANTIZED_AT_ONCE) // max(1, stride))
+        for row, scales in zip(range(0, len(view.scales), num_rows), view.scales.split(num_rows), strict=True):
+            part = slice(row * stride, (row + num_rows) * stride)
+            yield Block(number, theta[:, part], live[:, part], first + row * stride, 0, key, scales)
+    elif view.cols == (0, stride) and (live is None or live.is_contiguous()):
         theta = theta.view(1, -1)
         live = None if live is None else live.view(1, -1)
         for start in range(0, theta.shape[1], num_elements):

@@ -1,9 +1,9 @@
 """Load an engine, put it through its paces, and print what its weights are: python state.py JSON.
 
-The JSON object has `kind`, `path`, `dtype`, `engine` (further keys of the engine section), `prompts`, `max_tokens`,
-`rank`, `scale` and `exclude` (of the noise of a wave; rank 0 for none), `harness` (whether lm-evaluation-harness asks
-something) and `fault` (what to break, or null). One JSON object is the last line of the output. An engine needs a
-process of its own.
+The JSON object has `kind`, `path`, `dtype`, `quantization`, `engine` (further keys of the engine section), `prompts`,
+`max_tokens`, `rank`, `scale` and `exclude` (of the noise of a wave; rank 0 for none), `harness` (whether
+lm-evaluation-harness asks something) and `fault` (what to break, or null). One JSON object is the last line of the
+output. An engine needs a process of its own.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def find(asked: dict[str, Any]) -> dict[str, Any]:
     config = parse_config(
         {
             "run": {"name": "state"},
-            "model": {"path": asked["path"], "dtype": asked["dtype"]},
+            "model": {"path": asked["path"], "dtype": asked["dtype"], "quantization": asked["quantization"]},
             "engine": {"kind": asked["kind"], **asked["engine"]},
             "es": {"generations": 1},
             "task": {"name": "countdown"},

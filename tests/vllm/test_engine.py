@@ -50,12 +50,14 @@ def run_state(
     scale: float = 0.02,
     exclude: tuple[str, ...] = (),
     harness: bool = False,
+    quantization: str = "none",
     **engine: Any,
 ) -> State:
     """Return what state.py says of an engine in a process of its own."""
     engine = ({} if kind == "hf" else VLLM_SMALL) | {"num_threads": 1} | engine
     asked = {"kind": kind, "path": path, "dtype": dtype, "engine": engine, "prompts": prompts, "fault": fault}
     asked |= {"max_tokens": max_tokens, "rank": rank, "scale": scale, "exclude": exclude, "harness": harness}
+    asked |= {"quantization": quantization}
     if launcher:
         command = [*launcher, sys.executable, str(STATE), json.dumps(asked)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -180,6 +182,28 @@ def test_dense_architectures_have_the_same_weights(tmp_path: Path, name: str) ->
     hf, vllm = run_state("hf", path), run_state("vllm", path)
     same_weights(vllm, hf)
     assert vllm["says"] == vllm["restored_says"] != vllm["perturbed_says"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama", "int8"), ("phi3", "fp8")])
+def test_quantized_live_weights_are_those_of_engine_hf(tmp_path: Path, name: str, kind: str) -> None:
+    """Fused layers with biases, and tensors that the checkpoint stores fused."""
+    path = str(make(name, tmp_path / "model"))
+    hf = run_state("hf", path, quantization=kind)
+    vllm = run_state("vllm", path, quantization=kind)
+    same_weights(vllm, hf)
+    assert vllm["says"] == vllm["restored_says"] != vllm["perturbed_says"]
+    for one, other in zip(vllm["logprobs"], hf["logprobs"], strict=True):
+        assert one == pytest.approx(other, abs=2e-5)
+    assert hf["restored"] != run_state("hf", path)["restored"]
+
+
+def test_members_in_slots_of_quantized_layers() -> None:
+    """Theta is quantized, and the noise, which is added to outputs, is not."""
+    found, hf = (run_state(kind, rank=1, quantization="int8") for kind in ("vllm", "hf"))
+    for each in (found, hf):
+        same_wave(each)
+    assert found["wave_size"] == 3
+    assert found["digest"] == hf["digest"]
 
 
 def test_shards_of_a_fused_tensor_and_shared_heads(tmp_path: Path) -> None:

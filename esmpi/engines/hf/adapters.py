@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from esmpi.engines.hf.quantized import QuantizedLinear
 from esmpi.errors import UserError
 from esmpi.noise.format import Noise
 from esmpi.weights.factors import factors
 from esmpi.weights.model_weights import Perturbation
 
 _Factors = tuple[torch.Tensor, torch.Tensor]
-"""B, (M, rows, r), and A, (M, r, columns), of a wave's M members, in the type of the live weights."""
+"""B, (M, rows, r), and A, (M, r, columns), of a wave's M members, in the type that the model computes in."""
 
 
 class Adapters:
@@ -38,7 +39,7 @@ class Adapters:
         self._shapes: dict[str, tuple[int, int]] = {}
         refused = set()
         for module in model.modules():
-            weight = getattr(module, "weight", None)
+            weight = module.numbers if isinstance(module, QuantizedLinear) else getattr(module, "weight", None)
             name = names.get(id(weight))
             if name is None or not isinstance(weight, torch.nn.Parameter):
                 continue
@@ -50,7 +51,8 @@ class Adapters:
             else:
                 self._layers.append((module, name, added))
                 self._shapes[name] = (weight.shape[0], weight.shape[1])
-                self._like = weight
+                self._device = weight.device
+                self._dtype = module.dtype if isinstance(module, QuantizedLinear) else weight.dtype
         self._unreached = refused | (set(matrices) - self._shapes.keys())
         self._factors: dict[str, _Factors] = {}
         self._scale = 0.0
@@ -65,7 +67,7 @@ class Adapters:
     def bytes_per_member(self, noise: Noise) -> int:
         """Return what B and A of a member take, while they are made: in float32, and in the type of the weights."""
         elements = noise.rank * sum(sum(shape) for name, shape in self._shapes.items() if noise.scale(name, shape))
-        return int(elements * (4 + self._like.element_size()))
+        return int(elements * (4 + self._dtype.itemsize))
 
     def prepare(self, wave: Sequence[Perturbation]) -> None:
         """Make the noise of a wave's members, which all have the same kind of noise."""
@@ -80,9 +82,9 @@ class Adapters:
             factor = noise.scale(name, (rows, columns))
             if factor == 0:
                 continue
-            b, a = factors(self._like.device, name, seeds, noise.rank, columns, (0, rows), (0, columns))
+            b, a = factors(self._device, name, seeds, noise.rank, columns, (0, rows), (0, columns))
             b *= torch.from_numpy(signs * np.float32(factor / np.sqrt(noise.rank)))[:, None, None].to(b.device)
-            self._factors[name] = b.to(self._like.dtype), a.to(self._like.dtype)
+            self._factors[name] = b.to(self._dtype), a.to(self._dtype)
 
     @contextmanager
     def applied(self, num_rows: int) -> Iterator[None]:
@@ -154,5 +156,6 @@ _ADDED: dict[Any, Callable[..., torch.Tensor]] = {
     torch.nn.Linear.forward: _multiplied,
     Conv1D.forward: _multiplied_transposed,
     torch.nn.Embedding.forward: _embedded,
+    QuantizedLinear.forward: _multiplied,
 }
 """What noise adds to a layer's output, by the layer's function."""

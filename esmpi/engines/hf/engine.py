@@ -21,10 +21,12 @@ from esmpi.engines.base import Completion, Engine, Request, Sampling, require_un
 from esmpi.engines.hf import ROWS_ON_CPU, ROWS_ON_GPU, HfConfig
 from esmpi.engines.hf.adapters import Adapters
 from esmpi.engines.hf.processors import processors
+from esmpi.engines.hf.quantized import quantize_layers
 from esmpi.engines.hf.stop import StopStrings
 from esmpi.engines.hf.views import find_views
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, kinds_of
+from esmpi.model.quantization import quantized_names
 from esmpi.mpi.comm import Place
 from esmpi.noise.format import Noise, is_matrix
 from esmpi.weights.model_weights import ModelWeights, Perturbation
@@ -64,7 +66,10 @@ class HfEngine(Engine):
             self._model = _load(model, base)
         except (OSError, ValueError, ImportError) as error:  # unknown architecture, missing file or package, ...
             raise UserError(f"model.path: transformers cannot load {base.folder}: {error}") from error
-        self._model.eval().requires_grad_(False).to(self._device)
+        self._model.eval().requires_grad_(False)
+        if model.quantization != "none":
+            self._quantize(model, base)
+        self._model.to(self._device)
 
         ends = self._model.generation_config.eos_token_id
         if ends is None:
@@ -99,11 +104,22 @@ class HfEngine(Engine):
         self._wave: Sequence[Perturbation] = ()
         self._told = False
 
+    def _quantize(self, model: ModelConfig, base: BaseModel) -> None:
+        """Put quantized layers in place of the model's, once their weights are seen to be the checkpoint's."""
+        found = find_views(self._model, base)
+        wanted = quantized_names(model, base).intersection(view.name for view in found.views)
+        for view in found.views:
+            if view.name in wanted:
+                _read(base, view)
+        quantize_layers(self._model, found.names, wanted, model.quantization)
+
     def _place_theta(self, wanted: str, views: list[View]) -> Placement:
         if self._device.type == "cpu":
             return "host+bf16" if wanted == "host+bf16" else "host"  # on a CPU all placements are the same memory
         elements = [view.live for view in views if view.live is not None]
-        live = sum(tensor.nbytes for tensor in elements)
+        live = sum(tensor.nbytes for tensor in elements) + sum(
+            view.scales.nbytes for view in views if view.scales is not None
+        )
         free, _ = torch.cuda.mem_get_info(self._device)
         theta = 4 * sum(tensor.numel() for tensor in elements)
         placement, why = choose_placement(wanted, theta, live, free + live)
@@ -274,6 +290,8 @@ def _read(base: BaseModel, view: View) -> torch.Tensor:
     """Return the checkpoint's values for a view, after making sure that the engine holds just these."""
     theta = base.read(view.name, view.rows, view.cols)
     assert view.live is not None
+    if view.scales is not None:
+        return theta  # compared before the layer was quantized
     if not torch.equal(theta.to(view.live.dtype), view.live.cpu()):
         raise UserError(f"model.path: {view.name} does not hold the values of {base.folder}")
     return theta

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from esmpi.engines.hf.quantized import scales_of
+from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.weights.probe import derive_views
 from esmpi.weights.views import View, rows_are_stretches
@@ -35,24 +37,33 @@ def find_views(model: Any, base: BaseModel) -> Found:
     UserError
         If a parameter is not filled from the checkpoint, or its values are changed on the way.
     """
+    scales = scales_of(model)
     names: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in (*model.named_parameters(remove_duplicate=False), *_stored_buffers(model, base)):
+    for name, parameter in (*_parameters(model, remove_duplicate=False), *_stored_buffers(model, base)):
         # a checkpoint of the model without its head has names without the prefix
         names[id(parameter)] += [name, name.removeprefix(f"{model.base_model_prefix}.")]
     text = {id(tensor) for module in _text_modules(model) for tensor in (*module.parameters(), *module.buffers())}
     parameters = {
         name: parameter
-        for name, parameter in (*model.named_parameters(), *_stored_buffers(model, base))
+        for name, parameter in (*_parameters(model), *_stored_buffers(model, base))
         if id(parameter) in text
     }
     stored = {
         name: next((other for other in names[id(parameter)] if _holds(base, other, parameter)), None)
         for name, parameter in parameters.items()
     }
+    if None in stored.values() and scales:
+        raise UserError(
+            "model.quantization: transformers renames or rearranges tensors of this model when it loads them, so its "
+            "layers cannot be quantized: set model.quantization=none"
+        )
     if None in stored.values():
         views = _probed(model, parameters, base)
     else:
-        views = [View.whole(str(stored[name]), parameter) for name, parameter in parameters.items()]
+        views = [
+            View.whole(str(stored[name]), parameter, scales.get(id(parameter)))
+            for name, parameter in parameters.items()
+        ]
     places = {id(parameter): (parameter.data_ptr(), tuple(parameter.shape)) for parameter in parameters.values()}
     whole = {
         (view.live.data_ptr(), view.shape): view.name
@@ -60,6 +71,15 @@ def find_views(model: Any, base: BaseModel) -> Found:
         if view.live is not None and rows_are_stretches(view.live)
     }
     return Found(views, {key: whole[place] for key, place in places.items() if place in whole})
+
+
+def _parameters(model: Any, remove_duplicate: bool = True) -> list[tuple[str, torch.Tensor]]:
+    """Return the parameters by their names; the numbers of a quantized layer by that of the weight they stand for."""
+    numbers = scales_of(model).keys()
+    return [
+        (name.removesuffix("numbers") + "weight" if id(parameter) in numbers else name, parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate)
+    ]
 
 
 def _stored_buffers(model: Any, base: BaseModel) -> list[tuple[str, torch.Tensor]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from esmpi.config.keys import key, require
 from esmpi.config.sections import Config, ModelConfig
 from esmpi.engines.base import EngineConfig, Waves, factor_elements, factor_line, memory_line, planned_noise
+from esmpi.errors import UserError
 from esmpi.weights.placement import device_memory_wanted, memory_wanted, size
 from esmpi.wording import counted
 
@@ -96,6 +97,14 @@ class VllmConfig(EngineConfig):
         engine: Engine = self._engine_type()(model, self, base, place, waves)
         return engine
 
+    def check_quantization(self, model: ModelConfig) -> None:
+        """Raise UserError if workers would hold parts of rows, whose scales none of them could know."""
+        if model.quantization != "none" and self.tensor_parallel_size > 1:
+            raise UserError(
+                f"model.quantization: {model.quantization} needs all of a row on one GPU: set "
+                f"engine.tensor_parallel_size=1 (engine.pipeline_parallel_size may be more)"
+            )
+
     def slots(self, waves: Waves | None, base: "BaseModel") -> int:
         """Return how many members are evaluated at once; 0 if their noise is written into the weights."""
         from esmpi.engines.vllm.gpus import visible_gpus
@@ -113,8 +122,11 @@ class VllmConfig(EngineConfig):
         return max(1, by_rows, by_slots)
 
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
+        from esmpi.model.quantization import live_bytes
+
+        self.check_quantization(config.model)
         workers = self.num_workers
-        theta, live = 4 * base.num_weights, config.model.bytes_per_weight * base.num_weights
+        theta, live = 4 * base.num_weights, live_bytes(config.model, base)
 
         def gpu(allowed: int) -> str:
             return size(int(allowed / self.gpu_memory_utilization))

@@ -23,6 +23,7 @@ from esmpi.engines.vllm import VllmConfig, mixes_experts
 from esmpi.engines.vllm.gpus import check_gpus, visible_gpus
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, kinds_of
+from esmpi.model.quantization import live_bytes, quantized_names
 from esmpi.mpi.comm import Place
 from esmpi.mpi.launcher import launcher
 from esmpi.noise.format import Noise
@@ -39,6 +40,8 @@ _TESTED = (0, 26), (0, 34)
 _FIRST_PORT, _PORTS_PER_RANK = 20_000, 64
 _STREAMING_BYTES = 192 * 2**20
 """Device memory that perturbing and updating need above theta and the live weights."""
+_QUANTIZING_BYTES = 256 * 2**20
+"""What they need more if live weights are quantized, which are float32 before."""
 
 
 class VllmEngine(Engine):
@@ -56,6 +59,7 @@ class VllmEngine(Engine):
         num_workers = engine.num_workers
         cores = _share(place.cores[: engine.num_threads or len(place.cores)], num_workers)
         require_unquantized(base, engine.vllm_args.get("quantization"))
+        engine.check_quantization(model)
         check_gpus(num_workers, place)
         self._slots = engine.slots(waves, base)
         if waves is not None and waves.noise.rank and engine.wave_size != 1 and mixes_experts(base):
@@ -98,7 +102,9 @@ class VllmEngine(Engine):
                     ) from error
                 raise UserError(f"engine: vLLM does not start: {said}") from error
         log.info("vLLM: started; finding where it keeps each weight, and comparing all of them with the checkpoint")
-        found = _rectangles(self._rpc("esmpi_find", str(base.folder), os.getpid()))
+        found = _rectangles(
+            self._rpc("esmpi_find", str(base.folder), os.getpid(), sorted(quantized_names(model, base)))
+        )
         cuts: dict[str, list[int]] = defaultdict(list)
         for name, rows, _ in itertools.chain(*found):
             cuts[name] += rows
@@ -352,7 +358,7 @@ def _place_theta(model: ModelConfig, engine: VllmConfig, base: BaseModel) -> tup
 
     if current_platform.is_cpu():  # on a CPU all placements are the same memory
         return "host+bf16" if engine.theta_placement == "host+bf16" else "host", engine.gpu_memory_utilization
-    theta, live = (base.num_weights * itemsize // engine.num_workers for itemsize in (4, model.bytes_per_weight))
+    theta, live = (count // engine.num_workers for count in (4 * base.num_weights, live_bytes(model, base)))
     # vLLM's own answer for a rank with one GPU, also where that is a slice of one (MIG)
     memory = torch.cuda.mem_get_info()[1] if engine.num_workers == 1 else current_platform.get_device_total_memory()
     allowed = int(engine.gpu_memory_utilization * memory)
@@ -360,6 +366,8 @@ def _place_theta(model: ModelConfig, engine: VllmConfig, base: BaseModel) -> tup
     log.info("%s", why)
     # vLLM fills all memory that it may use with its cache, so our share is subtracted first
     ours = {"device": theta, "host": 0, "host+bf16": live}[placement] + _STREAMING_BYTES
+    if model.quantization != "none":
+        ours += _QUANTIZING_BYTES
     return placement, engine.gpu_memory_utilization - ours / memory
 
 
@@ -382,6 +390,10 @@ def _llm_arguments(model: ModelConfig, engine: VllmConfig, base: BaseModel, util
     if not current_platform.is_cpu() and mixes_experts(base):
         # the kernels that vLLM prefers on newer GPUs rearrange the experts' weights, which ES could then not perturb
         arguments["moe_backend"] = "triton"
+    if model.quantization != "none":
+        from esmpi.engines.vllm.quantized import method_name
+
+        arguments["quantization"] = method_name(model.quantization)
     if "vision_config" in base.config:
         arguments["language_model_only"] = True  # ES trains on text, and the image encoder would stay as it is
     for key in ("max_model_len", "max_num_seqs"):

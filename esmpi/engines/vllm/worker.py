@@ -14,6 +14,7 @@ import torch
 from vllm.platforms import current_platform
 
 from esmpi.engines.vllm import cpu, lora
+from esmpi.engines.vllm.quantized import SCALES, scales_of
 
 if TYPE_CHECKING:
     from esmpi.weights.placement import Placement
@@ -34,14 +35,17 @@ class WorkerExtension:
     rank: int
     esmpi_shard: "WeightShard"
 
-    def esmpi_find(self, folder: str, rank_process: int) -> "list[Rectangle] | str":
+    def esmpi_find(self, folder: str, rank_process: int, quantized: list[str]) -> "list[Rectangle] | str":
         """Find the views of this worker's parameters; return what they hold. Leaves the parameters garbage.
+
+        `quantized` are the names of the tensors that are to be quantized.
 
         An error of the user's is returned as its text: from another process it would arrive as some RuntimeError.
         """
         # Not at the top of the module: vLLM's start looks through all loaded modules and trips over numba's.
         from esmpi.errors import UserError
         from esmpi.model.base_model import BaseModel
+        from esmpi.model.quantization import require_quantized
         from esmpi.stop.signals import SIGNALS
         from esmpi.weights.probe import derive_views, fingerprint, own_memory
 
@@ -54,14 +58,19 @@ class WorkerExtension:
         model = self.model_runner.model
         stored = list(self._esmpi_base.tensors.values())
         with torch.no_grad(), self._esmpi_bare_model():
-            parameters = dict(model.named_parameters())
+            parameters, scales = dict(model.named_parameters()), scales_of(model)
+            # what vLLM has made of the checkpoint, but of quantized weights, which are still to be made
             self._esmpi_state = {
                 name: (tensor, fingerprint(tensor))
                 for name, tensor in {**parameters, **dict(model.named_buffers())}.items()
-                if tensor.is_floating_point()
+                if tensor.is_floating_point() and name not in scales and not name.endswith(SCALES)
             }
             try:
-                self._esmpi_views = derive_views(own_memory(parameters), model.load_weights, stored)
+                self._esmpi_views = derive_views(own_memory(parameters), model.load_weights, stored, scales)
+                require_quantized(
+                    {view.name for view in self._esmpi_views if view.scales is not None},
+                    {view.name for view in self._esmpi_views}.intersection(quantized),
+                )
             except UserError as error:
                 return str(error)
         return [(view.name, view.rows, view.cols) for view in self._esmpi_views]

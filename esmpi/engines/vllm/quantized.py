@@ -1,0 +1,95 @@
+"""Quantized live weights in vLLM: a quantization method of esmpi's own, whose layout ES can write.
+
+vLLM's own methods rearrange or pack their weights after loading, differently on each kind of GPU. This one keeps rows
+of numbers and a scale for each, on a CPU as on a GPU, and dequantizes them at each use.
+"""
+
+from typing import Any
+
+import torch
+from vllm.model_executor.layers import linear
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+
+from esmpi.noise.quantization import TYPES, dequantize
+
+SCALES = "esmpi_scales"
+"""Name of a layer's buffer of scales, (rows,) float32."""
+
+
+class EsmpiLinearMethod(linear.UnquantizedLinearMethod):  # type: ignore[misc]
+    """A linear layer whose weight is numbers of a byte each.
+
+    Parameters
+    ----------
+    kind : str
+        "int8" or "fp8".
+    """
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self._type = TYPES[kind]
+
+    def create_weights(self, layer: Any, *sizes: Any, params_dtype: torch.dtype, **more: Any) -> None:
+        super().create_weights(layer, *sizes, params_dtype=self._type, **more)
+        layer.register_buffer(SCALES, torch.ones(len(layer.weight)), persistent=False)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Leave the weight as it is."""
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        weight = dequantize(layer.weight, getattr(layer, SCALES), x.dtype)
+        return torch.nn.functional.linear(x, weight, bias)
+
+
+# Which loader a layer uses depends on the name of its method's class.
+linear.WEIGHT_LOADER_V2_SUPPORTED.append(EsmpiLinearMethod.__name__)
+
+
+class _Quantization(QuantizationConfig):  # type: ignore[misc]
+    kind: str
+
+    @classmethod
+    def get_name(cls) -> Any:
+        return method_name(cls.kind)
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.float32, torch.bfloat16, torch.float16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 70
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "_Quantization":
+        return cls()
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> EsmpiLinearMethod | None:
+        return EsmpiLinearMethod(self.kind) if isinstance(layer, linear.LinearBase) else None
+
+
+@register_quantization_config("esmpi_int8")
+class _Int8(_Quantization):
+    kind = "int8"
+
+
+@register_quantization_config("esmpi_fp8")
+class _Fp8(_Quantization):
+    kind = "fp8"
+
+
+def method_name(kind: str) -> str:
+    """Return vLLM's name of the method, for its argument `quantization`."""
+    return f"esmpi_{kind}"
+
+
+def scales_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the scales of a model's quantized layers, by the names of their weights."""
+    end = f".{SCALES}"
+    return {
+        name.removesuffix(SCALES) + "weight": scales for name, scales in model.named_buffers() if name.endswith(end)
+    }
