@@ -33,6 +33,9 @@ PARTS = {
 }
 """Parts with the most seconds that each may take, in the order in which they run."""
 VLLM_PARTS = {"machine": 20, "vllm_run": 250, "vllm_efficiency": 250}
+MORE_VLLM_PARTS = {"machine": 20, "vllm_batch_invariant": 300, "vllm_quantized": 240}
+ALL_PARTS = PARTS | VLLM_PARTS | MORE_VLLM_PARTS
+GROUPS = {"all": PARTS, "vllm": VLLM_PARTS, "vllm_more": MORE_VLLM_PARTS}
 SAMPLED = ("power.draw", "clocks.sm", "clocks.mem", "memory.used", "utilization.gpu")
 
 
@@ -41,19 +44,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_day")), help="default: $OUT")
     parser.add_argument(
-        "--parts", default="all", help="names with commas, all (default), or vllm: those that need vLLM"
+        "--parts", default="all", help="names with commas, all (default), or those that need vLLM: vllm, vllm_more"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial")
     parser.add_argument("--budget", type=float, default=570, help="seconds in all (default: %(default)s)")
     parser.add_argument("--limits", type=float, default=1.0, help="factor for each part's limit (default: %(default)s)")
     parser.add_argument("--fault", default="", help="PART=KIND, to see that it is reported: raise, hang or bits")
     arguments = parser.parse_args()
-    limits = {"all": PARTS, "vllm": VLLM_PARTS}.get(arguments.parts)
+    limits = GROUPS.get(arguments.parts)
     if limits is None:
-        unknown = [name for name in arguments.parts.split(",") if name not in PARTS | VLLM_PARTS]
+        unknown = [name for name in arguments.parts.split(",") if name not in ALL_PARTS]
         if unknown:
-            parser.error(f"--parts: {', '.join(unknown)}: choose from {', '.join(PARTS | VLLM_PARTS)}")
-        limits = {name: (PARTS | VLLM_PARTS)[name] for name in arguments.parts.split(",")}
+            parser.error(f"--parts: {', '.join(unknown)}: choose from {', '.join(ALL_PARTS)}")
+        limits = {name: ALL_PARTS[name] for name in arguments.parts.split(",")}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def run(name: str, limit_s: float, arguments: argparse.Namespace) -> dict[str, A
     fault = dict([arguments.fault.split("=")]).get(name) if arguments.fault else None
     command += ["--fault", fault] if fault else []
     environment = dict(os.environ)
-    if arguments.device == "cpu" and name not in VLLM_PARTS:
+    if arguments.device == "cpu" and name not in VLLM_PARTS | MORE_VLLM_PARTS:
         environment["TRITON_INTERPRET"] = "1"
     started = time.monotonic()
     with open(arguments.out / f"{name}.log", "w") as log:

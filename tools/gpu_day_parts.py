@@ -336,9 +336,17 @@ def vllm_efficiency(device: torch.device) -> dict[str, Any]:
     return measured_efficiency(device, "vllm")
 
 
-def measured_efficiency(device: torch.device, kind: str) -> dict[str, Any]:
-    """Run tools/bench_generation.py with the made model."""
-    found = with_model(device, lambda model: benchmark("bench_generation.py", *generation(model, device, kind)))
+def vllm_batch_invariant(device: torch.device) -> dict[str, Any]:
+    """Measure what batch invariance costs: `vllm_efficiency` without it and with it. On a CPU there is none."""
+    found = {"without": measured_efficiency(device, "vllm")}
+    if device.type != "cpu":
+        found["with"] = measured_efficiency(device, "vllm", "engine.batch_invariant=true")
+    return found
+
+
+def measured_efficiency(device: torch.device, kind: str, *keys: str) -> dict[str, Any]:
+    """Run tools/bench_generation.py with the made model, and further keys of the config."""
+    found = with_model(device, lambda model: benchmark("bench_generation.py", *generation(model, device, kind), *keys))
     if not found["seconds_update"] > 0:
         raise SystemExit("there was no update")
     return found
@@ -346,10 +354,21 @@ def measured_efficiency(device: torch.device, kind: str) -> dict[str, Any]:
 
 def vllm_run(device: torch.device) -> dict[str, Any]:
     """Train two generations with engine vllm, and replay the log on the CPU."""
+    return trained_and_replayed(device)
+
+
+def vllm_quantized(device: torch.device) -> dict[str, Any]:
+    """As `vllm_run` and `vllm_efficiency`, with live weights in int8; and a run in fp8."""
+    found = {kind: trained_and_replayed(device, f"model.quantization={kind}") for kind in ("int8", "fp8")}
+    return found | {"efficiency": measured_efficiency(device, "vllm", "model.quantization=int8")}
+
+
+def trained_and_replayed(device: torch.device, *keys: str) -> dict[str, Any]:
+    """Train two generations with engine vllm and further keys of the config, and replay the log on the CPU."""
 
     def work(model: Path) -> dict[str, Any]:
         output = model.with_name("runs")
-        overrides = [*generation(model, device, "vllm"), f"run.output_dir={output}", "run.export_dtype=none"]
+        overrides = [*generation(model, device, "vllm"), *keys, f"run.output_dir={output}", "run.export_dtype=none"]
         printed = called([sys.executable, "-m", "esmpi.run", *overrides, "es.generations=2"])
         replay = [sys.executable, "-m", "esmpi", "replay", str(output / "quickstart"), "--verify"]
         said = called(replay, {"CUDA_VISIBLE_DEVICES": ""})
@@ -453,7 +472,7 @@ PARTS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     part.__name__: part
     for part in (
         *(machine, bits, run, placements, large_tensor, kernels, update, memory, efficiency, waves),
-        *(vllm_run, vllm_efficiency),
+        *(vllm_run, vllm_efficiency, vllm_batch_invariant, vllm_quantized),
     )
 }
 

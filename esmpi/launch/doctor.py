@@ -15,6 +15,7 @@ from esmpi.engines import engine_config, engine_packages
 from esmpi.errors import UserError
 from esmpi.files import is_locked_elsewhere, locked, replacing
 from esmpi.launch.gpus import shared_gpus, too_few
+from esmpi.launch.numa import far_from_gpus, pci_address
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model
 from esmpi.mpi.comm import Comm, Place
@@ -110,7 +111,11 @@ def _processors(found: Findings, place: Place, per_rank: int) -> None:
         found.problems.append(trouble)
     first = place.local_rank * per_rank if num_visible > per_rank else 0
     own = range(first, min(first + per_rank, num_visible))
-    found.gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in own]
+    properties = [torch.cuda.get_device_properties(i) for i in own]
+    found.gpus = [str(gpu.uuid) for gpu in properties]
+    addresses = [address for gpu in properties if (address := pci_address(gpu)) is not None]
+    if trouble := far_from_gpus(place.cores, addresses):
+        found.problems.append(trouble)
     compiler = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
     if compiler is None or not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         found.problems.append(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
+from esmpi.engines.hf import HfConfig
 from esmpi.engines.vllm import VllmConfig
 from esmpi.engines.vllm.engine import _difference, _share, _without_launcher
 from esmpi.engines.vllm.gpus import check_gpus
@@ -44,7 +45,9 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_each_rank_sees_its_own_gpus_before_mpi_starts(node: Callable[..., str], launcher: str) -> None:
+def test_each_rank_sees_its_own_gpus_before_mpi_starts(
+    node: Callable[..., str], launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # all GPUs of the node are shown to all ranks: each takes its own
     assert [node("0,1,2,3", rank, 1, launcher) for rank in range(4)] == ["0", "1", "2", "3"]
     assert [node("4,5,6,7", rank, 2, launcher) for rank in range(2)] == ["4,5", "6,7"]
@@ -55,6 +58,16 @@ def test_each_rank_sees_its_own_gpus_before_mpi_starts(node: Callable[..., str],
     # GPUs, or slices of one, by their UUIDs
     assert node("GPU-8e2a,GPU-77b1", 1, 1, launcher) == "GPU-77b1"
     assert node("MIG-41c0, MIG-5d9e", 1, 1, launcher) == "MIG-5d9e"
+    # engine hf takes the GPU of its number itself, but would only find the first slice
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-41c0,MIG-5d9e")
+    HfConfig().prepare()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-5d9e"
+    with pytest.raises(UserError, match="cannot use several slices"):
+        check_gpus(2, Place("here", 1, 2, (0,)))
+    for device, gpus in (("cpu", "MIG-41c0,MIG-5d9e"), ("auto", "0,1")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        HfConfig(device=device).prepare()  # type: ignore[arg-type]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpus
     # a second preparation changes nothing
     assert node(node("0,1,2,3", 2, 1, launcher), 2, 1, launcher) == "2"
 

@@ -137,7 +137,8 @@ def test_live_weights_are_shown_as_what_they_stand_for() -> None:
 def test_only_whole_rows_can_be_quantized() -> None:
     live, scales = torch.empty((4, 6), dtype=torch.int8), torch.empty(4)
     View("a", (4, 6), (0, 4), (0, 6), live, scales)
-    for columns, own, where in itertools.product([(0, 6), (6, 12)], [torch.empty(3), scales], [live, live.float()]):
+    wrong = torch.empty(3), scales.bfloat16()
+    for columns, own, where in itertools.product([(0, 6), (6, 12)], [*wrong, scales], [live, live.float()]):
         if columns == (0, 6) and own is scales and where is live:
             continue
         with pytest.raises(ValueError, match=r"a: (only whole rows|quantized rows)"):

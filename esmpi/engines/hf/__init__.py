@@ -33,6 +33,13 @@ class HfConfig(EngineConfig):
     def gpus_per_rank(self) -> int:
         return 0 if self.device == "cpu" else 1
 
+    def prepare(self) -> None:
+        from esmpi.engines.vllm.gpus import sees_slices, show_own_gpus
+
+        super().prepare()
+        if self.device != "cpu" and sees_slices():
+            show_own_gpus(1)  # of several slices, CUDA would find the first only, on every rank
+
     def plan(self, config: Config, base: "BaseModel") -> list[str]:
         shape = base.config
         line = memory_line(config, base)

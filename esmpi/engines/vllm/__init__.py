@@ -68,6 +68,9 @@ class VllmConfig(EngineConfig):
     """Whether to do without CUDA graphs, which starts faster and generates slower."""
     prefix_caching: bool = key(False, changes_result="no")
     """Whether to compute a common beginning of prompts only once per call. Saves time, but may round differently."""
+    batch_invariant: bool = key(False, changes_result="no")
+    """Whether vLLM uses kernels with which a completion does not depend, bit for bit, on what is batched with it
+    (VLLM_BATCH_INVARIANT). They are slower, and for GPUs only."""
     self_test: bool = key(True, changes_result="no")
     """Whether to check at the start that perturbing each kind of weight changes the outputs."""
     vllm_args: dict[str, Any] = key(factory=dict, changes_result="no")

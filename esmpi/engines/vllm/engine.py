@@ -84,6 +84,11 @@ class VllmEngine(Engine):
                 *_TESTED[0],
                 *_TESTED[1],
             )
+        if engine.batch_invariant and current_platform.is_cpu():
+            raise UserError(
+                "engine.batch_invariant: vLLM has batch-invariant kernels for GPUs only: set it to false. On a CPU, "
+                "greedy completions in float32 do not depend on their batch (model.dtype=float32)"
+            )
         placement, utilization = _place_theta(model, engine, base)
         if current_platform.is_cpu():
             torch.set_num_threads(len(cores[0]))  # vLLM makes this a no-op later
@@ -421,6 +426,8 @@ def _set_environment(engine: VllmConfig, place: Place, cores: list[list[int]]) -
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(engine.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(len(cores[0])))  # otherwise vLLM leaves one core of the CPU idle
+    if engine.batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"  # vLLM reads it when its modules are loaded, in workers as well
     if num_workers > 1:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, worker)) for worker in cores))
     # vLLM forks its workers by default, but a child of a process in which CUDA or MPI has started cannot use CUDA.

@@ -28,7 +28,15 @@ def show_own_gpus(num_workers: int) -> None:
 
 
 def check_gpus(num_workers: int, place: Place) -> None:
-    """Raise UserError if the GPUs that this process sees are neither its own nor enough for all ranks of its node."""
+    """Raise UserError if the GPUs that this process sees are neither its own nor enough for all ranks of its node.
+
+    Also if it has several slices of GPUs: CUDA gives a process only one.
+    """
+    if num_workers > 1 and sees_slices():
+        raise UserError(
+            "engine: a rank cannot use several slices of a GPU (MIG): set engine.tensor_parallel_size=1 and "
+            "engine.pipeline_parallel_size=1, or take whole GPUs"
+        )
     if "SLURM_GPUS_PER_TASK" in os.environ:
         return
     num_gpus = len(visible_gpus())
@@ -37,6 +45,11 @@ def check_gpus(num_workers: int, place: Place) -> None:
             f"engine: {place.num_local_ranks} ranks on {place.host} with {num_workers} GPUs each, but there are "
             f"only {num_gpus}"
         )
+
+
+def sees_slices() -> bool:
+    """Return whether the GPUs that this process sees are slices (MIG). Of these CUDA finds only the first."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-")
 
 
 def visible_gpus() -> list[str]:

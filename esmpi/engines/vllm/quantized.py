@@ -32,7 +32,8 @@ class EsmpiLinearMethod(linear.UnquantizedLinearMethod):  # type: ignore[misc]
 
     def create_weights(self, layer: Any, *sizes: Any, params_dtype: torch.dtype, **more: Any) -> None:
         super().create_weights(layer, *sizes, params_dtype=self._type, **more)
-        layer.register_buffer(SCALES, torch.ones(len(layer.weight)), persistent=False)
+        scales = torch.ones(len(layer.weight), dtype=torch.float32)  # vLLM's default is the type of the model
+        layer.register_buffer(SCALES, scales, persistent=False)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Leave the weight as it is."""
