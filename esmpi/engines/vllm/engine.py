@@ -75,20 +75,7 @@ class VllmEngine(Engine):
                 f"engine.kind: vllm cannot be imported ({error}): install 'esmpi[vllm]', or choose engine.kind=hf"
             ) from error
         self._vllm = vllm
-        version = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
-        if not _TESTED[0] <= version < _TESTED[1]:
-            log.warning(
-                "vLLM %s is outside the range that esmpi was tested with, from %d.%d to before %d.%d: the checks at "
-                "the start will show whether it works",
-                vllm.__version__,
-                *_TESTED[0],
-                *_TESTED[1],
-            )
-        if engine.batch_invariant and current_platform.is_cpu():
-            raise UserError(
-                "engine.batch_invariant: vLLM has batch-invariant kernels for GPUs only: set it to false. On a CPU, "
-                "greedy completions in float32 do not depend on their batch (model.dtype=float32)"
-            )
+        _check_vllm(vllm.__version__, engine)
         placement, utilization = _place_theta(model, engine, base)
         if current_platform.is_cpu():
             torch.set_num_threads(len(cores[0]))  # vLLM makes this a no-op later
@@ -355,6 +342,25 @@ def _call_shards(llm: Any, method: str, *arguments: Any) -> list[Any]:
     # arrays do not travel to worker processes
     plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in arguments]
     return list(llm.collective_rpc("esmpi_call", args=(method, *plain)))
+
+
+def _check_vllm(version: str, engine: VllmConfig) -> None:
+    """Warn of a version that nobody has tried; raise UserError for what vLLM has on GPUs only."""
+    from vllm.platforms import current_platform
+
+    if not _TESTED[0] <= tuple(map(int, re.findall(r"\d+", version)[:2])) < _TESTED[1]:
+        log.warning(
+            "vLLM %s is outside the range that esmpi was tested with, from %d.%d to before %d.%d: the checks at "
+            "the start will show whether it works",
+            version,
+            *_TESTED[0],
+            *_TESTED[1],
+        )
+    if engine.batch_invariant and current_platform.is_cpu():
+        raise UserError(
+            "engine.batch_invariant: vLLM has batch-invariant kernels for GPUs only: set it to false. On a CPU, "
+            "greedy completions in float32 do not depend on their batch (model.dtype=float32)"
+        )
 
 
 def _place_theta(model: ModelConfig, engine: VllmConfig, base: BaseModel) -> tuple[Placement, float]:
