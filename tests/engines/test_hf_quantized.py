@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import requests
+from support import ROOT, requests
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+sys.path.append(str(ROOT / "tools"))
+
+from architectures import make
 
 from esmpi.config.reader import parse_config
 from esmpi.config.sections import ModelConfig
@@ -98,6 +103,18 @@ def test_a_wave_adds_the_noise_to_the_outputs_of_quantized_layers(llama: Path) -
     plain.perturb(wave)
     assert plain.generate([replace(one, member=i) for i in (0, 1) for one in asked], Sampling(max_tokens=8)) == found
     assert found[:2] != found[2:]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixtral", r"only the weights of linear layers .*experts\.0\.w1\.weight.*quantization=none$"),
+        ("llava", "transformers renames or rearranges tensors of this model"),
+    ],
+)
+def test_experts_and_renamed_tensors_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(Path(make(name, tmp_path / "model")), "int8")
 
 
 def test_other_layers_are_refused_by_name(tmp_path: Path) -> None:
