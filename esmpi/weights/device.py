@@ -91,7 +91,8 @@ def check_gpu(device: torch.device) -> None:
         return found
 
     noises = (FULL, Noise(1), Noise(3), Noise(1, {"checked": 0.3}))
-    for live, noise in itertools.product((torch.float32, torch.bfloat16, torch.float16, *LARGEST), noises):
+    plain = itertools.product((torch.float32, torch.bfloat16, torch.float16), noises)
+    for live, noise in (*plain, *((live, FULL) for live in LARGEST)):  # what is quantized was float32 before
         on_gpu = history(DeviceWeights, device, live, noise)
         on_cpu = history(Weights, torch.device("cpu"), live, noise)
         for name, made, expected in zip(("digest", "perturbation", "scale", "update"), on_gpu, on_cpu, strict=True):
