@@ -59,7 +59,7 @@ def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tup
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{what}: cannot read {source}: {error}") from None
         except UserError as error:
-            raise UserError(f"{what}: {error}") from None
+            raise UserError(f"{what}: cannot read {source}: {error}") from None
         try:
             rows = readers[path.suffix](str(path), text)
             return list(islice(((place, _checked(place, row)) for place, row in rows), limit))
