@@ -17,6 +17,10 @@ class ConfigError(UserError):
     """A config that cannot be run."""
 
 
+_MOST_VALUES = 100_000
+"""In a config."""
+
+
 class Override(NamedTuple):
     """A change of one key of a config file."""
 
@@ -75,7 +79,23 @@ def plain(value: Any, name: str) -> Any:
 def read_yaml(text: str) -> Any:
     """Return the contents of a YAML text; raise one of `YAML_ERRORS` if it is not valid."""
     # YAML 1.2 reads 1e-3 as a number and refuses a key that is there twice; PyYAML does neither.
-    return YAML(typ="safe", pure=True).load(text)
+    found = YAML(typ="safe", pure=True).load(text)
+    _check_size(found)
+    return found
+
+
+def _check_size(tree: Any) -> None:
+    """Raise ValueError if a tree is endless or huge once its aliases are written out: few lines may mean gigabytes."""
+    left = [tree]
+    for _ in range(_MOST_VALUES):
+        if not left:
+            return
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            left += value
+    raise ValueError(f"it has more than {_MOST_VALUES:,} values, once its aliases are written out")
 
 
 YAML_ERRORS = (YAMLError, ValueError, RecursionError)

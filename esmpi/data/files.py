@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.errors import UserError, nearest, said
+from esmpi.files import open_regular
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -53,8 +54,11 @@ def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tup
     if path.suffix in readers:
         try:
             # spreadsheets put a byte order mark at the beginning
-            text = path.read_bytes().decode("utf-8-sig")
+            with open_regular(path) as file:
+                text = file.read().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{what}: cannot read {source}: {error}") from None
+        except UserError as error:
             raise UserError(f"{what}: cannot read {source}: {error}") from None
         try:
             rows = readers[path.suffix](str(path), text)

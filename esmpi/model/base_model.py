@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from esmpi.errors import UserError
+from esmpi.files import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _READ_AT_ONCE = 1 << 26
 """Elements."""
+_MOST_JSON_BYTES = 256 * 2**20
+"""Of an index, which has a line for each tensor."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class BaseModel:
         self._opened: dict[Path, Any] = {}
         self._deviations: dict[str, float] = {}
         try:
-            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            self.config: dict[str, Any] = _read_json(folder / "config.json")
             self._list_tensors()
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"model.path: {folder} is damaged or incomplete: {error}") from error
@@ -121,7 +124,13 @@ class BaseModel:
         if not index.exists():
             yield from sorted(self.folder.glob("*.safetensors"))
             return
-        for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+        entries = _read_json(index).get("weight_map")
+        if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries.values()):
+            raise ValueError(f"{index.name} has no weight_map from tensors to files")
+        for name in sorted(set(entries.values())):
+            # the files themselves may be links, as in the hub's cache
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise UserError(f"model.path: {index} names {name}: only *.safetensors files beside it are read")
             if not (self.folder / name).exists():
                 raise UserError(f"model.path: {self.folder} lacks {name}, which its index names")
             yield self.folder / name
@@ -148,6 +157,19 @@ class BaseModel:
             whole = stored.get_tensor(name).view(matrix_shape(entry.shape))
             part = whole[rows[0] : rows[1], cols[0] : cols[1]]
         return part.to(torch.float32, copy=True)  # not the file's own memory, which the next reader would get, too
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raise ValueError, UserError or OSError if there is none."""
+    with open_regular(path) as file:
+        text = file.read(_MOST_JSON_BYTES)
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path.name}: brackets too deep inside one another") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return found
 
 
 def tied_embedding(names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from esmpi.data.problem import Example, Prompt
+from esmpi.tasks._answer_forms import by_text, differ_in_size, rewritten, same_in_other_form
 from esmpi.tasks.answers import last_boxed
 from esmpi.tasks.base import Score, Task, load_extra
 from esmpi.tasks.chat import ChatFormat, ChatTaskConfig, chat
@@ -95,10 +96,14 @@ def same_answer(gold: str, answer: str) -> bool:
         return True
     if len(answer) > MAX_LENGTH or _depth(answer) > MAX_DEPTH:
         return False
+    if (said := by_text(gold, answer)) is not None:
+        return said
     golds, answers = _read(gold), _read(answer)
     if not golds or not answers or any(_is_expensive(expression) for expression in answers):
         return False
-    return bool(_math_verify().verify(list(golds), list(answers), timeout_seconds=None))
+    if _math_verify().verify(list(golds), list(answers), timeout_seconds=None):
+        return "%" in gold + answer or not differ_in_size(golds, answers)
+    return same_in_other_form(golds, answers)
 
 
 def canonical(answer: str) -> str:
@@ -140,7 +145,7 @@ def _bare(text: str) -> str:
     if text.endswith(".") and not text.endswith("\\right."):
         text = text[:-1].rstrip("$ ")
     number = re.fullmatch(r"(-?[0-9.]+)[eE]([-+]?[0-9]+)", text)
-    return rf"{number[1]} \times 10^{{{number[2].lstrip('+')}}}" if number else text
+    return rf"{number[1]} \times 10^{{{number[2].lstrip('+')}}}" if number else rewritten(text)
 
 
 def _depth(text: str) -> int:

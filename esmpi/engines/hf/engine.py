@@ -255,7 +255,12 @@ class HfEngine(Engine):
 
 def _load(model: ModelConfig, base: BaseModel) -> Any:
     """Return the model of a folder. One with images is loaded with them if transformers has no other class for it."""
-    keys = {"dtype": getattr(torch, model.dtype), "trust_remote_code": model.trust_remote_code}
+    # a folder may hold pickles, too, whose loading can run code
+    keys = {
+        "dtype": getattr(torch, model.dtype),
+        "trust_remote_code": model.trust_remote_code,
+        "use_safetensors": True,
+    }
     try:
         return AutoModelForCausalLM.from_pretrained(base.folder, **keys)
     except ValueError:
