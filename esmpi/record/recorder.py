@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from esmpi.es.member_columns import FAILED, MEMBER_DTYPE, OK
 from esmpi.es.population import FAILURES, Results, idle_seconds
 from esmpi.files import FullError, write_whole
 from esmpi.record.evaluation import Evaluation
+from esmpi.record.past import GENERATION, figures_of, past_of
 from esmpi.record.sinks import Sinks
 from esmpi.stopwatch import Stopwatch
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile, member_samples_path, samples_path
@@ -71,8 +71,9 @@ class Recorder:
     def __init__(self, run: RunFile | None, num_generations: int, sinks: Sequence[str] = (), num_ranks: int = 1):
         self._run = run
         self._sinks = Sinks(sinks, run.path.parent, run.attributes, run.num_generations) if run else None
-        if run is not None:
-            self._repeat_evaluations(run)
+        if run is not None and self._sinks is not None and self._sinks.lacks_from is not None:
+            for past in past_of(run, self._sinks.lacks_from):
+                self._sinks.repeat(past)
         self._num_generations = num_generations
         self._num_ranks = num_ranks
         self._generation_seconds: list[float] = []
@@ -142,13 +143,8 @@ class Recorder:
             if kept[1]:
                 write_lines(*kept)  # so that a committed generation has them
             write()
-        waited = watch.seconds.get("wait", 0.0)
-        self._log_generation(row, idle, waited, alike)
-        left_out = {"generation", "theta_digest"} | ({"fitness_theta"} if np.isnan(row["fitness_theta"]) else set())
-        figures = {name: float(row[name]) for name in row.dtype.names or () if name not in left_out}
-        self._write_to_sinks(
-            "generation", int(row["generation"]), {**further, **figures, "seconds_idle": idle, "seconds_wait": waited}
-        )
+        self._log_generation(row, idle, alike)
+        self._write_to_sinks(GENERATION, int(row["generation"]), figures_of(row, further, idle))
         if self._sinks is not None:
             self._sinks.write_members(int(row["generation"]), fitness, kept[1])
 
@@ -200,20 +196,11 @@ class Recorder:
             if self._sinks is not None:
                 self._sinks.close()
 
-    def _repeat_evaluations(self, run: RunFile) -> None:
-        """Write to the sinks the evaluations of theta as it is, which they drop when they are opened."""
-        for suite, rows in run.evaluations.items():
-            for row in rows:
-                figures = {name: float(value) for name, value in row.items() if not math.isnan(value)}
-                generation = int(figures.pop("generation"))
-                if generation >= run.num_generations:
-                    self._write_to_sinks(suite, generation, figures)
-
     def _write_to_sinks(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         if self._sinks is not None:
             self._sinks.write(group, generation, figures)
 
-    def _log_generation(self, row: np.void, idle: float, waited_s: float, alike: bool) -> None:
+    def _log_generation(self, row: np.void, idle: float, alike: bool) -> None:
         seconds = float(row["seconds_total"])
         self._generation_seconds.append(seconds)
         recent = self._generation_seconds[-10:]
@@ -222,8 +209,8 @@ class Recorder:
         waited = f"  idle {100 * idle / seconds:.0f} %" if self._num_ranks > 1 else ""
         if row["seconds_score"] > _LEAST_WAIT * row["seconds_generate"]:
             waited += f"  generating {row['seconds_generate']:.1f} s, rewards {row['seconds_score']:.1f} s"
-        if waited_s > _LEAST_WAIT * seconds:
-            waited += f"  waiting for rewards {100 * waited_s / seconds:.0f} %"
+        if row["seconds_wait"] > _LEAST_WAIT * seconds:
+            waited += f"  waiting for rewards {100 * row['seconds_wait'] / seconds:.0f} %"
         num_rewards = sum(int(row[f"num_score_{kind}"]) for kind in FAILURES)
         failed = f"  {counted(num_rewards, 'reward')} failed" if num_rewards else ""
         failed += f"  {counted(int(row['num_failed']), 'member')} failed" if row["num_failed"] else ""
@@ -295,7 +282,7 @@ def _generation_row(generation: int, results: Results, step: Step, watch: Stopwa
     row["theta_digest"] = step.digest
     row["sigma"], row["alpha"], row["shrink"] = step.sigma, step.alpha, step.shrink
     row["fitness_theta"] = step.theta_fitness
-    for phase in ("generate", "score", "perturb", "update", "exchange"):
+    for phase in ("generate", "score", "perturb", "update", "exchange", "wait"):
         row[f"seconds_{phase}"] = watch.seconds.get(phase, 0.0)
     row["seconds_update"] += watch.seconds.get("digest", 0.0)
     row["seconds_total"] = watch.total()

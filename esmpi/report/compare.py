@@ -52,7 +52,7 @@ def table(runs: Sequence[RunFile]) -> list[list[str]]:
     values = differing_values(runs)
     head = ["run", *(name.removeprefix("es.") for name in values), "generations", "fitness"]
     for suite in suites:
-        head += [f"{suite.replace('_', '-')} before", "after", "best", "at"]
+        head += [f"{suite.replace('_', '-')}: base", "last", "best", "best at"]
     lines = [head]
     for i, run in enumerate(runs):
         cells = [_cell(value[i]) for value in values.values()]

@@ -27,6 +27,8 @@ SIZE = (3.7, 2.2)
 """Width and height of a figure in inches: text that is readable on a phone, where it is as wide as the screen."""
 _SOLID, _BAND = 0.85, 0.22
 """Opacity of parts in a stack, and of bands."""
+_STEPS = (1, 2, 2.5, 5, 10)
+"""Distances of ticks, up to a power of ten: those that are easily read."""
 _STYLE = {
     **{"font.size": 8, "axes.labelsize": 8, "axes.titlesize": 9, "legend.fontsize": 7.5, "legend.frameon": False},
     **{"axes.edgecolor": LIGHT["line"], "axes.labelcolor": LIGHT["muted"], "axes.titlelocation": "left"},
@@ -78,8 +80,8 @@ def draw(figures: Sequence[Figure], title: str = "", columns: int = 2) -> "Pictu
             panel(axes, figure)
             axes.set_title(figure.title)
             handles, labels = axes.get_legend_handles_labels()
-            if len(handles) > 1:
-                below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0.0}
+            if handles and figure.kind != "bars" and labels != [figure.title]:
+                below = {"loc": "upper left", "bbox_to_anchor": (0, -0.25), "borderaxespad": 0.0}
                 beside = 1 if max(len(curve.name) for curve in figure.curves) > 24 else 2
                 axes.legend(handles, list(map(visible, labels)), **below, ncols=beside)
         if title:
@@ -117,8 +119,8 @@ def panel(axes: "Axes", figure: Figure) -> None:
     if figure.kind != "bars":
         axes.margins(x=0.02)
     whole = figure.x_label.startswith(("generation", "rank"))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, min_n_ticks=1 if whole else 2))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, min_n_ticks=1 if whole else 2, steps=(1, 2, 5, 10)))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     if not whole:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     largest = max(map(abs, axes.get_ylim()))

@@ -70,8 +70,8 @@ def idle_times(run: History) -> tuple[np.ndarray, np.ndarray]:
 def _waited(run: History) -> list[np.ndarray]:
     """Return for each generation how long each of its ranks waited, (ranks,) in seconds."""
     return [
-        idle_seconds(members["rank"], members["seconds"], num_ranks(run, float(row["unix_time"])))
-        for row, members in zip(run.generations, run.members, strict=True)
+        idle_seconds(members["rank"], members["seconds"], run.num_ranks(generation))
+        for generation, members in enumerate(run.members)
     ]
 
 
@@ -81,9 +81,3 @@ def _in_all(run: History, waited: list[np.ndarray]) -> tuple[np.ndarray, np.ndar
         idle[: len(seconds)] += seconds
         there[: len(seconds)] += float(row["seconds_total"])
     return idle, np.maximum(there, 1e-9)
-
-
-def num_ranks(run: History, unix_time: float) -> int:
-    """Return how many ranks made a generation: those of the last start before it was committed."""
-    starts = [start for start in run.attributes["provenance"] if start.get("unix_time", 0) <= unix_time]
-    return int(starts[-1].get("ranks", 1)) if starts else 1

@@ -21,6 +21,7 @@ _PHASES = (
     ("perturb", "seconds_perturb", 1),
     ("update", "seconds_update", 2),
     ("exchange, with waiting", "seconds_exchange", 4),
+    ("waiting for rewards", "seconds_wait", 3),
 )
 _FAILURES = (
     ("members that failed", "num_failed", 1),
@@ -30,6 +31,11 @@ _FAILURES = (
 )
 _OWN = {"reward_mean", "tokens_mean", "characters_mean", "member_accuracy_mean"}
 """Columns of evaluations that are no part of the task's reward, though their names end as those of parts do."""
+
+_LABELS = {
+    "kl_per_token": "KL divergence on held-out problems",
+    "theta_distance": "norm of theta - theta of generation 0",
+}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -74,8 +80,10 @@ def _of_training(run: History) -> Iterator[Figure]:
     yield from _settings(run, table, x)
     yield from _tokens_of_members(run, table, x)
     total = table["seconds_total"]
-    phases = [Curve(name=name, x=x, y=table[key], color=color) for name, key, color in _PHASES]
-    rest = np.maximum(0, total - sum(table[key] for _, key, _ in _PHASES))
+    # an older esmpi did not record how long rank 0 waited for rewards
+    spent = [(name, np.nan_to_num(table[key]), color) for name, key, color in _PHASES]
+    phases = [Curve(name=name, x=x, y=seconds, color=color) for name, seconds, color in spent]
+    rest = np.maximum(0, total - sum(seconds for _, seconds, _ in spent))
     yield Figure(
         name="time",
         title="Time of a generation by phase",
@@ -88,7 +96,7 @@ def _of_training(run: History) -> Iterator[Figure]:
             Curve(name="computing rewards, in parallel", x=x, y=table["seconds_score"], color=5, dash=1),
         ],
         y_range=(0, None),
-        note="On rank 0. The rest is waiting for rewards and keeping records.",
+        note="On rank 0. The rest is keeping records, and theta's own completions (eval.control_every).",
     )
     rate = np.divide(table["tokens"], total, out=np.full(len(x), np.nan), where=total > 0)
     yield Figure(
@@ -235,12 +243,14 @@ def _of_evaluations(run: History) -> Iterator[Figure]:
     if others:
         yield Figure(
             name="suites",
-            title="Other suites: what is kept, what is lost",
+            title="Accuracy on other suites",
             section=LEARNING,
             y_label="%",
+            note=_retention(run, [suite for suite, _ in others]),
             curves=[accuracy_curve(found, title_of(suite), i) for i, (suite, found) in enumerate(others)],
             levels=[
-                (f"{title_of(suite)}, first", 100 * found[0]["accuracy"], i) for i, (suite, found) in enumerate(others)
+                (f"{title_of(suite)}, {_first(found)}", 100 * found[0]["accuracy"], i)
+                for i, (suite, found) in enumerate(others)
             ],
             events=events_of(run),
         )
@@ -248,7 +258,7 @@ def _of_evaluations(run: History) -> Iterator[Figure]:
 
 def _held_out(run: History, rows: Rows) -> Iterator[Figure]:
     x = column(rows, "generation")
-    first = "base model" if rows[0]["generation"] == 0 else f"generation {rows[0]['generation']}"
+    first = _first(rows)
     accuracies, quartiles = _spread(run)
     yield Figure(
         name="accuracy",
@@ -274,9 +284,23 @@ def _held_out(run: History, rows: Rows) -> Iterator[Figure]:
     yield from _lines("parts", "Parts of the reward and other figures", parts, rows, LEARNING, 1, "mean")
     share = {**{"num_truncated": "cut off", "num_unparsed": "without an answer"}, "num_failed": "without a reward"}
     counted = [{"generation": row["generation"], **_shares(row, share)} for row in rows]
-    yield from _lines("cut_off", "Completions cut off or unread", list(share.values()), counted, COMPLETIONS, 1, "%")
-    yield from _lines("kl", "Divergence from the base model", ["kl_per_token"], rows, MODEL, 1, "nats per token")
-    yield from _lines("distance", "Distance from the base model", ["theta_distance"], rows, MODEL, 1, "norm")
+    title = "Completions without an end, an answer or a reward"
+    yield from _lines("cut_off", title, list(share.values()), counted, COMPLETIONS, 1, "%")
+    yield from _lines("kl", "KL divergence from the base model", ["kl_per_token"], rows, MODEL, 1, "nats per token")
+    title = "Distance from the base model's weights"
+    yield from _lines("distance", title, ["theta_distance"], rows, MODEL, 1, "Euclidean norm")
+
+
+def _first(rows: Rows) -> str:
+    """Return what the first evaluation is of, in words."""
+    return "base model" if rows[0]["generation"] == 0 else f"generation {rows[0]['generation']}"
+
+
+def _retention(run: History, suites: Sequence[str]) -> str:
+    """Return which of the suites show what the model forgets, as a sentence."""
+    retention = run.attributes["config"].get("eval", {}).get("retention") or ()
+    named = [title_of(suite) for suite in suites if suite in retention]
+    return f"What the model may forget (eval.retention): {', '.join(named)}." if named else ""
 
 
 def _shares(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
@@ -290,7 +314,7 @@ def _lines(
     for color, key in enumerate(columns):
         values = factor * column(rows, key)
         if not np.isnan(values).all():
-            label = title_of(key.removesuffix("_mean")).replace("pass-at-", "pass@")
+            label = _LABELS.get(key) or title_of(key.removesuffix("_mean")).replace("pass-at-", "pass@")
             dash = color // NUM_COLORS
             x = column(rows, "generation")
             curves.append(Curve(name=label, x=x, y=values, color=color, dash=dash, markers=True))

@@ -18,7 +18,7 @@ from esmpi.files import write_whole
 from esmpi.report import facts
 from esmpi.report.compare import table
 from esmpi.report.draw import style
-from esmpi.report.figure import X_LABELS, Figure
+from esmpi.report.figure import COMPLETIONS, COST, LEARNING, MODEL, X_LABELS, Figure
 from esmpi.report.inline import inline, inline_picture, legend, values
 from esmpi.report.member_samples import choose_generations, generations_with_samples
 from esmpi.report.of_run import figures_of, rows_of
@@ -35,6 +35,8 @@ from esmpi.wording import counted, visible
 if TYPE_CHECKING:
     from jinja2 import Template
 
+_SECTIONS = {LEARNING: "learned", COMPLETIONS: "completions", MODEL: "model", COST: "cost"}
+"""Parts of a page that have figures, in their order, with the names that the template has for them."""
 _MOST_BYTES = 1_300_000
 """Of the completions of a page, with what marks them."""
 _MOST_BYTES_OF_MEMBERS = 500_000
@@ -131,7 +133,6 @@ def _render(*, title: str, figures: Sequence[Figure], axes: Sequence[str], **con
                 "data": values(figure, axes),
             }
         )
-    names = list(dict.fromkeys(figure.section for figure in figures))
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -145,7 +146,10 @@ def _render(*, title: str, figures: Sequence[Figure], axes: Sequence[str], **con
     return _template().render(
         title=title,
         axes=axes,
-        sections=[{"title": name, "figures": [one for one in shown if one["section"] == name]} for name in names],
+        sections=[
+            {"title": title, "name": name, "figures": [one for one in shown if one["section"] == title]}
+            for title, name in _SECTIONS.items()
+        ],
         all_figures=shown,
         policy=policy,
         style=Markup(rules),
@@ -200,7 +204,9 @@ def _tiles_of_groups(groups: Sequence[Group]) -> list[Tile]:
     if not means:
         return []
     mean, best = max(means, key=lambda one: one[0])
-    return [Tile("Highest last accuracy", percent(mean), f"{best.name}, {counted(len(best.runs), 'run')}")]
+    return [
+        Tile("Highest accuracy at the end", percent(mean), f"{best.name}, mean of {counted(len(best.runs), 'run')}")
+    ]
 
 
 def _evaluations(run: RunFile) -> dict[str, Any] | None:
@@ -238,13 +244,15 @@ def _samples(run: RunFile) -> dict[str, Any] | None:
         return None
     kinds = [kind_of(pair) for pair in found]
     shown = choose(found, _MOST_BYTES)
+    problems = len({sample.get("index", i) for i, (sample, _) in enumerate(found)})
+    of_what = "held-out problems" if problems == len(found) else f"{problems:,} held-out problems"
     some = (
         ""
         if len(shown) == len(found)
         else f" The page shows {len(shown):,} of them; all are in {run.path.parent}/eval."
     )
     return {
-        "intro": f"{counted(len(found), 'completion')} of held-out problems, by generations {between[0]} and "
+        "intro": f"{counted(len(found), 'completion')} of {of_what}, by generations {between[0]} and "
         f"{between[1]}. Words that only one of the two has are marked.{some}",
         "counts": [(kind, f"{kinds.count(kind):,}") for kind in KINDS if kind in kinds],
         "shown": shown,

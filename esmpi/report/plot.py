@@ -67,7 +67,7 @@ def draw_profile(run: History, titled: bool = True) -> "Picture":
     figure = new_figure(11, 1.9 + 0.42 * len(shown))
     axes = figure.subplots()
     end = max(float(profile["seconds_end"].max()), 1e-9)
-    unit, scale = ("ms", 1e3) if end < 1 else ("s", 1.0)
+    unit, scale = ("milliseconds", 1e3) if end < 1 else ("seconds", 1.0)
     main = profile[~np.isin(profile["phase"], [name.encode() for name in _BESIDE])]
     busy = len(ranks) * end
     for name, color in _COLORS.items():
@@ -81,13 +81,13 @@ def draw_profile(run: History, titled: bool = True) -> "Picture":
             place = (line + 0.29, 0.13) if name in _BESIDE else (line - 0.36, 0.6)
             axes.broken_barh(spans.tolist(), place, facecolors=color, linewidth=0)
         beside = ", beside" if name in _BESIDE else ""
-        axes.broken_barh([], (0, 0), facecolors=color, label=f"{name} {100 * seconds / busy:.2g} %{beside}")
+        axes.broken_barh([], (0, 0), facecolors=color, label=f"{name} {_share(seconds / busy)}{beside}")
     covered = (main["seconds_end"] - main["seconds_start"]).sum() / busy
     axes.set_yticks(range(len(shown)), [f"rank {rank}" for rank in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, end * scale)
     omitted = f"; {len(shown)} of {len(ranks)} ranks" if len(shown) < len(ranks) else ""
-    axes.set_xlabel(f"{unit} since the generation began; {100 * covered:.1f} % of the time is in a phase{omitted}")
+    axes.set_xlabel(f"{unit} since the generation began; phases cover {100 * covered:.1f} % of the time{omitted}")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="share of all ranks' time")
@@ -95,6 +95,10 @@ def draw_profile(run: History, titled: bool = True) -> "Picture":
         name = one_line(run.attributes["config"]["run"]["name"], 80)
         axes.set_title(f"{name}, generation {profile['generation'][0]}", loc="left", fontsize=10)
     return figure
+
+
+def _share(share: float) -> str:
+    return "< 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
 
 
 def plot(run: History, path: Path) -> None:

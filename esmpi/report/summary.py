@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from esmpi.config.sections import HELD_OUT
 from esmpi.report.of_ranks import idle_times
 from esmpi.report.samples import KINDS, kind_of, pairs, read_samples
 from esmpi.store.run_file import RunFile
@@ -40,7 +41,7 @@ def summarize(run: RunFile) -> str:
         tokens = sum(int(row["tokens"]) for row in run.generations)
         lines.append(f"{seconds:.1f} s of training, {tokens:,} tokens generated")
         lines += _idle(run)
-    for suite, rows in run.evaluations.items():
+    for suite, rows in sorted(run.evaluations.items(), key=lambda item: item[0] != HELD_OUT):
         ordered = sorted(rows, key=lambda row: row["generation"])
         lines += ["", *_table(suite, ordered[0], ordered[-1]), *_samples(run, suite, ordered[0], ordered[-1])]
     return "\n".join(map(visible_line, lines))

@@ -28,13 +28,13 @@ def tiles_of(run: History, outcome: Outcome | None) -> list[Tile]:
                 "Accuracy on held-out problems",
                 f"{percent(before.accuracy)} → {percent(after.accuracy)}",
                 f"95 % intervals {before.interval_text} and {after.interval_text}, "
-                f"{counted(after.num_problems, 'problem')}",
+                f"{counted(after.num_problems, 'problem')}{_highest(run, after.generation)}",
             )
         )
         if outcome.change is not None:
             tiles.append(
                 Tile(
-                    "Became right, became wrong",
+                    "Problems that became better, worse",
                     f"{outcome.change.num_better:,}, {outcome.change.num_worse:,}",
                     outcome.test_text,
                 )
@@ -55,6 +55,14 @@ def tiles_of(run: History, outcome: Outcome | None) -> list[Tile]:
         )
         tiles.append(Tile("Tokens generated", f"{tokens:,}", f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"))
     return [tile._replace(value=tile.value.replace(" %", "\u00a0%")) for tile in tiles]
+
+
+def _highest(run: History, last: int) -> str:
+    """Return where the accuracy was highest, if not at the end."""
+    best = run.best()
+    if best is None or int(best["generation"]) == last:
+        return ""
+    return f"; highest {percent(best['accuracy'])} at generation {best['generation']}"
 
 
 def _duration(seconds: float) -> str:

@@ -17,7 +17,6 @@ from esmpi.config.sections import HELD_OUT
 from esmpi.errors import UserError
 from esmpi.es.population import idle_seconds
 from esmpi.files import open_regular
-from esmpi.report.of_ranks import num_ranks
 from esmpi.report.of_run import rows_of, table_of
 from esmpi.report.samples import Sample, read_samples
 from esmpi.stop.time_limit import job_ends
@@ -305,8 +304,8 @@ def _phases(recent: np.ndarray) -> dict[str, float]:
 
 def _idle(run: History) -> float:
     waited, there = 0.0, 0.0
-    for row, members in list(zip(run.generations, run.members, strict=True))[-RECENT:]:
-        ranks = num_ranks(run, float(row["unix_time"]))
+    for generation, (row, members) in list(enumerate(zip(run.generations, run.members, strict=True)))[-RECENT:]:
+        ranks = run.num_ranks(generation)
         if ranks > 1 and len(members):  # the members of older generations are in files that are not read
             waited += float(idle_seconds(members["rank"], members["seconds"], ranks).mean())
             there += float(row["seconds_total"])

@@ -27,6 +27,7 @@ GENERATION_DTYPE = np.dtype(
         ("seconds_perturb", np.float64),
         ("seconds_update", np.float64),
         ("seconds_exchange", np.float64),
+        ("seconds_wait", np.float64),  # for rewards, after the last member; NaN in older files
         ("seconds_total", np.float64),
         ("tokens", np.int64),
         ("num_failed", np.int64),
@@ -37,7 +38,10 @@ GENERATION_DTYPE = np.dtype(
     ]
 )
 
-GENERATION_DEFAULTS = {"fitness_theta": math.nan, "sigma": math.nan, "alpha": math.nan, "shrink": 1.0}
+GENERATION_DEFAULTS = {
+    **{"fitness_theta": math.nan, "sigma": math.nan, "alpha": math.nan, "shrink": 1.0},
+    "seconds_wait": math.nan,
+}
 """What stands for columns that files of older versions lack."""
 
 PROFILE_DTYPE = np.dtype(

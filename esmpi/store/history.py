@@ -71,6 +71,12 @@ class History:
         """Return which noise the members of a generation had."""
         return NoiseSettings.of(self._config_of(generation)["es"])
 
+    def num_ranks(self, generation: int) -> int:
+        """Return how many ranks made a generation: those of the last start before it was committed."""
+        committed = float(self.generations[generation]["unix_time"])
+        starts = [start for start in self.attributes["provenance"] if start.get("unix_time", 0) <= committed]
+        return int(starts[-1].get("ranks", 1)) if starts else 1
+
     def sigma(self, generation: int) -> float:
         """Return the scale of a generation's perturbations."""
         recorded = float(self.generations[generation]["sigma"])

@@ -3,14 +3,16 @@
 import csv
 import importlib.util
 import json
+import signal
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Run, require, train
+from support import TINY_RUN, Run, require, train
 
+KILLED = Path(__file__).parent / "killed_in_sinks.py"
 Shown = dict[str, dict[int, Any]]
 """Values by name, with the group in front, and generation."""
 
@@ -60,8 +62,8 @@ def of_wandb(folder: Path) -> Shown:
                     row[key] = row.get(key, {}) | {inner[0]: value} if inner else value
                 for name, value in row.items():
                     if "/" in name:
-                        # a later start may say the same again
-                        assert found.setdefault(name, {}).setdefault(row["generation"], value) == value
+                        assert row["generation"] not in found.setdefault(name, {}), f"{name} has a step twice"
+                        found[name][row["generation"]] = value
     return found
 
 
@@ -135,19 +137,26 @@ def test_sinks_show_what_the_run_file_has(launch: Run, tmp_path: Path, monkeypat
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     keys = (f"log.sinks=[{', '.join(READERS)}]", "eval.every=2", "log.samples=1")
-    train(launch, tmp_path, 2, *keys)
-    # what a killed start leaves behind: a figure of a generation that was not committed, and half a line
+    # killed when half of the sinks have a generation, and when none has an evaluation that the run file has
+    for group, generation, sinks in (("generation", 2, 3), ("held_out", 4, 0)):
+        words = (group, str(generation), str(sinks), TINY_RUN, f"run.output_dir={tmp_path}", *keys, "es.generations=5")
+        done = launch([KILLED, *words], 0)
+        assert done.returncode == -signal.SIGKILL, done.stderr + done.stdout
+    # and half a line, with a figure of a generation that was not committed
     with (tmp_path / "tiny" / "figures.jsonl").open("a") as file:
-        file.write('{"group": "generation", "generation": 3, "fitness_mean": 99}\n{"group": "gen')
+        file.write('{"group": "generation", "generation": 4, "fitness_mean": 99}\n{"group": "gen')
     run = train(launch, tmp_path, 2, *keys, "es.generations=5")
     means = dict(enumerate(run["generations/fitness_mean"].tolist()))
     evaluated = run["evaluations/held_out/generation"].tolist()
-    assert evaluated == [0, 2, 3, 4, 5]
+    assert evaluated == [0, 2, 4, 5]
     accuracies = dict(zip(evaluated, run["evaluations/held_out/accuracy"].tolist(), strict=True))
     for name, read in READERS.items():
         shown = read(tmp_path / "tiny")
         assert shown["generation/fitness_mean"] == same(means), name
         assert shown["held_out/accuracy"] == same(accuracies), name
+        for column in ("seconds_wait", "tokens", "sigma"):
+            assert shown[f"generation/{column}"] == same(dict(enumerate(run[f"generations/{column}"].tolist()))), name
+        assert sorted(shown["generation/seconds_idle"]) == sorted(shown["generation/format_mean"]) == list(means), name
         if name in ("wandb", "trackio"):
             histograms, tables = shown["generation/fitness"], shown["generation/samples"]
             assert sorted(histograms) == sorted(tables) == list(means), name

@@ -120,7 +120,7 @@ def test_hostile_texts_are_inert(view: Any) -> None:
     assert seen.page.evaluate("window.acted") is None
     assert (
         seen.page.evaluate(
-            "document.querySelectorAll('img, iframe, form, a, :is(.sample, .member) :is(svg, style)').length"
+            "document.querySelectorAll('img, iframe, form, main a, :is(.sample, .member) :is(svg, style)').length"
         )
         == 0
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from esmpi import plugins
 from esmpi.errors import UserError, said
+from esmpi.record.past import Past
 from esmpi.record.sinks.base import Sink
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,19 @@ class Sinks:
             except Exception as error:  # whatever a library raises
                 raise UserError(f"log.sinks: {name} cannot be opened: {said(error)}") from error
 
+        lacking = {name: first if sink.lacks_from is None else sink.lacks_from for name, sink in self._open.items()}
+        self._lacks_from = lacking
+
+    @property
+    def lacks_from(self) -> int | None:
+        """The first generation that any of the sinks lacks; None if there are no sinks."""
+        return min(self._lacks_from.values(), default=None)
+
+    def repeat(self, past: Past) -> None:
+        """Write what the run file has to those sinks that lack it."""
+        for name in [name for name in self._open if self._lacks_from[name] <= past.generation]:
+            self._try(name, lambda sink: _repeat(sink, past))
+
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         """Add figures of a generation to every sink."""
         self._each(lambda sink: sink.write(group, generation, figures))
@@ -52,11 +66,14 @@ class Sinks:
 
     def _each(self, write: Callable[[Sink], None]) -> None:
         for name in list(self._open):
-            try:
-                write(self._open[name])
-            except Exception as error:  # a sink may raise anything: full disk, no network, ...
-                log.warning("log.sinks: %s failed and gets no more figures: %s", name, error)
-                del self._open[name]
+            self._try(name, write)
+
+    def _try(self, name: str, write: Callable[[Sink], None]) -> None:
+        try:
+            write(self._open[name])
+        except Exception as error:  # a sink may raise anything: full disk, no network, ...
+            log.warning("log.sinks: %s failed and gets no more figures: %s", name, error)
+            del self._open[name]
 
     def close(self) -> None:
         """Close every sink."""
@@ -65,3 +82,9 @@ class Sinks:
                 sink.close()
             except Exception as error:
                 log.warning("log.sinks: %s could not be closed: %s", name, error)
+
+
+def _repeat(sink: Sink, past: Past) -> None:
+    sink.write(past.group, past.generation, past.figures)
+    if past.fitness is not None:
+        sink.write_members(past.generation, past.fitness, past.samples)

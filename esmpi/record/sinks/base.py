@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,11 @@ import numpy as np
 
 class Sink(ABC):
     """A place that draws figures over generations."""
+
+    lacks_from: int | None = None
+    """The first generation that the sink lacks, or may lack. `__init__` sets it; None is its `first`. From there on,
+    what the run file has is written when the sink is opened: a start that was killed may have committed what it did not
+    show, and a sink may be new to a run."""
 
     @abstractmethod
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
@@ -24,7 +29,8 @@ class Sink(ABC):
             Those of the run file, such as `run_uuid` and `config`.
         first : int
             The generation that comes next. What an earlier start wrote from there on is not part of the run, and is
-            to be dropped: evaluations of theta of this generation that are part of it are written again.
+            to be dropped: evaluations of theta of this generation that are part of it are written again. A sink that
+            sets `lacks_from` drops what it has from there on.
         """
 
     @abstractmethod
@@ -48,6 +54,11 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Write what is still held back."""
+
+
+def first_gap(known: Container[int], first: int) -> int:
+    """Return the first generation that is not known, at most `first`."""
+    return next((generation for generation in range(first) if generation not in known), first)
 
 
 def row_of_sample(sample: Mapping[str, Any]) -> dict[str, Any]:

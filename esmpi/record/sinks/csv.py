@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.files import write_whole
-from esmpi.record.sinks.base import Sink
+from esmpi.record.past import GENERATION
+from esmpi.record.sinks.base import Sink, first_gap
 from esmpi.wording import visible_line
 
 _HEAD = ["group", "generation", "name", "value"]
@@ -19,17 +20,19 @@ class Csv(Sink):
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         path = directory / "figures.csv"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows = [row for row in csv.reader(lines[1:]) if len(row) == len(_HEAD)]
+        rows = [row for row in csv.reader(lines[1:]) if len(row) == len(_HEAD) and row[1].isdecimal()]
+        self.lacks_from = first_gap({int(row[1]) for row in rows if row[0] == GENERATION}, first)
         kept = io.StringIO(newline="")
-        csv.writer(kept).writerows([_HEAD, *(row for row in rows if row[1].isdecimal() and int(row[1]) < first)])
+        csv.writer(kept).writerows([_HEAD, *(row for row in rows if int(row[1]) < self.lacks_from)])
         write_whole(path, kept.getvalue().encode())
         self._file = path.open("a", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file)
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
-        self._writer.writerows(
+        rows = io.StringIO(newline="")
+        csv.writer(rows).writerows(
             [_cell(group), generation, _cell(name), repr(float(value))] for name, value in figures.items()
         )
+        self._file.write(rows.getvalue())  # at once, so that a generation is there as a whole or not at all
         self._file.flush()
 
     def close(self) -> None:

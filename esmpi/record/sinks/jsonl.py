@@ -1,12 +1,14 @@
 """Sink `jsonl`: figures as JSON lines."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from esmpi.files import write_whole
-from esmpi.record.sinks.base import Sink
+from esmpi.record.past import GENERATION
+from esmpi.record.sinks.base import Sink, first_gap
 
 
 class JsonLines(Sink):
@@ -15,7 +17,9 @@ class JsonLines(Sink):
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         path = directory / "figures.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        write_whole(path, "".join(f"{line}\n" for line in lines if _generation_of(line) < first).encode())
+        known = [(line, *_of(line)) for line in lines]
+        self.lacks_from = first_gap({int(number) for _, group, number in known if group == GENERATION}, first)
+        write_whole(path, "".join(f"{line}\n" for line, _, number in known if number < self.lacks_from).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
@@ -26,9 +30,10 @@ class JsonLines(Sink):
         self._file.close()
 
 
-def _generation_of(line: str) -> float:
-    """Return the generation of a line, infinity for what a killed process left half written."""
+def _of(line: str) -> tuple[str, float]:
+    """Return the group and the generation of a line, infinity for what a killed process left half written."""
     try:
-        return float(json.loads(line)["generation"])
+        row = json.loads(line)
+        return str(row["group"]), float(row["generation"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return "", math.inf

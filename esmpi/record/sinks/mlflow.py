@@ -10,7 +10,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.record.sinks._network import answers, without_secrets
-from esmpi.record.sinks.base import Sink, row_of_sample
+from esmpi.record.sinks.base import Sink, first_gap, row_of_sample
 
 _UUID = "esmpi.run_uuid"
 _MOST_PARAMETERS = 100
@@ -51,6 +51,8 @@ class MLflow(Sink):
             for key in run.data.metrics
             for metric in self._client.get_metric_history(self._id, key)
         }
+        shown = {step for key, step in self._known if key == "generation/fitness_mean"}
+        self.lacks_from = min(first_gap(shown, first), max(0, first - 1))  # which may lack its completions
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

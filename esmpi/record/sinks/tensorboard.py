@@ -1,12 +1,15 @@
 """Sink `tensorboard`."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esmpi.record.sinks.base import Sink, row_of_sample
+from esmpi.record.sinks.base import Sink, first_gap, row_of_sample
+
+_TEXT = "generation/samples/text_summary"
 
 
 class TensorBoard(Sink):
@@ -15,8 +18,12 @@ class TensorBoard(Sink):
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        # what an earlier start wrote beyond the last committed generation is not shown
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first)
+        folder = directory / "tensorboard"
+        steps = _recorded(folder)
+        # the last one may lack its completions
+        self.lacks_from = min(first_gap(steps["generation/fitness_mean"], first), max(0, first - 1))
+        self._known = steps[_TEXT]  # TensorBoard drops the figures from `purge_step` on, but no texts
+        self._writer = SummaryWriter(str(folder), purge_step=self.lacks_from)
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -26,12 +33,26 @@ class TensorBoard(Sink):
     def write_members(self, generation: int, fitness: np.ndarray, samples: Sequence[Mapping[str, Any]]) -> None:
         if fitness.size:
             self._writer.add_histogram("generation/fitness", fitness, generation)
-        if samples:
+        if samples and generation not in self._known:
             self._writer.add_text("generation/samples", "\n\n".join(map(_text_of, samples)), generation)
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _recorded(folder: Path) -> Mapping[str, set[int]]:
+    """Return the steps that event files have, by tags."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    steps: dict[str, set[int]] = defaultdict(set)
+    for path in folder.glob("events.*"):
+        for data in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(data)
+            for value in event.summary.value:
+                steps[value.tag].add(event.step)
+    return steps
 
 
 def _text_of(sample: Mapping[str, Any]) -> str:

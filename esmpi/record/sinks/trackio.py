@@ -11,7 +11,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.record.sinks._network import answers, without_secrets
-from esmpi.record.sinks.base import Sink, row_of_sample
+from esmpi.record.sinks.base import Sink, first_gap, row_of_sample
 
 _PROJECT = "esmpi"
 
@@ -49,6 +49,9 @@ class Trackio(Sink):
         self._known: set[tuple[str, int]] = set()
         for row in SQLiteStorage.get_logs(_PROJECT, name, run_id=self._run.id) if is_here else ():
             self._known |= {(key, int(row["step"])) for key in row}
+        shown = {(step - 1) // 2 for key, step in self._known if key == "generation/fitness_mean"}
+        # the last one may lack its completions; what a server has is not asked for
+        self.lacks_from = min(first_gap(shown, first), max(0, first - 1)) if is_here else first
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         step = 2 * generation + (group == "generation")
@@ -60,6 +63,8 @@ class Trackio(Sink):
     def write_members(self, generation: int, fitness: np.ndarray, samples: Sequence[Mapping[str, Any]]) -> None:
         import trackio
 
+        if ("generation/fitness", 2 * generation + 1) in self._known:
+            return
         row: dict[str, Any] = {"generation/fitness": trackio.Histogram(fitness)} if fitness.size else {}
         if samples:
             rows = [row_of_sample(sample) for sample in samples]

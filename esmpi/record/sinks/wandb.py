@@ -10,7 +10,8 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.record.sinks._network import answers
-from esmpi.record.sinks.base import Sink, row_of_sample
+from esmpi.record.sinks._wandb_files import recorded_steps
+from esmpi.record.sinks.base import Sink, first_gap, row_of_sample
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class WeightsAndBiases(Sink):
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         import wandb
 
+        recorded = recorded_steps(directory)  # before this start adds a file
         mode: Any = os.environ.get("WANDB_MODE")
         if mode is None and not answers(wandb.Settings().base_url):
             mode = "offline"
@@ -49,10 +51,13 @@ class WeightsAndBiases(Sink):
                 f"or WANDB_MODE=offline"
             ) from None
         self._run.define_metric("*", step_metric="generation")
+        # a server tells which step is the next
+        self._known = recorded if self._run.offline else set(range(self._run.step))
+        self.lacks_from = first_gap({step // 2 for step in self._known if step % 2}, first)
 
     def write(self, group: str, generation: int, figures: Mapping[str, float]) -> None:
         row = {f"{group}/{name}": value for name, value in figures.items()} | {"generation": generation}
-        self._run.log(row, step=2 * generation + (group == "generation"))
+        self._log(row, 2 * generation + (group == "generation"))
 
     def write_members(self, generation: int, fitness: np.ndarray, samples: Sequence[Mapping[str, Any]]) -> None:
         import wandb
@@ -62,7 +67,11 @@ class WeightsAndBiases(Sink):
             rows = [row_of_sample(sample) for sample in samples]
             row["generation/samples"] = wandb.Table(columns=list(rows[0]), data=[list(one.values()) for one in rows])
         if row:
-            self._run.log(row, step=2 * generation + 1)  # which is one step with the figures
+            self._log(row, 2 * generation + 1)  # which is one step with the figures
+
+    def _log(self, row: Mapping[str, Any], step: int) -> None:
+        if step not in self._known:
+            self._run.log(dict(row), step=step)
 
     def close(self) -> None:
         self._run.finish()
