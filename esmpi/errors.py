@@ -14,6 +14,9 @@ class UserError(Exception):
     nothing in it acts there, and no secret is in it.
     """
 
+    exit_code = 2
+    """Of a program that ends with this error."""
+
     def __str__(self) -> str:
         return visible(masked_text(super().__str__()))
 

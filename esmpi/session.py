@@ -19,9 +19,10 @@ from esmpi.episodes import Episode, play, scored
 from esmpi.errors import UserError
 from esmpi.es.dispatch import Dispatch
 from esmpi.es.guard import Event
-from esmpi.es.population import ExchangeError, describe_digests
+from esmpi.es.population import ADVICE, DesyncError, describe_digests
 from esmpi.model.base_model import BaseModel
 from esmpi.mpi.comm import Comm
+from esmpi.mpi.nodes import host_name
 from esmpi.noise.format import Noise
 from esmpi.record.recorder import Recorder
 from esmpi.report.card import card_files
@@ -34,6 +35,7 @@ from esmpi.store.run_file import RunFile
 from esmpi.store.snapshot_keeper import SnapshotKeeper
 from esmpi.tasks import Example, Progress, Sample, Task
 from esmpi.tasks.tools import without_tool_turns
+from esmpi.wording import listed
 
 if TYPE_CHECKING:
     from esmpi.harness.suite import Suite
@@ -108,10 +110,13 @@ class Setup:
         return self.scorer.submit(samples, num_samples, progress)
 
     def agreed_digest(self) -> int:
-        """Collective. Return theta's digest; raise ExchangeError, naming the ranks, unless all have the same."""
+        """Collective. Return theta's digest; raise DesyncError, naming the ranks, unless all have the same."""
         digests = self.comm.allgather_array(np.array([self.engine.weights.digest()], np.uint64))[:, 0].tolist()
         if len(set(digests)) > 1:
-            raise ExchangeError(describe_digests(digests))
+            everyone = self.comm.allgather_object([host_name(), self.engine.weights.tensor_digests()])
+            hosts, shares = zip(*everyone, strict=True)
+            names = [name for name in shares[0] if len({share[name] for share in shares}) > 1]
+            raise DesyncError(f"{describe_digests(digests, hosts)}; they differ in {listed(names)}. {ADVICE}")
         return int(digests[0])
 
 

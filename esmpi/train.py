@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +25,10 @@ from esmpi.es.shaping import coefficients, find_shaping
 from esmpi.evaluate import evaluate, require_rewards
 from esmpi.evaluated import Evaluated, gather_figures, gather_samples
 from esmpi.progress import Progress
+from esmpi.record.evaluation import Evaluation
 from esmpi.record.profile import gather_profile
 from esmpi.record.recorder import Step
+from esmpi.recovery import check_weights, is_checked, repaired
 from esmpi.resume import go_to
 from esmpi.scoring import Scored
 from esmpi.session import Session
@@ -141,12 +145,19 @@ def profile_generation(session: Session) -> bool:
 
 def run_generation(session: Session, watch: Stopwatch) -> bool:
     """Collective. Take theta one generation on and commit it; return whether any rank was asked to stop."""
+    return repaired(session, lambda: _run_generation(session, watch))
+
+
+def _run_generation(session: Session, watch: Stopwatch) -> bool:
     config, generation, weights = session.config, session.generation, session.engine.weights
     with watch.phase("plan"):
         members = plan(config.run.seed, generation, config.es.population_size, config.es.antithetic)
         batch_of = batches(session)
     control = begin_control(session, batch_of, watch)
     mine = evaluate_members(session, members, batch_of, watch)
+    if is_checked(session, generation):
+        with watch.phase("digest"):
+            check_weights(session, f"generation {generation + 1}")
     with watch.phase("exchange"):
         messages = exchange(session, mine)
     with watch.phase("shape"):
@@ -344,12 +355,19 @@ def evaluate_if_due(session: Session, generation: int) -> bool:
     for suite in session.problems.suites:
         if generation in session.results[suite]:
             continue
-        result, samples = evaluate(session, suite, generation)
+        result, samples = repaired(session, partial(_evaluate, session, suite, generation))
         session.results[suite][generation] = result.to_row()
         session.recorder.add_evaluation(suite, generation, result, samples)
         if session.comm.allgather_array(np.array([bool(session.stop)])).any():
             return True
     return False
+
+
+def _evaluate(session: Session, suite: str, generation: int) -> tuple[Evaluation, list[dict[str, Any]]]:
+    result = evaluate(session, suite, generation)
+    if session.config.engine.check_every:
+        check_weights(session, f"evaluation of {suite} at generation {generation}")
+    return result
 
 
 def snapshot_if_due(session: Session, stop: bool) -> None:

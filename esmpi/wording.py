@@ -1,6 +1,7 @@
 """Words for messages."""
 
 import re
+from collections.abc import Sequence
 
 _HIDDEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
@@ -10,6 +11,12 @@ _HIDDEN = re.compile(
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, whose plural ends in s: "1 rank", "2,000 members"."""
     return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of some names, and how many there are besides."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def visible(text: str) -> str:

@@ -47,6 +47,10 @@ class RunConfig(Section):
     profile: bool = key(False, changes_result="no")
     """Record when each rank did what in one generation, the second after the start. `esmpi report` draws it. All ranks
     synchronize before that generation begins."""
+    on_desync: Literal["stop", "repair"] = key("stop", changes_result="no")
+    """What the run does if theta or the live weights of a rank have changed without an update, as a defective memory
+    changes them; `engine.check_every` finds that. stop: it ends with a message that names the rank. repair: theta is
+    replayed from the run file, and the generation is done again; a second time in the same generation it ends."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +120,10 @@ class EngineSection(Section):
     for each member; the bits are the same. auto: device if it fits, else host. host+bf16: in host memory, with a
     bfloat16 copy on the GPU from which members are made as cast(bf16(theta) + sigma * eps); only updates are
     streamed."""
+    check_every: int = key(10, minimum=0, maximum=10**9, unit="generations", changes_result="no")
+    """Every so many generations, and in the last one, check on each rank that theta and the live weights are still what
+    they were made to be, bit for bit. On a CPU it takes about as long as perturbing five members. 0: never. The ranks
+    compare theta's digest after each update in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)

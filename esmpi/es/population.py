@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from esmpi.errors import SharedError
 from esmpi.es.member_columns import SENT, Column
 from esmpi.noise import member_seeds
+from esmpi.wording import listed
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,19 @@ class ExchangeError(RuntimeError):
     """The ranks do not agree on what they computed, so the run must not continue."""
 
 
+class DesyncError(SharedError):
+    """The weights of a rank are not what they must be. All ranks raise it together."""
+
+    exit_code = 1
+
+
+ADVICE = (
+    "A memory or processor may be defective. Nothing of it is committed: rerun the same command to resume, on other "
+    "nodes if it happens again, or set run.on_desync=repair"
+)
+"""What to do after a DesyncError."""
+
+
 def plan(run_seed: int, generation: int, population_size: int, antithetic: bool) -> Members:
     """Return the members of a generation. The same on every rank, without asking."""
     if antithetic:
@@ -147,12 +162,14 @@ def check(messages: np.ndarray, members: Members) -> Results:
 
     Raises
     ------
+    DesyncError
+        If digests of theta differ.
     ExchangeError
-        If digests of theta differ, or a member is missing, there twice, or has another seed or sign.
+        If a member is missing, there twice, or has another seed or sign.
     """
     digests = messages["digest"]
     if (digests != digests[0]).any():
-        raise ExchangeError(describe_digests(digests.tolist()))
+        raise DesyncError(f"before the update, {describe_digests(digests.tolist())}. {ADVICE}")
     expected = np.arange(len(members))
     sent = messages["member"].reshape(-1)
     places = np.flatnonzero(sent >= 0)
@@ -192,10 +209,13 @@ def idle_seconds(ranks: np.ndarray, seconds: np.ndarray, num_ranks: int) -> np.n
     return np.asarray(busy.max() - busy)
 
 
-def describe_digests(digests: Sequence[int]) -> str:
-    """Return a message that names which ranks have which digest of theta."""
+def describe_digests(digests: Sequence[int], hosts: Sequence[str] = ()) -> str:
+    """Return a message that names which ranks, on which hosts, have which digest of theta."""
     groups: dict[int, list[int]] = {}
     for rank, digest in enumerate(digests):
         groups.setdefault(digest, []).append(rank)
-    parts = [f"{digest:016x} on ranks {ranks}" for digest, ranks in groups.items()]
+    parts = [
+        f"{digest:016x} on ranks {ranks}" + (f" ({listed(sorted({hosts[rank] for rank in ranks}))})" if hosts else "")
+        for digest, ranks in groups.items()
+    ]
     return "theta differs between ranks: " + "; ".join(parts)

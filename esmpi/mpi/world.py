@@ -71,13 +71,13 @@ def ends_all_if_it_fails(comm: "Comm") -> Iterator[None]:
 
 
 def _work_and_meet(work: Callable[["Comm"], int], comm: "Comm") -> int:
-    """Collective. Return the exit code of the work, 2 if all ranks raised a SharedError together."""
+    """Collective. Return the exit code of the work, or of the SharedError that all ranks raised together."""
     try:
         code = work(comm)
     except SharedError as error:
         if comm.is_root:
             print(f"esmpi: {error}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     # srun may end all ranks as soon as one has exited, so no rank exits before all have finished their files.
     comm.barrier()
     return code

@@ -64,6 +64,8 @@ class ModelWeights:
         self.aliases = dict(aliases or {})
         """Names of tied tensors that are not canonical, with the canonical name of each."""
         self._shows_theta = False
+        self._written: tuple[str, tuple[Any, ...]] | None = None
+        """The call that wrote the live weights, with its arguments; None if theta, or a part of them, changed since."""
 
     @property
     def num_weights(self) -> int:
@@ -86,7 +88,9 @@ class ModelWeights:
         self._shows_theta = False
         noise = member.noise
         names = None if only is None else list(only)
-        self._call("perturb", member.seed, member.scale, names, noise.rank, noise.scales)
+        arguments = (member.seed, member.scale, names, noise.rank, noise.scales)
+        self._call("perturb", *arguments)
+        self._written = None if only is not None else ("perturb", arguments)
 
     def num_infinite(self) -> int:
         """Return how many live weights are infinite, as float16 makes those that are too large for it."""
@@ -96,6 +100,7 @@ class ModelWeights:
         """Write live = cast(theta), unless the live weights are just that."""
         if not self._shows_theta:
             self._call("restore")
+            self._written = ("restore", ())
         self._shows_theta = True
 
     def update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise = FULL) -> None:
@@ -103,7 +108,7 @@ class ModelWeights:
 
         `seeds` is (N,) uint64, `coefficients` (N,) float32.
         """
-        self._shows_theta = False
+        self._shows_theta, self._written = False, None
         self._call("update", seeds, coefficients, noise.rank, noise.scales)
 
     def shrink(self, factor: float, noise: Noise = FULL) -> None:
@@ -111,7 +116,7 @@ class ModelWeights:
 
         Each operation is rounded to float32, and `factor` is a float32. The live weights follow as after an update.
         """
-        self._shows_theta = False
+        self._shows_theta, self._written = False, None
         self._call("shrink", factor, noise.rank, noise.scales)
 
     def load(self, snapshot: Path | None) -> None:
@@ -122,7 +127,7 @@ class ModelWeights:
         UserError
             If the snapshot cannot be read here. Theta is then in part replaced: load another one, or the base.
         """
-        self._shows_theta = False
+        self._shows_theta, self._written = False, None
         for error in self._call("load", None if snapshot is None else str(snapshot)):
             if error is not None:
                 raise UserError(error)
@@ -131,6 +136,7 @@ class ModelWeights:
         """Write live = cast(base model), to compare with it; `restore` ends that. Theta stays."""
         self._shows_theta = False
         self._call("show_base")
+        self._written = ("show_base", ())
 
     def distance(self, noise: Noise = FULL) -> float:
         """Return the Euclidean norm of theta minus the base model, of the tensors that have noise."""
@@ -139,6 +145,25 @@ class ModelWeights:
     def digest(self) -> int:
         """Return the 64-bit digest of theta."""
         return sum(self._call("digest", self._counted)) % 2**64
+
+    def tensor_digests(self) -> dict[str, int]:
+        """Return each tensor's share of theta's digest, by canonical name."""
+        found = dict.fromkeys(self.names, 0)
+        for shares in self._call("tensor_digests", self._counted):
+            for name, share in shares.items():
+                found[name] = (found[name] + share) % 2**64
+        return found
+
+    def damaged(self) -> list[str]:
+        """Return the names of tensors whose live weights are not what was last written there, and write them again.
+
+        Writing is deterministic, so the live weights change only if something else has changed them, such as a
+        defective memory. If theta was updated or replaced since, nothing is compared.
+        """
+        if self._written is None:
+            return []
+        method, arguments = self._written
+        return sorted({name for names in self._call("rewrite", method, *arguments) for name in names})
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield theta: canonical name and float32 tensor of the canonical shape, on the CPU, not to be changed."""

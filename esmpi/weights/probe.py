@@ -243,10 +243,12 @@ def cut(view: View, rows: Iterable[int]) -> Iterator[View]:
 
 def fingerprint(parameter: torch.Tensor) -> int:
     """Return a 64-bit sum over a parameter's bits that depends on their order; makes no copy of its size."""
-    bits = parameter.detach().reshape(-1).view(torch.int16 if parameter.element_size() == 2 else torch.int32)
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = parameter.detach().reshape(-1).view(integers[parameter.element_size()])
+    at_once = 1 << (16 if bits.device.type == "cpu" else 20)  # in a processor's cache it is several times faster
     total = 0
-    for start in range(0, len(bits), 1 << 20):
-        part = bits[start : start + (1 << 20)].to(torch.int64)
+    for start in range(0, len(bits), at_once):
+        part = bits[start : start + at_once].to(torch.int64)
         odd = torch.arange(start, start + len(part), device=part.device) * 0x9E3779B97F4A7C1 + 1
         total += int((part * odd).sum())
     return total % 2**64

@@ -12,7 +12,8 @@ from esmpi.model.base_model import BaseModel
 from esmpi.model.snapshot import opened
 from esmpi.noise.format import Noise
 from esmpi.weights.host import Weights
-from esmpi.weights.views import View
+from esmpi.weights.probe import fingerprint
+from esmpi.weights.views import View, rows_are_stretches
 
 Rectangle = tuple[str, tuple[int, int], tuple[int, int]]
 """Canonical name, rows and columns of what a view holds."""
@@ -119,6 +120,21 @@ class WeightShard:
         """Return this shard's part of the digest; `counted` has, by rank, the numbers of the views that count."""
         return self._weights.digest(set(counted[self._rank]))
 
+    def tensor_digests(self, counted: Sequence[Sequence[int]]) -> dict[str, int]:
+        """Return this shard's part of each tensor's share of the digest; `counted` is as in `digest`."""
+        found: dict[str, int] = {}
+        for number in counted[self._rank]:
+            name = self._weights.views[number].name
+            found[name] = (found.get(name, 0) + self._weights.digest({number})) % 2**64
+        return found
+
+    def rewrite(self, method: str, *arguments: Any) -> list[str]:
+        """Write the live weights again, by the method that wrote them; return the names of those that change."""
+        before = [_fingerprint(view) for view in self._weights.views]
+        getattr(self, method)(*arguments)
+        views = zip(self._weights.views, before, strict=True)
+        return list(dict.fromkeys(view.name for view, value in views if _fingerprint(view) != value))
+
     def parts(self, name: str, live: bool) -> list[tuple[tuple[int, int], tuple[int, int], torch.Tensor]]:
         """Return the rectangles of a tensor, of theta or the live weights: (rows, columns, values on the CPU).
 
@@ -137,6 +153,16 @@ class WeightShard:
 
     def _read_base(self, view: View) -> torch.Tensor:
         return self._base.read(view.name, view.rows, view.cols)
+
+
+def _fingerprint(view: View) -> int:
+    """Return a 64-bit sum over the bits of a view's live weights: another one if a bit is flipped."""
+    if view.live is None:
+        return 0
+    live = view.live if rows_are_stretches(view.live) else view.live.t()
+    num_rows = max(1, _COUNTED_AT_ONCE // max(1, live.shape[1]))
+    parts = [*live.split(num_rows), *([] if view.scales is None else [view.scales])]
+    return sum(map(fingerprint, parts)) % 2**64
 
 
 def call_here(shard: WeightShard) -> Any:

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esmpi.es.dispatch import Dynamic, Static
-from esmpi.es.population import ExchangeError, Members, Results, check, idle_seconds, message_dtype, plan, share
+from esmpi.es.population import (
+    DesyncError,
+    ExchangeError,
+    Members,
+    Results,
+    check,
+    idle_seconds,
+    message_dtype,
+    plan,
+    share,
+)
 from esmpi.mpi.comm import Comm
 from esmpi.noise import member_seed
 
@@ -83,7 +93,7 @@ def test_another_theta_is_named_with_its_ranks(rank: int) -> None:
     members = plan(0, 0, 3, antithetic=False)
     gathered = exchange(members, 4)
     gathered["digest"][rank] = 0xAB
-    with pytest.raises(ExchangeError) as caught:
+    with pytest.raises(DesyncError) as caught:
         check(gathered, members)
     rest = [other for other in range(4) if other != rank]
     assert f"00000000000000ab on ranks [{rank}]" in str(caught.value)

@@ -15,7 +15,7 @@ FLOORS = (
     ("arguments",),
     ("probe",),
     ("train",),
-    ("setup",),
+    ("setup", "recovery"),
     ("resume", "ensemble", "evaluated"),
     ("evaluate", "batches"),
     ("session",),

@@ -114,8 +114,31 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     engine.weights.perturb([Perturbation(SEED, SCALE)])
     found["updated_perturbed"] = hashes(engine)
     found["theta"] = {name: digest_of(tensor) for name, tensor in engine.weights.tensors()}
+    found["damaged"] = flip_and_compare(engine)
     found["loaded"] = load_and_digest(engine)
     return found
+
+
+def flip_and_compare(engine: Engine) -> list[int]:
+    """Flip a bit of the live weights in the last worker; return how many tensors each of three looks finds damaged."""
+    engine.weights.perturb([Perturbation(SEED, SCALE)])
+    found = [len(engine.weights.damaged())]
+    if hasattr(engine, "_llm"):
+        engine._llm.collective_rpc(flip_in_worker)
+    else:
+        flip_bit(engine._model)  # type: ignore[attr-defined]
+    return [*found, len(engine.weights.damaged()), len(engine.weights.damaged())]
+
+
+def flip_in_worker(worker: Any) -> None:
+    if worker.rank == worker.parallel_config.world_size - 1:
+        flip_bit(worker.model_runner.model)
+
+
+def flip_bit(model: Any) -> None:
+    """Flip a bit of one weight."""
+    weight = next(tensor for name, tensor in model.named_parameters() if "down_proj" in name and tensor.dim() == 2)
+    weight.data.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[weight.element_size()])[1, 2] ^= 64
 
 
 def ask_harness(engine: Engine, prompts: list[str]) -> list[dict[str, Any]] | None:

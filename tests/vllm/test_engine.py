@@ -94,6 +94,7 @@ def same_weights(one: State, other: State) -> None:
         assert each["shown"] == each["restored"] != each["updated"]
         assert each["unshown"] == each["updated"]
         assert each["logprobs_again"] == each["logprobs"]
+        assert each["damaged"] == [0, 1, 0], "a flipped bit of the live weights is found, and written again"
     assert one["distance"] == pytest.approx(other["distance"], rel=1e-9)
     assert one["perturbed"] != one["restored"]
     assert one["digest"] != one["updated_digest"]
