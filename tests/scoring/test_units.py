@@ -92,7 +92,7 @@ def test_a_batch_is_all_that_is_submitted_and_a_group_the_samples_of_a_prompt() 
     ("bad", "kind", "said"),
     [
         ("raise", "raised", "ZeroDivisionError: all of them (test_units.py, line "),
-        ("too few", "raised", "ValueError: task comparing gives 1 scores for 3 completions (process.py"),
+        ("too few", "raised", "ValueError: task comparing gives 1 scores for 3 completions"),
         ("hang", "timed_out", "no reward after 1 s (3 completions)"),
         ("die", "died", "the process that computed the reward ended with 5 (3 completions)"),
     ],
