@@ -252,8 +252,8 @@ def _explained(error: BaseException, sheet: Sheet) -> BaseException:
     elif not are_texts and words.startswith("expected string or bytes-like object"):
         advice = (
             "each completion is a list with one message, as prompts are messages. A reward for texts needs prompts "
+            "that are texts, and task.chat_format=none"
         )
-        advice += "that are texts, and task.chat_format=none"
     else:
         return error
     return TypeError(f"{words}: {advice}").with_traceback(error.__traceback__)
