@@ -159,7 +159,8 @@ def sync(path: Path) -> None:
 def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the run directory, so that no second process writes into it.
 
-    Where the file system has no locks there is a warning, and nothing is held.
+    Where the file system has no locks there is a warning, and nothing is held. A directory that did not exist before is
+    removed if nothing was written into it, because the run could not begin.
 
     Raises
     ------
@@ -167,6 +168,7 @@ def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
         If another process holds it, and still does after `patience_s` seconds, or if it cannot be written.
     """
     deadline = time.monotonic() + patience_s
+    is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = _open_lock(directory)
@@ -200,6 +202,15 @@ def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
             yield
         finally:
             del _held[place]
+            if is_new:
+                _remove_if_unused(directory)
+
+
+def _remove_if_unused(directory: Path) -> None:
+    with suppress(OSError):
+        if os.listdir(directory) == [".lock"]:
+            os.unlink(directory / ".lock")
+            directory.rmdir()
 
 
 def check_held(path: Path) -> None:

@@ -125,5 +125,8 @@ def execute_file(key: str, path: str, source: bytes) -> ModuleType:
     try:
         exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise UserError(f"{key}: {path} cannot be run: {said(error)}") from error
+        advice = ""
+        if isinstance(error, ImportError) and "relative import" in str(error):
+            advice = ". It is a module of a package: import what you need from it in a file of your own"
+        raise UserError(f"{key}: {path} cannot be run: {said(error)}{advice}") from error
     return module

@@ -65,6 +65,24 @@ def mpiexec() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reward model: the tiny model with a head of random weights."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from esmpi.model.find import find_model
+
+    base = find_model("esmpi:tiny_countdown")
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight)
+    folder = tmp_path_factory.mktemp("reward_model")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def forks() -> Iterator[dict[str, Forks]]:
     """The servers that start programs as forks, by the engine."""
     servers = {engine: Forks(engine) for engine in ("hf", "vllm")}

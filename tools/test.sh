@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up what the tests need, check lint, format, types and scripts, and run the tests.
 #   bash tools/test.sh [pytest arguments]      such as tests/noise
-# ESMPI_REQUIRE=mpi,openmpi,vllm,slurm,namespaces,tmpfs,chromium,lm-eval,verifiers makes a missing part a failure instead of a skip.
+# ESMPI_REQUIRE=mpi,openmpi,vllm,slurm,namespaces,tmpfs,chromium,lm-eval,verifiers,trl makes a missing part a failure instead of a skip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup.sh

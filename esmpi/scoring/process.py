@@ -11,13 +11,15 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from esmpi.config.sections import ScoringConfig
 from esmpi.scoring.output import Output, take
 from esmpi.stop.signals import SIGNALS
-from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task, _rewards
+from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task, _rewards, python
+from esmpi.tasks._chance import seed_generators
 
 _LARGEST_REWARD = 1e100
 """Rewards of this size or more are treated as mistakes, so that sums cannot overflow."""
@@ -25,6 +27,9 @@ _LONGEST_TEXT = 500
 """Characters of an error that are shown."""
 _START_LIMIT_S = 300.0
 _KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_HASH_SEED = "PYTHONHASHSEED"
+_CHECKERS = (__file__, _rewards.__file__, python.__file__)
+"""Files that say what is wrong with what a reward returned."""
 _starting = threading.Lock()
 
 Result = tuple[str, tuple[Score, str | None] | str]
@@ -59,7 +64,7 @@ class Process:
         self._output = Output(context)
         arguments = (theirs, make_task, config, num_processes, os.getpid(), with_answers, self._output.theirs)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
-        with _without_main():
+        with _without_main(), _with_hash_seed():
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
         self._output.begin()
@@ -132,6 +137,22 @@ def _without_main() -> Iterator[None]:
             vars(main).update(hidden)
 
 
+@contextmanager
+def _with_hash_seed() -> Iterator[None]:
+    """Let a process that is started in the block have the same order of sets as all others, unless the user chose one.
+
+    A reward that goes through a set of texts would otherwise differ from process to process.
+    """
+    if _HASH_SEED in os.environ:
+        yield
+        return
+    os.environ[_HASH_SEED] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_HASH_SEED]
+
+
 def serve(
     pipe: Connection,
     make_task: Callable[[], Task],
@@ -144,8 +165,7 @@ def serve(
     """Score what comes through the pipe until it closes: the program of a process that scores."""
     if output is not None:
         take(output)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # meant for the run, which ends this process by itself
+    _act_as_plain_python()
     if os.path.exists("/proc"):  # Linux: a reward that hangs must not outlive a run that was killed
         ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:
@@ -155,7 +175,7 @@ def serve(
     resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     task = make_task()
     task.prepare()
-    this = os.getpid()
+    this, folder = os.getpid(), os.getcwd()
 
     def say(place: int | None, results: list[Result] | None = None) -> None:
         if os.getpid() != this:
@@ -166,15 +186,54 @@ def serve(
         say(None)
         if task.is_async:
             with asyncio.Runner() as runner:  # one loop for all, as rewards keep connections open
-                _serve_async(runner, pipe, task, config, num_processes, with_answers, say)
+                _serve_async(runner, pipe, task, config, num_processes, folder, with_answers, say)
         while True:
             units, progress = pipe.recv()
             for place, unit in enumerate(units):
+                _begin_alike(folder, [unit], progress)
                 try:
                     results = _results(task, unit, task.score_together(unit, progress), with_answers)
                 except BaseException as error:  # a reward may raise anything, SystemExit as well
                     results = [("raised", _described(error))] * len(unit)
                 say(place, results)
+
+
+def _act_as_plain_python() -> None:
+    """Heed no signals, and let rewards start processes as they would in a program of their own.
+
+    Signals are meant for the run, which ends this process by itself. They are not ignored by `SIG_IGN`, because
+    processes that a reward starts would inherit that, and could not be terminated.
+    """
+    _take_signals(_do_nothing)
+    hold, release = (partial(signal.pthread_sigmask, how, SIGNALS) for how in (signal.SIG_BLOCK, signal.SIG_UNBLOCK))
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=_heed_signals)
+    # otherwise multiprocessing refuses processes, and would look for a reward's functions in a module of its own
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    multiprocessing.set_start_method("fork", force=True)
+
+
+def _do_nothing(*_: object) -> None:
+    pass
+
+
+def _take_signals(handler: Callable[..., None] | signal.Handlers) -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
+def _heed_signals() -> None:
+    _take_signals(signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _begin_alike(folder: str, units: Sequence[Unit], progress: Progress) -> None:
+    """Undo what a reward may have done to the next one's surroundings."""
+    with suppress(OSError):  # the folder is gone
+        os.chdir(folder)
+    signal.alarm(0)
+    _take_signals(_do_nothing)
+    seed_generators(progress.generation, [sample.completion for unit in units for sample in unit])
 
 
 def _serve_async(
@@ -183,6 +242,7 @@ def _serve_async(
     task: Task,
     config: ScoringConfig,
     num_processes: int,
+    folder: str,
     with_answers: bool,
     say: Callable[..., None],
 ) -> None:
@@ -217,7 +277,9 @@ def _serve_async(
         pulse.cancel()
 
     while True:
-        runner.run(score_all(*pipe.recv()))
+        units, progress = pipe.recv()
+        _begin_alike(folder, units, progress)
+        runner.run(score_all(units, progress))
 
 
 def _results(task: Task, unit: Unit, scores: Sequence[Score | BaseException], with_answers: bool) -> list[Result]:
@@ -242,7 +304,7 @@ def _result(task: Task, sample: Sample, score: Score | BaseException, with_answe
 def _described(error: BaseException) -> str:
     """Return an error that a reward raised in one line of bounded length, with the place."""
     words = " ".join(traceback.format_exception_only(error)[-1].split())  # works even if __str__ raises
-    # where it says what is wrong with a reward, the line is the reward's own, or there is none
-    places = [place for place in traceback.extract_tb(error.__traceback__) if place.filename != _rewards.__file__]
+    # where esmpi says what is wrong with a reward, there is no line, or it is the reward's own
+    places = [place for place in traceback.extract_tb(error.__traceback__) if place.filename not in _CHECKERS]
     place = f" ({os.path.basename(places[-1].filename)}, line {places[-1].lineno})" if places else ""
     return f"{words[:_LONGEST_TEXT]}{place}"

@@ -118,7 +118,7 @@ class Reward:
         try:
             return self._of_list(await self._result(lambda: self.function(**columns(sheet)), call), sheet)
         except BaseException as error:
-            return [error] * len(sheet.rows)
+            return [_explained(error, sheet)] * len(sheet.rows)
 
     async def _called(self, row: Row, call: Calls) -> Part | BaseException:
         assert self.arguments is not None
@@ -145,7 +145,7 @@ class Reward:
         try:
             return self._of_list(_awaited(self.function(**self.columns(sheet))), sheet)
         except BaseException as error:  # a reward may raise anything: here it costs all that it gets at once
-            return [error] * len(sheet.rows)
+            return [_explained(error, sheet)] * len(sheet.rows)
 
     def _call(self, row: Row) -> Part:
         assert self.arguments is not None
@@ -240,6 +240,23 @@ def number(what: str, value: Any) -> float:
 
 def _awaited(result: Any) -> Any:
     return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
+def _explained(error: BaseException, sheet: Sheet) -> BaseException:
+    """Return the error of a reward over lists, with advice if the reward expects completions of the other form."""
+    if not isinstance(error, TypeError):
+        return error
+    are_texts, words = isinstance(sheet.rows[0].prompt, str), str(error)
+    if are_texts and words.startswith("string indices must be integers"):
+        advice = "completions are texts, as prompts are. A reward for messages needs task.chat_format=model"
+    elif not are_texts and words.startswith("expected string or bytes-like object"):
+        advice = (
+            "each completion is a list with one message, as prompts are messages. A reward for texts needs prompts "
+            "that are texts, and task.chat_format=none"
+        )
+    else:
+        return error
+    return TypeError(f"{words}: {advice}").with_traceback(error.__traceback__)
 
 
 def _caught(function: Callable[[Any], Part], argument: Any) -> Part | BaseException:

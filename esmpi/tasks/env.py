@@ -24,6 +24,7 @@ from esmpi.config.keys import key
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.errors import UserError, nearest, said
 from esmpi.tasks import tools, verifiers_env
+from esmpi.tasks._chance import seed_generators
 from esmpi.tasks._speech import checked_messages, checked_text, is_tool_turn
 from esmpi.tasks.base import Progress, Sample, Score, Task
 from esmpi.tasks.chat import ChatFormat, ChatTaskConfig, chat, reply
@@ -138,9 +139,11 @@ class EnvTask(Task):
         known = len(words) - (not is_over)
         episode = self._take((identity, words[:known])) if known >= 0 else None
         if episode is None:
+            seed_generators(seed)
             episode, known = self._begin(example, seed), 0
         try:
-            for completion in words[known:]:
+            for turn, completion in enumerate(words[known:], known + 1):
+                seed_generators(seed, words[:turn])  # as if all turns before had been played in this process
                 episode.advance(completion, self.config.max_turns)
             if is_over and not episode.is_over:
                 episode.stop()
@@ -349,8 +352,7 @@ def _find(name: str, source: bytes) -> tuple[type[Environment], bytes]:
     if not plugins.names_a_file(name):
         names = plugins.modules(_ROOM)
         if name not in names:
-            known = ", ".join(names)
-            raise UserError(f"task.name: no environment {name}{nearest(name, names)}; there are {known}")
+            raise UserError(f"task.name: no environment {name}: there are {', '.join(names)}")
         [found] = [one for one in plugins.classes(_ROOM, Environment) if one.__module__ == names[name]]
         return found, b""
     path, _, attribute = name.rpartition(":")

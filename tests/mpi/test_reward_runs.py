@@ -11,9 +11,12 @@ from support import TINY_RUN, Columns, Run, assert_same_run, read, samples
 from test_own_task import CONFIG, HEAD, VALUE
 
 RELATIVE = """\
-import hashlib
+import contextlib, hashlib, os, pathlib, signal
 
 def longest(completions, prompts, completion_ids, i, trainer_state, log_metric, log_extra, **kwargs):
+    with contextlib.suppress(FileNotFoundError):  # where there is this file, the process is killed once in a generation
+        os.unlink(pathlib.Path(__file__).with_name(f"kill in generation {trainer_state.global_step}"))
+        os.kill(os.getpid(), signal.SIGKILL)
     seen = [len(completions), i[0], trainer_state.global_step, trainer_state.max_steps]
     assert all(len(column) == len(prompts) for column in (completions, completion_ids, i))
     most = max(map(len, completions))
@@ -81,7 +84,11 @@ def test_a_reward_sees_all_completions_of_a_member_and_in_evaluations_of_as_many
 
 def test_what_a_reward_sees_depends_on_no_layout(launch: Run, relative: Path, tmp_path: Path) -> None:
     keys = ("es.dispatch=dynamic", "data.mini_batch_size=3", "scoring.num_processes=2")
+    kills = [tmp_path / f"kill in generation {generation}" for generation in range(2)]
+    for kill in kills:  # from outside, for all that the run knows
+        kill.touch()
     run_relative(launch, tmp_path, *keys, ranks=3)
+    assert not any(kill.exists() for kill in kills)
     assert_same_run(tmp_path / "tiny", relative)
     one, other = read(relative), read(tmp_path / "tiny")
     figures = [name for name in one if name.startswith("figures/")]
@@ -169,6 +176,33 @@ def test_the_ranks_of_a_node_share_processes_that_die_and_change_nothing(launch:
     assert_same_run(tmp_path / "one" / "tiny", shared / "tiny")
 
 
+HEAVY = """\
+from esmpi.rewards import RewardModel
+
+class Counted(RewardModel):
+    def prepare(self):
+        super().prepare()
+        with open(__file__ + ".loaded", "a") as file:
+            file.write(f"{os.getpid()}\\n")
+
+liked = Counted(FOLDER, batch_size=4)
+"""
+
+
+def test_a_reward_model_is_loaded_once_a_node(launch: Run, reward_model: Path, tmp_path: Path) -> None:
+    def run(output: Path, *overrides: str, ranks: int) -> int:
+        reward = HEAVY.replace("FOLDER", repr(str(reward_model)))
+        keys = (f"task.name={output}/mine.py:liked", "es.generations=1", *overrides)
+        done = launch_own(launch, output, reward, *keys, ranks=ranks)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return len((output / "mine.py.loaded").read_text().splitlines())
+
+    assert run(tmp_path / "each", ranks=2) == 2
+    assert run(tmp_path / "shared", "scoring.per_node=true", ranks=2) == 1
+    assert_same_run(tmp_path / "each" / "tiny", tmp_path / "shared" / "tiny")
+    assert len(set(read(tmp_path / "shared" / "tiny")["members/fitness"][0])) > 1
+
+
 GROUPS = """\
 def reward(completions, examples):
     assert len(completions) == 3 and len({example["i"] for example in examples}) == 1
@@ -177,19 +211,18 @@ def reward(completions, examples):
 
 
 def test_a_reward_over_the_samples_of_a_prompt(launch: Run, tmp_path: Path) -> None:
-    keys = ("task.reward_scope=group", "sampling.num_samples=3", "eval.num_samples=3")
-    keys += (
-        "sampling.temperature=1",
-        "eval.temperature=1",
-        "data.batch_size=6",
-        "es.generations=1",
-        "data.mini_batch_size=4",
-    )
-    done = launch_own(launch, tmp_path, GROUPS, *keys)
-    assert done.returncode == 0, done.stderr + done.stdout
-    run = read(tmp_path / "tiny")
-    assert run["evaluations/held_out/pass_at_3"].tolist() == [1, 1], "one of each three is the last in the alphabet"
+    keys = ("task.reward_scope=group", "sampling.num_samples=3", "eval.num_samples=3", "sampling.temperature=1")
+    keys = (*keys, "eval.temperature=1", "data.batch_size=6", "data.mini_batch_size=4", "eval.every=1")
+    resumed = (("es.generations=1",), 0), (("es.dispatch=dynamic", "data.mini_batch_size=null"), 3)
+    for name, starts in (("one", [((), 0)]), ("resumed", resumed)):
+        for overrides, ranks in starts:
+            own = (f"task.name={tmp_path / name}/mine.py:reward", *keys, *overrides)
+            done = launch_own(launch, tmp_path / name, GROUPS, *own, ranks=ranks)
+            assert done.returncode == 0, done.stderr + done.stdout
+    run = read(tmp_path / "one" / "tiny")
+    assert run["evaluations/held_out/pass_at_3"].tolist() == [1, 1, 1], "one of each three is the last in the alphabet"
     assert (run["members/fitness"] >= 1 / 3).all()
+    assert_same_run(tmp_path / "one" / "tiny", tmp_path / "resumed" / "tiny")
 
 
 NOBODY = """\

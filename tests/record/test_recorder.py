@@ -114,6 +114,25 @@ def test_waiting_for_rewards_is_shown_if_it_is_long(tmp_path: Path, caplog: pyte
     assert re.search(r"waiting for rewards (50|4\d) %  2/3 done", lines[1])  # a little more than a second has passed
 
 
+def test_what_rewards_cost_is_shown_beside_generation_if_it_is_much(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    recorder = Recorder(make(RunFile, tmp_path), 3)
+    for generation, scored in enumerate((0.19, 0.21, 7.0)):
+        watch = Stopwatch()
+        watch.started -= 10
+        watch.add("generate", 0.0, 2.0)
+        watch.add("score", 1.0, 1.0 + scored)
+        commit(recorder, generation, watch)
+        recorder.wait()
+    recorder.close()
+    lines = [line for line in caplog.text.splitlines() if "done, left" in line]
+    assert "generating" not in lines[0]
+    assert "  generating 2.0 s, rewards 0.2 s  2/3 done" in lines[1]
+    assert "  generating 2.0 s, rewards 7.0 s  3/3 done" in lines[2]
+
+
 def test_what_cannot_be_written_ends_the_run_at_the_next_commit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from esmpi.config.sections import ScoringConfig
-from esmpi.model.find import find_model
 from esmpi.rewards import RewardModel
 from esmpi.scoring import Scorer
 from esmpi.tasks import Sample, make_task
@@ -21,17 +20,9 @@ liked = RewardModel({path!r}, batch_size=2)
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model: the tiny model with a head of random weights."""
-    base = find_model("esmpi:tiny_countdown")
-    torch.manual_seed(3)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-    torch.nn.init.normal_(model.score.weight)
-    folder = tmp_path_factory.mktemp("reward_model")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def folder(reward_model: Path) -> Path:
+    return reward_model
 
 
 PROMPTS = ["1+2", "You are", "3"]

@@ -1,9 +1,12 @@
 """What a task scores at once, and what becomes of it: batches and groups of completions."""
 
 import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,10 @@ class Comparing(PlainTask):
             time.sleep(1000)
         if "die" in texts:
             os._exit(5)
+        if texts[0].startswith("/"):
+            with suppress(FileNotFoundError):  # the process is killed as if from outside, the first time
+                os.unlink(texts[0])
+                os.kill(os.getpid(), signal.SIGKILL)
         if "fork" in texts and os.fork():
             time.sleep(0.2)  # and the child goes on at once
         if "print" in texts:
@@ -92,7 +99,7 @@ def test_a_batch_is_all_that_is_submitted_and_a_group_the_samples_of_a_prompt() 
     ("bad", "kind", "said"),
     [
         ("raise", "raised", "ZeroDivisionError: all of them (test_units.py, line "),
-        ("too few", "raised", "ValueError: task comparing gives 1 scores for 3 completions (process.py"),
+        ("too few", "raised", "ValueError: task comparing gives 1 scores for 3 completions"),
         ("hang", "timed_out", "no reward after 1 s (3 completions)"),
         ("die", "died", "the process that computed the reward ended with 5 (3 completions)"),
     ],
@@ -104,6 +111,22 @@ def test_a_failure_costs_all_that_is_scored_at_once_and_no_more(bad: str, kind: 
     assert scored.error is not None
     assert scored.error.startswith(said)
     assert scored.num_scored == 6
+
+
+@pytest.mark.parametrize("scope", ["group", "batch"])
+def test_all_that_a_killed_process_had_at_once_is_scored_once_more(
+    scope: Scope, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kill = tmp_path / "kill"
+    texts = [str(kill), "x", "xx", "xxx"]
+    undisturbed = score(texts, scope, 2)
+    kill.touch()
+    disturbed = score(texts, scope, 2)
+    assert not kill.exists()
+    assert rewards(disturbed) == rewards(undisturbed)
+    assert disturbed.num_failed == 0
+    what = "2 completions are scored once more" if scope == "group" else "4 completions are scored once more"
+    assert caplog.text.count(f"a process that computed a reward ended with -9: {what}") == 1
 
 
 @pytest.mark.parametrize("scope", ["completion", "batch"])

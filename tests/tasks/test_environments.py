@@ -223,7 +223,7 @@ def test_a_text_conversation_has_the_tools_in_its_system_text(own: Path) -> None
 
 def test_what_is_wrong_is_told(own: Path, tmp_path: Path) -> None:
     for name, message in (
-        ("wordl", r"task\.name: no environment wordl.*did you mean wordle.*countdown_calculator"),
+        ("wordl", r"task\.name: no environment wordl: there are countdown_calculator, sudoku_moves, wordle"),
         (
             f"{own}:Counte",
             r"task\.name: .*own\.py has no class Counte that is a subclass of esmpi\.Environment.*Counter",
