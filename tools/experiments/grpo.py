@@ -1,0 +1,191 @@
+"""Compare Evolution Strategies with GRPO of TRL: the same model, problems, reward, decoding budget and completions.
+
+Two works: the quickstart's tiny model on Countdown, and SmolLM2-135M on the multiplication table. Each side is tuned by
+the same number of trials, all of which the page lists, with a run seed that the comparison does not use; the trial with
+the highest mean accuracy of all evaluations after the first wins. Each run is a process of one thread: esmpi evaluates
+its members in waves of rank 1, TRL trains with its own loop. Evaluations do not count.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import FOLDER, ROOT, Results, Row, checked, made, markdown, run, scratch
+
+NAME = "grpo"
+TRIAL_SEED = 100
+WORKS: dict[str, dict[str, Any]] = {
+    "tiny": {"seeds": 5, "steps": 45, "every": 5, "keys": ()},
+    "smollm2": {"seeds": 2, "steps": 45, "every": 9, "keys": ("eval.every=3",)},
+}
+"""GRPO's steps, of 64 completions each, make as many completions as esmpi's 12 generations of 30 x 8."""
+TRIALS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+    "tiny": {
+        "ES": {
+            "sigma 3e-3, alpha 6e-3": ("es.sigma=3e-3", "es.alpha=6e-3"),
+            "sigma 3e-3, alpha 1.2e-2": ("es.sigma=3e-3", "es.alpha=1.2e-2"),
+            "std, sigma 0.1, alpha 0.2": ("es.sigma_per_tensor=std", "es.sigma=0.1", "es.alpha=0.2"),
+            "std, sigma 0.1, alpha 0.4": ("es.sigma_per_tensor=std", "es.sigma=0.1", "es.alpha=0.4"),
+        },
+        "GRPO": {f"learning rate {rate}": ("--learning-rate", rate) for rate in ("1e-5", "3e-5", "6e-5", "1e-4")},
+    },
+    "smollm2": {
+        "ES": {
+            "sigma 6e-3, alpha 6e-3": ("es.sigma=6e-3", "es.alpha=6e-3"),
+            "sigma 1e-2, alpha 5e-3": ("es.sigma=1e-2", "es.alpha=5e-3"),
+            "std, sigma 0.05, alpha 0.05": ("es.sigma_per_tensor=std", "es.sigma=0.05", "es.alpha=0.05"),
+        },
+        "GRPO": {f"learning rate {rate}": ("--learning-rate", rate) for rate in ("3e-6", "1e-5", "3e-5")},
+    },
+}
+SMALL = ("es.generations=2", "es.population_size=4", "data.batch_size=4", "data.num_train=32", "data.num_eval=8")
+
+
+def measure(results: Results, small: bool) -> None:
+    """Do the trials and runs that are missing; `small`: one trial and one run of each side, on the tiny model."""
+    works = ["tiny", *(["smollm2"] if (ROOT / "models" / "SmolLM2-135M-Instruct").exists() else [])]
+    for work in works[:1] if small else works:
+        trials = {side: list(own)[: 1 if small else None] for side, own in TRIALS[work].items()}
+        for side, names in trials.items():
+            for name in names:
+                once(results, work, side, name, TRIAL_SEED, small)
+        for seed in range(1 if small else WORKS[work]["seeds"]):
+            for side in trials:
+                once(results, work, side, chosen(results.rows, work, side), seed, small)
+
+
+def once(results: Results, work: str, side: str, name: str, seed: int, small: bool) -> None:
+    """Train with a setting, unless that is done, and add its curve."""
+    setting = {"work": work, "side": side, "setting": name, "seed": seed}
+    if not results.missing(setting):
+        return
+    config, options, spec = FOLDER / f"{work}.yaml", TRIALS[work][side][name], WORKS[work]
+    keys = [f"run.seed={seed}", *spec["keys"], *(SMALL if small else ())]
+    with scratch() as folder:
+        if side == "ES":
+            command = [FOLDER / "curve_es.py", config, *keys, *options, f"run.output_dir={folder}"]
+        else:
+            steps = ("2", "1") if small else (str(spec["steps"]), str(spec["every"]))
+            command = [FOLDER / "curve_grpo.py", config, *keys, "--steps", steps[0], "--every", steps[1], *options]
+        output, spent = checked([sys.executable, *command])
+    results.add(setting, {"curve": json.loads(output.splitlines()[-1]), "process": spent.row()})
+
+
+def of(rows: Sequence[Row], work: str, side: str, trials: bool) -> list[Row]:
+    """Return the trials, or the runs of the comparison, of a side."""
+    found = [row for row in rows if row["run"]["work"] == work and row["run"]["side"] == side]
+    return [row for row in found if (row["run"]["seed"] == TRIAL_SEED) == trials]
+
+
+def compared(rows: Sequence[Row], work: str) -> bool:
+    """Return whether both sides have runs of a work."""
+    return all(of(rows, work, side, trials=False) for side in TRIALS[work])
+
+
+def mean_accuracy(row: Row) -> float:
+    """Return the mean accuracy of all evaluations but the base model's."""
+    return float(np.mean([point["accuracy"] for point in row["curve"][1:]]))
+
+
+def chosen(rows: Sequence[Row], work: str, side: str) -> str:
+    """Return the name of the trial that won."""
+    return str(max(of(rows, work, side, trials=True), key=mean_accuracy)["run"]["setting"])
+
+
+def first_at(row: Row, accuracy: float, axis: str) -> float | None:
+    """Return where a curve first has an accuracy, None if it never does."""
+    return next((point[axis] for point in row["curve"] if point["accuracy"] >= accuracy), None)
+
+
+def facts(rows: Sequence[Row]) -> Mapping[str, str]:
+    """Return the tables of trials and of the comparison, for each work that was measured."""
+    found = {"made": made(rows)}
+    for work in WORKS:
+        own = [row for row in rows if row["run"]["work"] == work]
+        if own:
+            found[f"trials_{work}"] = markdown(
+                ["side", "trial", "mean accuracy", "last", ""], list(trial_lines(rows, work))
+            )
+            found[f"table_{work}"] = markdown(*comparison(rows, work))
+    return found
+
+
+def trial_lines(rows: Sequence[Row], work: str) -> list[list[str]]:
+    """Return a line for each trial."""
+    lines = []
+    for side in TRIALS[work]:
+        for row in of(rows, work, side, trials=True):
+            name = row["run"]["setting"]
+            won = "chosen" if name == chosen(rows, work, side) else ""
+            last = row["curve"][-1]["accuracy"]
+            lines.append([side, name, f"{100 * mean_accuracy(row):.1f} %", f"{100 * last:.1f} %", won])
+    return lines
+
+
+def comparison(rows: Sequence[Row], work: str) -> tuple[list[str], list[list[str]]]:
+    """Return head and lines of the table of a work: accuracies along the way, tokens and seconds, memory."""
+    sides = {side: of(rows, work, side, trials=False) for side in TRIALS[work]}
+    target = min(max(point["accuracy"] for point in row["curve"]) for own in sides.values() for row in own)
+    target = int(target * 50) / 50
+    lines = []
+    for side, own in sides.items():
+        reached = {axis: [first_at(row, target, axis) for row in own] for axis in ("tokens", "processor_seconds")}
+        last = [row["curve"][-1] for row in own]
+        lines.append(
+            [
+                side,
+                spread([100 * mean_accuracy(row) for row in own]),
+                spread([100 * point["accuracy"] for point in last]),
+                spread([point["tokens"] / 1000 for point in last]),
+                spread([point["processor_seconds"] for point in last]),
+                spread([value / 1000 for value in reached["tokens"] if value is not None]),
+                spread([value for value in reached["processor_seconds"] if value is not None]),
+                f"{max(row['process']['peak_mib'] for row in own):,}",
+            ]
+        )
+    to = f"to {100 * target:.0f} %"
+    head = ["", "mean accuracy, %", "last, %", "thousand tokens", "processor seconds"]
+    return [*head, f"thousand tokens {to}", f"processor seconds {to}", "peak MiB"], lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation."""
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw accuracy over tokens and over processor seconds: each seed, and the mean at the same evaluation."""
+    from esmpi.report.draw import new_figure, style
+    from esmpi.report.palette import LIGHT, color_of
+
+    works = [work for work in WORKS if compared(rows, work)]
+    with style():
+        picture = new_figure(7.4, 2.9 * len(works))
+        places = picture.subplots(len(works), 2, squeeze=False, sharey="row")
+        for line, work in zip(places, works, strict=True):
+            for axes, axis in zip(line, ("tokens", "processor_seconds"), strict=True):
+                for number, side in enumerate(TRIALS[work]):
+                    curves = [row["curve"] for row in of(rows, work, side, trials=False)]
+                    color = LIGHT[color_of(number)]
+                    for curve in curves:
+                        y = [100 * point["accuracy"] for point in curve]
+                        axes.plot([point[axis] for point in curve], y, color=color, alpha=0.25, linewidth=0.8)
+                    x, y = (
+                        np.mean([[point[key] for point in curve] for curve in curves], axis=0)
+                        for key in (axis, "accuracy")
+                    )
+                    axes.plot(x, 100 * y, color=color, label=f"{side}, mean of {len(curves)} seeds", linewidth=1.8)
+                words = {"tokens": "tokens generated in training", "processor_seconds": "processor seconds of training"}
+                axes.set_xlabel(words[axis])
+                axes.set_title({"tiny": "Tiny model, Countdown", "smollm2": "SmolLM2-135M, multiplication table"}[work])
+            line[0].set_ylabel("held-out accuracy, %")
+            line[0].legend(loc="lower right")
+        picture.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    run(sys.modules[__name__])  # type: ignore[arg-type]
