@@ -17,6 +17,11 @@ from esmpi.config.keys import Section, key, require
 
 _LONGEST_NAME = 200
 Schedule = Literal["constant", "linear", "cosine"]
+INT4_NEEDS_LOW_RANK = (
+    "int4 needs noise that is added to the outputs of layers, as a step of 4 bits is larger than a weight's noise: "
+    "set es.noise=low_rank, or model.quantization=int8"
+)
+
 _FACTOR = 0.5
 _END = 0.1
 """Where schedules end by default."""
@@ -86,10 +91,11 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the live weights, with which the engine computes. Theta is float32 in any case. float16 is for GPUs
     without bfloat16 (V100, T4); weights above 65504 become infinite, which a warning tells."""
-    quantization: Literal["none", "int8", "fp8"] = "none"
-    """Whether the live weights of linear layers are quantized, to one byte each with a float32 scale for each row: to
-    int8, or to fp8 (E4M3). Embeddings, the head, norms and biases keep `dtype`, in which the engine computes with what
-    the numbers stand for. Theta is float32 in any case."""
+    quantization: Literal["none", "int8", "fp8", "int4"] = "none"
+    """Whether the live weights of linear layers are quantized: to one byte each with a float32 scale for each row, int8
+    or fp8 (E4M3), or to int4, two in a byte with a scale for each 64 weights of a row. int4 needs `es.noise: low_rank`,
+    which is then added to the outputs of layers and not quantized. Embeddings, the head, norms and biases keep `dtype`,
+    in which the engine computes with what the numbers stand for. Theta is float32 in any case."""
     revision: str | None = key(None, changes_result="by_digest")
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = key(False, changes_result="no")
@@ -559,6 +565,10 @@ class Config:
             self.model.quantization == "none" or self.engine.theta_placement != "host+bf16",
             "engine.theta_placement: host+bf16 keeps more on the GPU than model.quantization saves: set it to host, "
             "or to device",
+        )
+        require(
+            self.model.quantization != "int4" or es.noise == "low_rank",
+            f"model.quantization: {INT4_NEEDS_LOW_RANK}",
         )
         require(
             num_samples > 1 or es.fitness not in ("best_of", "majority"),

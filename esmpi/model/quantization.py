@@ -1,11 +1,12 @@
 """Which tensors of a model are quantized with `model.quantization`, and what the live weights then take."""
 
-from collections.abc import Set
+import math
+from collections.abc import Sequence, Set
 
-from esmpi.config.sections import ModelConfig
+from esmpi.config.sections import INT4_NEEDS_LOW_RANK, ModelConfig
 from esmpi.errors import UserError
-from esmpi.model.base_model import BaseModel, matrix_shape
-from esmpi.noise.format import is_matrix
+from esmpi.model.base_model import BaseModel, kinds_of, matrix_shape
+from esmpi.noise.format import Noise, is_matrix
 
 _KEPT = ("embed", "lm_head", "wte", "wpe")
 """Parts of the names of embeddings and heads."""
@@ -35,7 +36,32 @@ def require_quantized(quantized: Set[str], wanted: Set[str]) -> None:
 
 def live_bytes(model: ModelConfig, base: BaseModel) -> int:
     """Return how many bytes the live weights take: scales included, and what is tied counted once."""
-    quantized = quantized_names(model, base)
-    elements = sum(base.tensors[name].num_elements for name in quantized)
-    scales = _SCALE_BYTES * sum(matrix_shape(base.tensors[name].shape)[0] for name in quantized)
-    return elements + scales + model.bytes_per_weight * (base.num_weights - elements)
+    if model.quantization == "none":
+        return model.bytes_per_weight * base.num_weights
+    from esmpi.noise.quantization import TYPES, shapes  # loads torch
+
+    quantized = [matrix_shape(base.tensors[name].shape) for name in quantized_names(model, base)]
+    elements = sum(rows * columns for rows, columns in quantized)
+    taken = 0
+    for rows, columns in quantized:
+        numbers, scales = shapes(TYPES[model.quantization], rows, columns)
+        taken += math.prod(numbers) + _SCALE_BYTES * math.prod(scales)
+    return taken + model.bytes_per_weight * (base.num_weights - elements)
+
+
+def require_noise_in_outputs(noise: Noise, unreached: Sequence[str]) -> None:
+    """Raise UserError if an engine with int4 weights cannot add noise to the outputs of all layers.
+
+    Parameters
+    ----------
+    noise : Noise
+    unreached : sequence of str
+        The matrices with noise to whose layers' outputs it cannot be added.
+    """
+    if noise.rank == 0:
+        raise UserError(f"model.quantization: {INT4_NEEDS_LOW_RANK}")
+    if unreached:
+        raise UserError(
+            f"model.quantization: with int4, noise is added to the outputs of layers, which this engine cannot do for "
+            f"{', '.join(kinds_of(unreached))}: leave them out with es.exclude, or set model.quantization=int8"
+        )

@@ -14,7 +14,7 @@ from esmpi.noise import low_rank_gpu
 from esmpi.noise.format import FULL, Noise, member_seeds
 from esmpi.noise.gpu import DeviceBlock, DeviceBlocks, to_device
 from esmpi.noise.low_rank import rectangles
-from esmpi.noise.quantization import LARGEST
+from esmpi.noise.quantization import LARGEST, shapes
 from esmpi.weights.host import Weights
 from esmpi.weights.views import Block, View, by_rows, in_float32, rows_are_stretches, write
 
@@ -75,8 +75,9 @@ def check_gpu(device: torch.device) -> None:
     seeds, coefficients = member_seeds(0, 0, 7), np.linspace(-0.01, 0.02, 7, dtype=np.float32)
 
     def history(kind: type[Weights], where: torch.device, live: torch.dtype, noise: Noise) -> list[torch.Tensor]:
-        scales = torch.empty(_CHECKED_ROWS, device=where) if live in LARGEST else None
-        view = View.whole("checked", torch.empty_like(theta, dtype=live).to(where), scales)
+        form, of_scales = shapes(live, *theta.shape)
+        scales = torch.empty(of_scales, device=where) if live in LARGEST else None
+        view = View.whole("checked", torch.empty(form, dtype=live, device=where), scales, tuple(theta.shape))
         weights = kind([view], lambda _: theta.clone(), 1)
         weights.update(seeds, coefficients, noise)
         weights.perturb(int(seeds[0]), 0.003, None, noise)

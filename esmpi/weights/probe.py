@@ -152,6 +152,8 @@ def _as_matrix(name: str, parameter: torch.Tensor) -> torch.Tensor:
             f"engine: parameter {name} of shape {tuple(data.shape)} is not contiguous in memory: ES cannot perturb it. "
             f"For a model with latent attention (MLA), such as DeepSeek, set VLLM_MLA_DISABLE=1"
         )
+    if data.dtype == torch.uint8:
+        data = data.view(torch.int8)  # a byte is two numbers of int4, and has a digit like one of int8
     return data.view(-1, 1) if data.dim() < 2 else data.view(-1, data.shape[-1])
 
 
@@ -228,7 +230,11 @@ def _view(name: str, run: _Run, tensor: StoredTensor) -> View:
     if not torch.equal(run.cols, torch.arange(first, first + num_cols)):
         raise UserError(f"engine: parameter {name} does not hold neighbouring columns of {tensor.name} side by side")
     rows, cols = (run.first_row, run.first_row + num_rows), (first, first + num_cols)
-    return View(tensor.name, tensor.shape, rows, cols, run.live, run.scales)
+    if run.scales is None or run.scales.dim() == 1:
+        return View(tensor.name, tensor.shape, rows, cols, run.live, run.scales)
+    # of numbers that are packed, the loader writes no more than they have bytes, from the first column on
+    whole = (0, matrix_shape(tensor.shape)[1])
+    return View(tensor.name, tensor.shape, rows, whole, run.live.view(torch.uint8), run.scales)
 
 
 def cut(view: View, rows: Iterable[int]) -> Iterator[View]:

@@ -11,6 +11,7 @@ from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.snapshot import opened
 from esmpi.noise.format import Noise
+from esmpi.noise.quantization import numbers_per_scale
 from esmpi.weights.host import Weights
 from esmpi.weights.probe import fingerprint
 from esmpi.weights.views import View, rows_are_stretches
@@ -64,9 +65,13 @@ class WeightShard:
         """Return how many live weights are infinite; views that several shards hold count in each."""
         total = 0
         for view in self._weights.views:
+            if view.live is None:
+                continue
             if view.scales is not None:
-                total += int(torch.isinf(view.scales).sum()) * view.shape[1]
-            elif view.live is not None:
+                infinite = torch.isinf(view.scales).view(len(view.scales), -1).sum(0).tolist()
+                each = numbers_per_scale(view.live.dtype, view.cols[1])
+                total += sum(count * min(each, view.cols[1] - each * i) for i, count in enumerate(infinite))
+            else:
                 num_rows = max(1, _COUNTED_AT_ONCE // max(1, view.live.shape[1]))
                 parts = (part for rows in view.live.split(num_rows) for part in rows.split(_COUNTED_AT_ONCE, dim=1))
                 total += sum(int(torch.isinf(part).sum()) for part in parts)

@@ -48,7 +48,7 @@ class StreamedWeights(Weights):
     def _hold(self, values: torch.Tensor) -> torch.Tensor:
         # All of theta in one piece: torch's own pinned memory takes a power of two for each tensor.
         if not self._held:
-            self._memory = page_locked(sum(view.live.numel() for view in self.views if view.live is not None))
+            self._memory = page_locked(sum(view.num_elements for view in self.views if view.live is not None))
             weakref.finalize(self, _unlock, self._memory.data_ptr()).atexit = False
         part = self._memory[self._held : self._held + values.numel()].view(values.shape)
         self._held += values.numel()

@@ -8,7 +8,7 @@ import torch
 
 from esmpi.model.base_model import matrix_shape
 from esmpi.noise import tensor_key
-from esmpi.noise.quantization import LARGEST, dequantize, quantize
+from esmpi.noise.quantization import LARGEST, dequantize, quantize, shapes
 
 QUANTIZED_AT_ONCE = 1 << 24
 """Most elements of a block of quantized live weights, unless a row has more: they are float32 before."""
@@ -31,29 +31,40 @@ class View:
     """First column held here, and the one after the last."""
     live: torch.Tensor | None
     """(rows, columns) held here, float32, bfloat16 or float16, on any device; neighbours in a row are neighbours in
-    memory, or neighbours in a column if the engine holds the tensor transposed. With `scales` int8 or float8_e4m3fn.
-    None where only theta is wanted, as in replay."""
+    memory, or neighbours in a column if the engine holds the tensor transposed. With `scales` int8, float8_e4m3fn, or
+    uint8 with fewer columns, which are packed. None where only theta is wanted, as in replay."""
     scales: torch.Tensor | None = None
-    """(rows,) float32, on the same device: the scales of quantized live weights (`esmpi.noise.quantization`), which
-    must be whole rows without gaps. None if the live weights are not quantized."""
+    """(rows,) or (rows, groups) float32, on the same device: the scales of quantized live weights
+    (`esmpi.noise.quantization`), which must be whole rows without gaps. None if the live weights are not quantized."""
 
     @classmethod
-    def whole(cls, name: str, tensor: torch.Tensor, scales: torch.Tensor | None = None) -> "View":
-        """Return the view of a tensor that is all here."""
-        rows, cols = matrix_shape(tuple(tensor.shape))
-        return cls(name, tuple(tensor.shape), (0, rows), (0, cols), tensor.detach().view(rows, cols), scales)
+    def whole(
+        cls, name: str, tensor: torch.Tensor, scales: torch.Tensor | None = None, shape: tuple[int, ...] | None = None
+    ) -> "View":
+        """Return the view of a tensor that is all here; `shape` is the canonical one, unless `tensor` has it."""
+        shape = tuple(tensor.shape) if shape is None else shape
+        rows, cols = matrix_shape(shape)
+        return cls(name, shape, (0, rows), (0, cols), tensor.detach().view(rows, -1 if rows else cols), scales)
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the tensor that are held here."""
+        return (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
 
     def __post_init__(self) -> None:
         if self.live is None:
             return
         held = (self.rows[1] - self.rows[0], self.cols[1] - self.cols[0])
-        if tuple(self.live.shape) != held:
-            raise ValueError(f"{self.name}: live has shape {tuple(self.live.shape)}, the view says {held}")
+        numbers, scales = shapes(self.live.dtype, *held) if self.scales is not None else (held, ())
+        if tuple(self.live.shape) != numbers:
+            raise ValueError(f"{self.name}: live has shape {tuple(self.live.shape)}, the view says {numbers}")
         if self.scales is not None:
             if self.live.dtype not in LARGEST or self.cols != (0, matrix_shape(self.shape)[1]):
-                raise ValueError(f"{self.name}: only whole rows can be quantized, to int8 or float8_e4m3fn")
-            if tuple(self.scales.shape) != held[:1] or self.scales.dtype != torch.float32:
-                raise ValueError(f"{self.name}: quantized rows must have a float32 scale each")
+                raise ValueError(
+                    f"{self.name}: only whole rows can be quantized, to int8, float8_e4m3fn or packed int4"
+                )
+            if tuple(self.scales.shape) != scales or self.scales.dtype != torch.float32:
+                raise ValueError(f"{self.name}: quantized rows must have float32 scales of shape {scales}")
             if not self.live.is_contiguous():
                 raise ValueError(f"{self.name}: quantized rows must be contiguous")
         elif self.live.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -72,7 +83,7 @@ class View:
         """Return the live weights; of quantized ones the float32 values that they stand for."""
         if self.live is None or self.scales is None:
             return self.live
-        return dequantize(self.live, self.scales, torch.float32)
+        return dequantize(self.live, self.scales, torch.float32, self.cols[1])
 
 
 def write(live: torch.Tensor, scales: torch.Tensor | None, values: torch.Tensor) -> None:
@@ -82,23 +93,24 @@ def write(live: torch.Tensor, scales: torch.Tensor | None, values: torch.Tensor)
     ----------
     live : (R, C) Tensor
         Overwritten. With scales it may also be (1, n): whole rows side by side.
-    scales : (R,) float32, optional
+    scales : (R,) or (R, groups) float32, optional
         Overwritten.
     values : Tensor
-        Of the shape of `live`.
+        Of the shape of `live`, or of what it stands for.
     """
     if scales is None:
         live.copy_(values)
     elif live.numel():
         rows = (len(scales), -1)
         values = values.to(torch.float32).reshape(rows).contiguous()
+        live = live.view(rows)
         if values.device == live.device:
-            quantize(live.view(rows), scales, values)
+            quantize(live, scales, values)
             return
         # quantized before it moves: a GPU may have no room for a tensor more
-        numbers = torch.empty(values.shape, dtype=live.dtype, device=values.device)
-        quantize(numbers, made := values.new_empty(len(scales)), values)
-        live.view(rows).copy_(numbers)
+        numbers = torch.empty(live.shape, dtype=live.dtype, device=values.device)
+        quantize(numbers, made := values.new_empty(scales.shape), values)
+        live.copy_(numbers)
         scales.copy_(made)
 
 
@@ -164,11 +176,10 @@ def split(number: int, view: View, theta: torch.Tensor, num_elements: int) -> It
     live = view.live
     if view.scales is not None:
         assert live is not None
-        theta, live = theta.view(1, -1), live.view(1, -1)
         num_rows = max(1, min(num_elements, QUANTIZED_AT_ONCE) // max(1, stride))
-        for row, scales in zip(range(0, len(view.scales), num_rows), view.scales.split(num_rows), strict=True):
-            part = slice(row * stride, (row + num_rows) * stride)
-            yield Block(number, theta[:, part], live[:, part], first + row * stride, 0, key, scales)
+        for row in range(0, len(view.scales), num_rows):
+            held, numbers, scales = (values[row : row + num_rows] for values in (theta, live, view.scales))
+            yield Block(number, held.view(1, -1), numbers.view(1, -1), first + row * stride, 0, key, scales)
     elif view.cols == (0, stride) and (live is None or live.is_contiguous()):
         theta = theta.view(1, -1)
         live = None if live is None else live.view(1, -1)

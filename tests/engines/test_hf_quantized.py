@@ -53,9 +53,9 @@ def with_tokenizer(path: Path) -> Path:
     return path
 
 
-def load(path: Path, kind: str, dtype: str = "float32") -> HfEngine:
+def load(path: Path, kind: str, dtype: str = "float32", wave_size: int | None = None) -> HfEngine:
     config = ModelConfig(path=str(path), dtype=dtype, quantization=kind)  # type: ignore[arg-type]
-    return HfEngine(config, HfConfig(device="cpu"), BaseModel(path), PLACE)
+    return HfEngine(config, HfConfig(device="cpu", wave_size=wave_size), BaseModel(path), PLACE)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -65,7 +65,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("int8", "float32"), ("fp8", "bfloat16"), ("int8", "float16")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("int8", "float32"), ("fp8", "bfloat16"), ("int8", "float16"), ("int4", "bfloat16")]
+)
 def test_a_member_is_a_plain_model_with_the_dequantized_weights(llama: Path, kind: str, dtype: str) -> None:
     engine, plain = load(llama, kind, dtype), AutoModelForCausalLM.from_pretrained(llama, dtype=getattr(torch, dtype))
     theta = logits(plain)
@@ -85,8 +87,9 @@ def test_a_member_is_a_plain_model_with_the_dequantized_weights(llama: Path, kin
     assert live_bytes(model, base) < 0.9 * live_bytes(replace(model, quantization="none"), base)
 
 
-def test_a_wave_adds_the_noise_to_the_outputs_of_quantized_layers(llama: Path) -> None:
-    engine = load(llama, "int8")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_wave_adds_the_noise_to_the_outputs_of_quantized_layers(llama: Path, kind: str) -> None:
+    engine = load(llama, kind)
     wave = [Perturbation(seed, 0.05, Noise(1)) for seed in (3, 4)]
     asked = requests(["3 7 12", "1 1 1"])
     engine.perturb(wave)
@@ -94,7 +97,7 @@ def test_a_wave_adds_the_noise_to_the_outputs_of_quantized_layers(llama: Path) -
     assert engine.wave_size(asked, Sampling(max_tokens=8), Noise(1)) > 1
     # what is quantized is theta, as a model whose theta is already what the numbers stand for shows
     engine.weights.restore()
-    folder = llama.parent / "dequantized"
+    folder = llama.parent / f"dequantized {kind}"
     shutil.copytree(llama, folder, dirs_exist_ok=True)
     save_file(
         {name: tensor.clone() for name, tensor in engine.weights.live()}, folder / "model.safetensors", {"format": "pt"}
@@ -103,6 +106,36 @@ def test_a_wave_adds_the_noise_to_the_outputs_of_quantized_layers(llama: Path) -
     plain.perturb(wave)
     assert plain.generate([replace(one, member=i) for i in (0, 1) for one in asked], Sampling(max_tokens=8)) == found
     assert found[:2] != found[2:]
+
+
+def test_noise_far_below_a_step_of_int4_acts_and_is_not_written(llama: Path) -> None:
+    """Also one member at a time: with a tenth of the noise, a tenth of the change in the outputs."""
+    engine = load(llama, "int4", wave_size=1)
+    numbers = {name: tensor.clone() for name, tensor in engine.weights.live()}
+    steps = [layer.scales.median() for layer in engine._model.modules() if hasattr(layer, "scales")]
+    theta = logits(engine._model)
+    changes = []
+    for sigma in (1e-4, 1e-5):
+        assert sigma < min(steps) / 40
+        engine.perturb([Perturbation(3, sigma, Noise(1))])
+        with engine._adapters.applied(2):
+            changes.append(logits(engine._model) - theta)
+    assert torch.equal(logits(engine._model), theta)
+    assert float(changes[0].abs().max()) > 1e-4
+    assert float((changes[0] - 10 * changes[1]).abs().max()) < 0.1 * float(changes[0].abs().max())
+    assert all(torch.equal(tensor, numbers[name]) for name, tensor in engine.weights.live())
+    assert engine.wave_size(requests(["1"]), Sampling(max_tokens=1), Noise(1)) == 1
+
+
+def test_int4_needs_noise_in_the_outputs_of_all_layers(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^model.quantization: int4 needs noise .*set es.noise=low_rank"):
+        load(llama, "int4").perturb([Perturbation(1, 1e-3)])
+    positions = load(Path(make("opt", tmp_path / "opt")), "int4")
+    message = r"cannot do for model\.decoder\.embed_positions\.weight: leave them out with es.exclude, or"
+    with pytest.raises(UserError, match=message):
+        positions.wave_size(requests(["1"]), Sampling(max_tokens=1), Noise(1))
+    excluded = Noise(1, {name: float("positions" not in name) for name in positions.weights.names})
+    assert positions.wave_size(requests(["1"]), Sampling(max_tokens=1), excluded) > 1
 
 
 @pytest.mark.parametrize(
@@ -126,11 +159,11 @@ def test_other_layers_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_combined_is_refused(llama: Path) -> None:
-    def config(**engine: object) -> object:
+    def config(quantization: str = "int8", **engine: object) -> object:
         return parse_config(
             {
                 "run": {"name": "x"},
-                "model": {"path": str(llama), "quantization": "int8"},
+                "model": {"path": str(llama), "quantization": quantization},
                 "engine": engine,
                 "es": {"generations": 1},
                 "task": {"name": "countdown"},
@@ -139,6 +172,8 @@ def test_what_cannot_be_combined_is_refused(llama: Path) -> None:
 
     with pytest.raises(UserError, match=r"theta_placement: host\+bf16 keeps more on the GPU than model.quantization"):
         config(theta_placement="host+bf16")
+    with pytest.raises(UserError, match=r"model.quantization: int4 needs noise .*: set es.noise=low_rank, or"):
+        config("int4")
     with pytest.raises(UserError, match="quantization: int8 needs all of a row on one GPU"):
         describe(config(kind="vllm", tensor_parallel_size=2), 1)  # type: ignore[arg-type]
 
@@ -165,8 +200,9 @@ def test_the_dry_run_of_70_billion_weights_fits_on_a_gpu_of_80_gb(tmp_path: Path
             shapes[f"model.layers.{layer}.{norm}.weight"] = (hidden,)  # type: ignore[assignment]
     write_hole(tmp_path, shapes)
 
-    def plan(*model: tuple[str, str]) -> str:
-        sections = {"run": {"name": "x"}, "es": {"generations": 1}, "task": {"name": "countdown"}}
+    def plan(*model: tuple[str, str], noise: str = "full") -> str:
+        es = {"generations": 1, "noise": noise}
+        sections = {"run": {"name": "x"}, "es": es, "task": {"name": "countdown"}}
         model_section = {"path": str(tmp_path), **dict(model)}
         return describe(parse_config({**sections, "model": model_section, "engine": {"kind": "vllm"}}), 1)
 
@@ -174,6 +210,9 @@ def test_the_dry_run_of_70_billion_weights_fits_on_a_gpu_of_80_gb(tmp_path: Path
     said = plan(("quantization", "int8"))
     assert "theta 262.8 GiB + live weights 67.7 GiB (int8), over 1 GPU" in said
     assert "else in host memory of 262.8 GiB a rank and a GPU of 78.5 GiB" in said, "80 GB are 79.6 GiB on an H100"
+    said = plan(("quantization", "int4"), noise="low_rank")
+    assert "theta 262.8 GiB + live weights 39.8 GiB (int4), over 1 GPU" in said
+    assert "else in host memory of 262.8 GiB a rank and a GPU of 47.5 GiB" in said
 
 
 def write_hole(folder: Path, shapes: dict[str, tuple[int, int]]) -> None:

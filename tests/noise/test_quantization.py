@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmpi.noise.quantization import LARGEST, TYPES, dequantize, quantize, quantize_with_torch
+from esmpi.noise import quantization
+from esmpi.noise.quantization import LARGEST, TYPES, dequantize, quantize, quantize_with_torch, shapes
 
 Quantized = tuple[torch.Tensor, torch.Tensor]
 
@@ -30,6 +31,8 @@ def nearest(value: float, numbers: list[tuple[Fraction, int]]) -> int:
 
 def oracle(values: np.ndarray, kind: str) -> Quantized:
     """The definition, a number at a time, with exact arithmetic after the two float32 divisions."""
+    if kind == "int4":
+        return packed_oracle(values)
     largest = np.float32({"int8": 127, "fp8": 448}[kind])
     bits, scales = np.zeros(values.shape, np.uint8), np.zeros(len(values), np.float32)
     of_int8, of_fp8 = [(Fraction(i), i) for i in range(128)], fp8_values()
@@ -45,48 +48,86 @@ def oracle(values: np.ndarray, kind: str) -> Quantized:
     return torch.from_numpy(bits), torch.from_numpy(scales)
 
 
-def made(function: object, values: torch.Tensor, kind: str) -> Quantized:
-    numbers = torch.full(values.shape, -1, dtype=torch.int8).view(TYPES[kind])
-    scales = torch.full((len(values),), -1.0)
-    function(numbers, scales, values)  # type: ignore[operator]
-    return numbers.view(torch.uint8), scales
+def packed_oracle(values: np.ndarray) -> Quantized:
+    """The same for int4: byte i of 32 has number i of a group in its low bits and number i + 32 in its high ones."""
+    rows, columns = values.shape
+    num_groups = (columns + 63) // 64
+    bits, scales = np.zeros((rows, 32 * num_groups), np.uint8), np.zeros((rows, num_groups), np.float32)
+    whole = np.zeros((rows, 64 * num_groups), np.float32)
+    whole[:, :columns] = values
+    for row, group in np.ndindex(scales.shape):
+        part = whole[row, 64 * group : 64 * group + 64]
+        scales[row, group] = scale = np.abs(part).max() / np.float32(7)
+        for i, value in enumerate(part):
+            ratio = value / scale if scale > 0 else value
+            size = nearest(min(abs(float(ratio)), 7.0), [(Fraction(i), i) for i in range(8)])
+            number = 8 + (-size if ratio < 0 else size)
+            bits[row, 32 * group + i % 32] |= number << (4 if i >= 32 else 0)
+    return torch.from_numpy(bits), torch.from_numpy(scales)
+
+
+def made(values: torch.Tensor, kind: str) -> Quantized:
+    """What a GPU makes with operations of PyTorch is the same as what the kernel makes here."""
+    form, of_scales = shapes(TYPES[kind], *values.shape)
+    found = []
+    for with_torch in (False, True):
+        numbers = torch.full(form, -1, dtype=torch.int8).view(TYPES[kind])
+        scales = torch.full(of_scales, -1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            if with_torch:
+                patch.setattr(quantization, "_quantize_rows", quantize_with_torch)
+            quantize(numbers, scales, values)
+        found.append((numbers.view(torch.uint8), scales))
+    (numbers, scales), (other, other_scales) = found
+    assert torch.equal(numbers, other)
+    assert torch.equal(scales.nan_to_num(-2.0), other_scales.nan_to_num(-2.0))
+    return numbers, scales
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @settings(max_examples=30)
 @given(data=st.data())
 def test_both_have_the_bits_of_the_definition(kind: str, data: st.DataObject) -> None:
-    rows, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 40))
+    rows, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 140 if kind == "int4" else 40))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     # rows of any size, also such that scales are subnormal or 0, with ties and numbers below fp8's normal ones
     values = rng.normal(size=(rows, columns)) * 10.0 ** rng.integers(-46, 30, size=(rows, 1))
     values *= 10.0 ** rng.integers(-4, 1, size=(rows, columns)) * (rng.random((rows, columns)) > 0.2)
-    values[rng.random(rows) < 0.3] = rng.integers(-254, 255, columns) / 2  # ties, where the largest is 127
+    ties = int(2 * LARGEST[torch.uint8 if kind == "int4" else torch.int8])
+    values[rng.random(rows) < 0.3] = rng.integers(-ties, ties + 1, columns) / 2  # where the largest is half of that
     single = values.astype(np.float32)
     expected = oracle(single, kind)
-    for function in (quantize, quantize_with_torch):
-        found = made(function, torch.from_numpy(single), kind)
-        assert torch.equal(found[1], expected[1])
-        assert torch.equal(found[0], expected[0])
+    found = made(torch.from_numpy(single), kind)
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], expected[0])
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_rows_that_are_not_finite_become_nan_and_no_other(kind: str) -> None:
     values = torch.randn(4, 300)
     values[0, 7], values[2, 299] = torch.inf, torch.nan
-    one, other = made(quantize, values, kind), made(quantize_with_torch, values, kind)
-    assert torch.equal(one[0], other[0])
-    for numbers, scales in (one, other):
-        live = dequantize(numbers.view(TYPES[kind]), scales, torch.float32)
-        assert torch.isnan(live).all(1).tolist() == [True, False, True, False]
+    numbers, scales = made(values, kind)
+    live = dequantize(numbers.view(TYPES[kind]), scales, torch.float32, 300)
+    missing = torch.isnan(live)
+    assert missing.any(1).tolist() == [True, False, True, False]
+    if kind == "int4":  # those that share a scale only
+        assert missing.sum(1).tolist() == [64, 0, 300 % 64, 0]
+    else:
+        assert missing.all(1).tolist() == [True, False, True, False]
 
 
-@pytest.mark.parametrize(("kind", "step"), [("int8", 1 / 254), ("fp8", 1 / 28)])
-def test_what_is_dequantized_is_near(kind: str, step: float) -> None:
-    """Half a step of int8 at most, and half of the largest step of fp8, which is 32 of 448."""
+@pytest.mark.parametrize(("kind", "step"), [("int8", 1 / 254), ("fp8", 1 / 28), ("int4", 1 / 14)])
+@pytest.mark.parametrize("at_once", [1 << 23, 1000])
+def test_what_is_dequantized_is_near(kind: str, step: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a step of an integer at most, and half of the largest step of fp8, which is 32 of 448."""
+    monkeypatch.setattr(quantization, "_ELEMENTS_AT_ONCE", at_once)
     values = torch.randn(50, 400) * torch.logspace(-6, 3, 50)[:, None]
-    numbers, scales = made(quantize, values, kind)
-    error = (dequantize(numbers.view(TYPES[kind]), scales, torch.float32) - values).abs().amax(1)
+    numbers, scales = made(values, kind)
+    error = (dequantize(numbers.view(TYPES[kind]), scales, torch.float32, 400) - values).abs().amax(1)
     assert (error <= values.abs().amax(1) * step * (1 + 1e-5)).all()
     assert (error > values.abs().amax(1) * step / 10).all()
-    assert LARGEST[TYPES[kind]] == float(numbers.view(TYPES[kind]).float().abs().amax())
+    if kind == "int4":
+        nibbles = torch.stack([numbers & 15, numbers >> 4])
+        assert [int(nibbles.min()), int(nibbles.max())] == [1, 15]
+    else:
+        assert LARGEST[TYPES[kind]] == float(numbers.view(TYPES[kind]).float().abs().amax())

@@ -48,7 +48,7 @@ def find(asked: dict[str, Any]) -> dict[str, Any]:
             "run": {"name": "state"},
             "model": {"path": asked["path"], "dtype": asked["dtype"], "quantization": asked["quantization"]},
             "engine": {"kind": asked["kind"], **asked["engine"]},
-            "es": {"generations": 1},
+            "es": {"generations": 1, "noise": "low_rank" if asked["quantization"] == "int4" else "full"},
             "task": {"name": "countdown"},
         }
     )
@@ -74,12 +74,12 @@ def state(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
     if asked["fault"] == "slot for all":
         from esmpi.engines.vllm.engine import VllmEngine
 
-        generate = VllmEngine._generate
+        generate = VllmEngine.complete
 
         def in_a_slot(self, prompts, parameters, slots=()):  # type: ignore[no-untyped-def]
             return generate(self, prompts, parameters, [slot or 0 for slot in slots])
 
-        VllmEngine._generate = in_a_slot  # type: ignore[method-assign]
+        VllmEngine.complete = in_a_slot  # type: ignore[method-assign]
     rank, prompts = asked["rank"], asked["prompts"]
     noise = NoiseSettings(rank, exclude=tuple(asked["exclude"])).noise(checkpoint)
     waves = Waves(noise=noise, num_prompts=len(prompts), num_members=3) if rank else None

@@ -8,7 +8,7 @@ import torch
 from histories import COEFFICIENTS, SEEDS, cut, make_model, read_from
 
 from esmpi.noise.format import FULL, Noise
-from esmpi.noise.quantization import TYPES, quantize
+from esmpi.noise.quantization import TYPES, quantize, shapes
 from esmpi.weights import views as views_module
 from esmpi.weights.host import Weights
 from esmpi.weights.shard import WeightShard
@@ -28,8 +28,8 @@ def views(model: dict[str, torch.Tensor], kind: str | None, row_parts: int = 1) 
             found.append(View.whole(name, torch.empty(tensor.shape)))
             continue
         for first, end in cut(len(tensor), row_parts):
-            live = torch.empty((end - first, tensor.shape[1]), dtype=TYPES[kind])
-            scales = torch.empty(end - first)
+            numbers, of_scales = shapes(TYPES[kind], end - first, tensor.shape[1])
+            live, scales = torch.empty(numbers, dtype=TYPES[kind]), torch.empty(of_scales)
             found.append(View(name, tuple(tensor.shape), (first, end), (0, tensor.shape[1]), live, scales))
     return found
 
@@ -46,7 +46,8 @@ def live_of(weights: Weights) -> dict[str, bytes]:
 
 
 def quantized(live: torch.Tensor, kind: str) -> tuple[bytes, bytes]:
-    numbers, scales = torch.empty(live.shape, dtype=TYPES[kind]), torch.empty(len(live))
+    form, of_scales = shapes(TYPES[kind], *live.shape)
+    numbers, scales = torch.empty(form, dtype=TYPES[kind]), torch.empty(of_scales)
     quantize(numbers, scales, live)
     return numbers.view(torch.uint8).numpy().tobytes(), scales.numpy().tobytes()
 
@@ -104,7 +105,12 @@ def test_layout_and_threads_change_no_bit(kind: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("kind", "noise"),
-    [("int8", FULL), ("fp8", Noise(2)), ("fp8", Noise(0, {"a.weight": 0.3, "b.weight": 0.0, "norm.weight": 1.0}))],
+    [
+        ("int8", FULL),
+        ("fp8", Noise(2)),
+        ("fp8", Noise(0, {"a.weight": 0.3, "b.weight": 0.0, "norm.weight": 1.0})),
+        ("int4", Noise(1)),
+    ],
     ids=str,
 )
 def test_placements_on_a_gpu_change_no_bit(kind: str, noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,13 +127,14 @@ def test_placements_on_a_gpu_change_no_bit(kind: str, noise: Noise, monkeypatch:
         assert states(weights, noise, SMALL) == expected
 
 
-def test_live_weights_are_shown_as_what_they_stand_for() -> None:
-    weights = weights_of("int8")
+@pytest.mark.parametrize(("kind", "step"), [("int8", 200), ("int4", 13)])
+def test_live_weights_are_shown_as_what_they_stand_for(kind: str, step: int) -> None:
+    weights = weights_of(kind)
     shard = WeightShard(weights, base=None)  # type: ignore[arg-type]
     theta = make_model(MODEL)["a.weight"]
     [(_, _, live)] = shard.parts("a.weight", live=True)
     assert live.dtype == torch.float32
-    assert 0 < float((live - theta).abs().max()) < float(theta.abs().max()) / 200
+    assert 0 < float((live - theta).abs().max()) < float(theta.abs().max()) / step
     assert shard.num_infinite() == 0
     weights.load(lambda view: torch.full((view.rows[1] - view.rows[0], view.cols[1] - view.cols[0]), torch.inf))
     weights.restore()
@@ -141,7 +148,7 @@ def test_only_whole_rows_can_be_quantized() -> None:
     for columns, own, where in itertools.product([(0, 6), (6, 12)], [*wrong, scales], [live, live.float()]):
         if columns == (0, 6) and own is scales and where is live:
             continue
-        with pytest.raises(ValueError, match=r"a: (only whole rows|quantized rows)"):
+        with pytest.raises(ValueError, match=r"a: (only whole rows|quantized rows must have float32 scales)"):
             View("a", (4, columns[1]), (0, 4), columns, where, own)
     with pytest.raises(ValueError, match="cannot be perturbed"):
         View("a", (4, 6), (0, 4), (0, 6), live)

@@ -45,7 +45,7 @@ class HfConfig(EngineConfig):
         line = memory_line(config, base)
         prompts = min(config.data.mini_batch_size or config.completions_per_member, config.completions_per_member)
         waves = []
-        if config.es.noise_rank and self.wave_size != 1:
+        if config.es.noise_rank and (self.wave_size != 1 or config.model.quantization == "int4"):
             sizes = [self.wave_size or max(1, rows // prompts) for rows in (ROWS_ON_CPU, ROWS_ON_GPU)]
             waves = [factor_line(config, base, planned_noise(config, base), *sizes)]
         if not {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= shape.keys():

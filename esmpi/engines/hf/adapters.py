@@ -50,9 +50,11 @@ class Adapters:
                 refused.add(name)
             else:
                 self._layers.append((module, name, added))
-                self._shapes[name] = (weight.shape[0], weight.shape[1])
                 self._device = weight.device
-                self._dtype = module.dtype if isinstance(module, QuantizedLinear) else weight.dtype
+                if isinstance(module, QuantizedLinear):
+                    self._shapes[name], self._dtype = module.shape, module.dtype
+                else:
+                    self._shapes[name], self._dtype = (weight.shape[0], weight.shape[1]), weight.dtype
         self._unreached = refused | (set(matrices) - self._shapes.keys())
         self._factors: dict[str, _Factors] = {}
         self._scale = 0.0

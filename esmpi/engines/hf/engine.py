@@ -26,7 +26,7 @@ from esmpi.engines.hf.stop import StopStrings
 from esmpi.engines.hf.views import find_views
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, kinds_of
-from esmpi.model.quantization import quantized_names
+from esmpi.model.quantization import quantized_names, require_noise_in_outputs
 from esmpi.mpi.comm import Place
 from esmpi.noise.format import Noise, is_matrix
 from esmpi.weights.model_weights import ModelWeights, Perturbation
@@ -97,6 +97,7 @@ class HfEngine(Engine):
         weights = open_weights(views, lambda view: _read(base, view), num_threads, placement)
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
         self._wave_size = engine.wave_size
+        self._noise_in_outputs = model.quantization == "int4"
         self._num_local_ranks = place.num_local_ranks
         matrices = {name for name in canonical if is_matrix(base.tensors[name].shape)}
         single = {key: name for key, name in found.names.items() if name in matrices}
@@ -116,12 +117,9 @@ class HfEngine(Engine):
     def _place_theta(self, wanted: str, views: list[View]) -> Placement:
         if self._device.type == "cpu":
             return "host+bf16" if wanted == "host+bf16" else "host"  # on a CPU all placements are the same memory
-        elements = [view.live for view in views if view.live is not None]
-        live = sum(tensor.nbytes for tensor in elements) + sum(
-            view.scales.nbytes for view in views if view.scales is not None
-        )
+        held = [tensor for view in views for tensor in (view.live, view.scales) if tensor is not None]
+        live, theta = sum(tensor.nbytes for tensor in held), 4 * sum(view.num_elements for view in views)
         free, _ = torch.cuda.mem_get_info(self._device)
-        theta = 4 * sum(tensor.numel() for tensor in elements)
         placement, why = choose_placement(wanted, theta, live, free + live)
         log.info("%s", why)
         return placement
@@ -141,7 +139,7 @@ class HfEngine(Engine):
             )
 
     def wave_size(self, requests: Sequence[Request], sampling: Sampling, noise: Noise) -> int:
-        unreached = self._adapters.unreached(noise)
+        takes_waves, unreached = self._takes_waves(noise), self._adapters.unreached(noise)
         if noise.rank and self._wave_size != 1 and unreached and not self._told:
             self._told = True
             log.warning(
@@ -149,7 +147,7 @@ class HfEngine(Engine):
                 "at a time: %s",
                 ", ".join(kinds_of(unreached)),
             )
-        if not self._takes_waves(noise):
+        if not takes_waves:
             return 1
         if self._wave_size is not None:
             return self._wave_size
@@ -180,7 +178,11 @@ class HfEngine(Engine):
             self._wave = ()
 
     def _takes_waves(self, noise: Noise) -> bool:
-        return noise.rank > 0 and self._wave_size != 1 and not self._adapters.unreached(noise)
+        unreached = self._adapters.unreached(noise)
+        if self._noise_in_outputs:
+            require_noise_in_outputs(noise, unreached)
+            return True
+        return noise.rank > 0 and self._wave_size != 1 and not unreached
 
     def _bytes_per_token(self) -> int:
         """Return what the keys and values of a token take."""

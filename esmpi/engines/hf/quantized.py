@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import torch
 
 from esmpi.model.quantization import require_quantized
-from esmpi.noise.quantization import TYPES, dequantize
+from esmpi.noise.quantization import TYPES, dequantize, shapes
 
 
 class QuantizedLinear(torch.nn.Module):
@@ -16,7 +16,7 @@ class QuantizedLinear(torch.nn.Module):
     linear : torch.nn.Linear
         Which layer this stands for. The numbers are still to be written.
     kind : str
-        "int8" or "fp8".
+        "int8", "fp8" or "int4".
     """
 
     def __init__(self, linear: torch.nn.Linear, kind: str):
@@ -24,16 +24,18 @@ class QuantizedLinear(torch.nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dtype = linear.weight.dtype
         """The type that the layer computes in."""
-        numbers = torch.zeros(linear.weight.shape, dtype=TYPES[kind])
-        self.numbers = torch.nn.Parameter(numbers, requires_grad=False)
+        self.shape = (linear.out_features, linear.in_features)
+        """Shape of the weight that the numbers stand for."""
+        numbers, scales = shapes(TYPES[kind], *self.shape)
+        self.numbers = torch.nn.Parameter(torch.zeros(numbers, dtype=TYPES[kind]), requires_grad=False)
         self.scales: torch.Tensor
-        self.register_buffer("scales", torch.zeros(len(numbers), dtype=torch.float32))
+        self.register_buffer("scales", torch.zeros(scales, dtype=torch.float32))
         self.bias = linear.bias
 
     @property
     def weight(self) -> torch.Tensor:
         """The weights that the numbers stand for, (outputs, inputs), in the type that the model computes in."""
-        return dequantize(self.numbers, self.scales, self.dtype)
+        return dequantize(self.numbers, self.scales, self.dtype, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x, self.weight, self.bias)
@@ -50,7 +52,7 @@ def quantize_layers(model: torch.nn.Module, names: Mapping[int, str], wanted: Co
     wanted : collection of str
         Canonical names of the weights to quantize.
     kind : str
-        "int8" or "fp8".
+        "int8", "fp8" or "int4".
 
     Raises
     ------
@@ -70,7 +72,6 @@ def quantize_layers(model: torch.nn.Module, names: Mapping[int, str], wanted: Co
     require_quantized({names[id(layer.weight)] for layer in layers} - left, set(wanted))
 
 
-def scales_of(model: torch.nn.Module) -> dict[int, torch.Tensor]:
-    """Return the scales of a model's quantized layers, by the `id` of the numbers that they belong to."""
-    layers = (module for module in model.modules() if isinstance(module, QuantizedLinear))
-    return {id(layer.numbers): layer.scales for layer in layers}
+def layers_of(model: torch.nn.Module) -> dict[int, QuantizedLinear]:
+    """Return a model's quantized layers, by the `id` of their numbers."""
+    return {id(module.numbers): module for module in model.modules() if isinstance(module, QuantizedLinear)}

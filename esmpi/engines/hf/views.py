@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from esmpi.engines.hf.quantized import scales_of
+from esmpi.engines.hf.quantized import QuantizedLinear, layers_of
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.weights.probe import derive_views
@@ -37,7 +37,7 @@ def find_views(model: Any, base: BaseModel) -> Found:
     UserError
         If a parameter is not filled from the checkpoint, or its values are changed on the way.
     """
-    scales = scales_of(model)
+    layers = layers_of(model)
     names: dict[int, list[str]] = defaultdict(list)
     for name, parameter in (*_parameters(model, remove_duplicate=False), *_stored_buffers(model, base)):
         # a checkpoint of the model without its head has names without the prefix
@@ -49,10 +49,10 @@ def find_views(model: Any, base: BaseModel) -> Found:
         if id(parameter) in text
     }
     stored = {
-        name: next((other for other in names[id(parameter)] if _holds(base, other, parameter)), None)
+        name: next((other for other in names[id(parameter)] if _holds(base, other, _shape(parameter, layers))), None)
         for name, parameter in parameters.items()
     }
-    if None in stored.values() and scales:
+    if None in stored.values() and layers:
         raise UserError(
             "model.quantization: transformers renames or rearranges tensors of this model when it loads them, so its "
             "layers cannot be quantized: set model.quantization=none"
@@ -61,10 +61,15 @@ def find_views(model: Any, base: BaseModel) -> Found:
         views = _probed(model, parameters, base)
     else:
         views = [
-            View.whole(str(stored[name]), parameter, scales.get(id(parameter)))
+            View.whole(
+                str(stored[name]),
+                parameter,
+                layers[id(parameter)].scales if id(parameter) in layers else None,
+                _shape(parameter, layers),
+            )
             for name, parameter in parameters.items()
         ]
-    places = {id(parameter): (parameter.data_ptr(), tuple(parameter.shape)) for parameter in parameters.values()}
+    places = {id(parameter): (parameter.data_ptr(), _shape(parameter, layers)) for parameter in parameters.values()}
     whole = {
         (view.live.data_ptr(), view.shape): view.name
         for view in views
@@ -75,7 +80,7 @@ def find_views(model: Any, base: BaseModel) -> Found:
 
 def _parameters(model: Any, remove_duplicate: bool = True) -> list[tuple[str, torch.Tensor]]:
     """Return the parameters by their names; the numbers of a quantized layer by that of the weight they stand for."""
-    numbers = scales_of(model).keys()
+    numbers = layers_of(model).keys()
     return [
         (name.removesuffix("numbers") + "weight" if id(parameter) in numbers else name, parameter)
         for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate)
@@ -85,12 +90,22 @@ def _parameters(model: Any, remove_duplicate: bool = True) -> list[tuple[str, to
 def _stored_buffers(model: Any, base: BaseModel) -> list[tuple[str, torch.Tensor]]:
     """Return the buffers that a checkpoint has under their names, such as those that balance experts."""
     kept = model.state_dict().keys()
-    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept and _holds(base, name, buffer)]
+    return [
+        (name, buffer)
+        for name, buffer in model.named_buffers()
+        if name in kept and _holds(base, name, tuple(buffer.shape))
+    ]
 
 
-def _holds(base: BaseModel, name: str, parameter: torch.Tensor) -> bool:
-    """Return whether a checkpoint has a tensor of this name in a parameter's shape."""
-    return name in base.tensors and base.tensors[name].shape == tuple(parameter.shape)
+def _holds(base: BaseModel, name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a checkpoint has a tensor of this name and shape."""
+    return name in base.tensors and base.tensors[name].shape == shape
+
+
+def _shape(parameter: torch.Tensor, layers: Mapping[int, QuantizedLinear]) -> tuple[int, ...]:
+    """Return the shape of a parameter; of a quantized layer's numbers that of the weight that they stand for."""
+    layer = layers.get(id(parameter))
+    return tuple(parameter.shape) if layer is None else layer.shape
 
 
 def _text_modules(model: Any) -> list[torch.nn.Module]:

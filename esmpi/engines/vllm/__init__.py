@@ -108,15 +108,20 @@ class VllmConfig(EngineConfig):
                 f"engine.tensor_parallel_size=1 (engine.pipeline_parallel_size may be more)"
             )
 
-    def slots(self, waves: Waves | None, base: "BaseModel") -> int:
-        """Return how many members are evaluated at once; 0 if their noise is written into the weights."""
+    def slots(self, waves: Waves | None, base: "BaseModel", in_outputs: bool = False) -> int:
+        """Return how many members are evaluated at once; 0 if their noise is written into the weights.
+
+        `in_outputs` says that it must not be, whenever that can be helped.
+        """
         from esmpi.engines.vllm.gpus import visible_gpus
 
-        if waves is None or waves.noise.rank == 0 or self.wave_size == 1 or mixes_experts(base):
+        if waves is None or waves.noise.rank == 0 or mixes_experts(base):
             return 0
+        if self.wave_size == 1:
+            return int(in_outputs)
         size = self.wave_size or self._best_wave(bool(visible_gpus()), waves.num_prompts, base, waves.noise)
         size = min(size, waves.num_members)
-        return size if size > 1 else 0
+        return size if size > 1 or in_outputs else 0
 
     def _best_wave(self, on_gpu: bool, num_prompts: int, base: "BaseModel", noise: "Noise") -> int:
         rows = _ROWS_ON_GPU if on_gpu else _ROWS_ON_CPU
@@ -142,7 +147,8 @@ class VllmConfig(EngineConfig):
             host=size(theta),
         )
         waves = []
-        if config.es.noise_rank and self.wave_size != 1 and not mixes_experts(base):
+        in_outputs = config.model.quantization == "int4"
+        if config.es.noise_rank and (self.wave_size != 1 or in_outputs) and not mixes_experts(base):
             noise = planned_noise(config, base)
             prompts = min(config.data.mini_batch_size or config.completions_per_member, config.completions_per_member)
             sizes = [self.wave_size or self._best_wave(on_gpu, prompts, base, noise) for on_gpu in (False, True)]

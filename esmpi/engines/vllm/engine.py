@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 import os
 import re
 import warnings
@@ -21,9 +20,10 @@ from esmpi.config.sections import ModelConfig
 from esmpi.engines.base import Completion, Engine, Request, Sampling, Waves, require_unquantized
 from esmpi.engines.vllm import VllmConfig, mixes_experts
 from esmpi.engines.vllm.gpus import check_gpus, visible_gpus
+from esmpi.engines.vllm.self_test import SelfTest
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, kinds_of
-from esmpi.model.quantization import live_bytes, quantized_names
+from esmpi.model.quantization import live_bytes, quantized_names, require_noise_in_outputs
 from esmpi.mpi.comm import Place
 from esmpi.mpi.launcher import launcher
 from esmpi.noise.format import Noise
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _EXTENSION = "esmpi.engines.vllm.worker.WorkerExtension"
 _LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_", "SLURM", "PALS_", "FLUX_")
-_SELF_TEST_SCALE, _SELF_TEST_STEPS = 0.05, 3
 _TESTED = (0, 26), (0, 34)
 """The first version of vLLM that was run or read with esmpi, and the first newer one that was not."""
 _FIRST_PORT, _PORTS_PER_RANK = 20_000, 64
@@ -61,7 +60,8 @@ class VllmEngine(Engine):
         require_unquantized(base, engine.vllm_args.get("quantization"))
         engine.check_quantization(model)
         check_gpus(num_workers, place)
-        self._slots = engine.slots(waves, base)
+        self._noise_in_outputs = model.quantization == "int4"
+        self._slots = engine.slots(waves, base, self._noise_in_outputs)
         if waves is not None and waves.noise.rank and engine.wave_size != 1 and mixes_experts(base):
             log.warning("vLLM has no adapters for experts, so members are evaluated one at a time")
         _set_environment(engine, place, cores)
@@ -108,11 +108,12 @@ class VllmEngine(Engine):
         self.weights.aliases = _aliases(self.weights.names, base)
         self.tokenizer = self._llm.get_tokenizer()
         self._wave: Sequence[Perturbation] = ()
+        test = SelfTest(self, self._llm.llm_engine.model_config.get_vocab_size())
         if engine.self_test:
-            self._self_test()
+            test.weights()
         self._open_adapters(waves)
         if engine.self_test and self._slots and waves is not None:
-            self._test_slots(waves.noise)
+            test.slots(waves.noise, self._slots, self._noise_in_outputs)
 
     @property
     def max_length(self) -> int:
@@ -127,6 +128,8 @@ class VllmEngine(Engine):
             return
         without = {name for worker in self._rpc("esmpi_open_adapters") for name in worker}
         unreached = sorted(name for name in without if waves.noise.scale(name, (0, 0)))
+        if self._noise_in_outputs:
+            require_noise_in_outputs(waves.noise, unreached)
         if unreached:
             self._slots = 0
             log.warning(
@@ -139,6 +142,8 @@ class VllmEngine(Engine):
 
     def perturb(self, wave: Sequence[Perturbation]) -> None:
         noise = wave[0].noise
+        if self._noise_in_outputs and not self._slots:
+            require_noise_in_outputs(noise, self.weights.names)
         self._wave = wave if noise.rank and self._slots else ()
         if self._wave:
             self.weights.restore()
@@ -168,7 +173,7 @@ class VllmEngine(Engine):
         ]
         slots = [request.member if self._wave else None for request in requests]
         prompts = [request.prompt for request in requests]
-        completions = [output.outputs[0] for output in self._generate(prompts, parameters, slots)]
+        completions = [output.outputs[0] for output in self.complete(prompts, parameters, slots)]
         return [
             Completion(
                 text=completion.text + _stop_string(completion) * sampling.include_stop,
@@ -186,9 +191,10 @@ class VllmEngine(Engine):
             [*start, *completion.tokens][: self.max_length - 1]
             for start, completion in zip(starts, completions, strict=True)
         ]
-        return [logprobs[len(start) :] for logprobs, start in zip(self._prompt_logprobs(whole), starts, strict=True)]
+        return [logprobs[len(start) :] for logprobs, start in zip(self.prompt_logprobs(whole), starts, strict=True)]
 
-    def _generate(self, prompts: list[Any], parameters: Any, slots: Sequence[int | None] = ()) -> list[Any]:
+    def complete(self, prompts: list[Any], parameters: Any, slots: Sequence[int | None] = ()) -> list[Any]:
+        """Return vLLM's own outputs for prompts of its own form, in their order; `slots` are those of adapters."""
         from vllm.lora.request import LoRARequest
 
         adapters = [None if slot is None else LoRARequest(f"member {slot}", slot + 1, "in memory") for slot in slots]
@@ -200,126 +206,10 @@ class VllmEngine(Engine):
     def _rpc(self, method: str, *arguments: Any) -> list[Any]:
         return list(self._llm.collective_rpc(method, args=arguments))
 
-    def _self_test(self) -> None:
-        """Make sure that perturbing each kind of weight changes outputs, and that restoring theta restores them.
-
-        The outputs are those of a prompt, read at once, and those of the same tokens generated one by one: an engine
-        may use different code for them, and different copies of a weight.
-
-        Raises
-        ------
-        UserError
-            With the tensors whose perturbation changes no output, or only that of prompts.
-        """
-        kinds = kinds_of(self.weights.names)
-        log.info("vLLM: self-test of %d kinds of weights (engine.self_test=false leaves it out)", len(kinds))
-        before, decoded = self._signature(), self._decoded()
-        # With several GPUs, the order of a sum may differ from one call to the next.
-        tolerance = 4 * max(_difference(before, self._signature()) for _ in range(2))
-        # tokens one by one and all at once are rounded differently
-        step_tolerance = 4 * _difference(self._of_steps(before), decoded)
-        ignored, stale = [], []
-        for kind, names in kinds.items():
-            self.weights.perturb([Perturbation(1, _SELF_TEST_SCALE)], names)
-            after, decoded = self._signature(), self._decoded()
-            changed = _difference(before, after)
-            if changed <= tolerance:
-                ignored.append(kind)
-            elif _difference(self._of_steps(after), decoded) > max(step_tolerance, changed / 4):
-                stale.append(kind)
-            self.weights.restore()
-        if ignored:
-            raise UserError(
-                f"engine: perturbing these weights changes no output of vLLM, so ES would train nothing there: "
-                f"{', '.join(ignored)}"
-            )
-        if stale:
-            raise UserError(
-                f"engine: vLLM reads prompts with these weights, but generates with a copy that does not follow: "
-                f"{', '.join(stale)}: choose engine.kind=hf"
-            )
-        if _difference(before, self._signature()) > tolerance:
-            raise UserError("engine: writing theta back does not give vLLM's first outputs again")
-
-    def _test_slots(self, noise: Noise) -> None:
-        """Make sure that a member in a slot makes the outputs that it makes with its noise written into the weights.
-
-        Raises
-        ------
-        UserError
-            If it does not.
-        """
-        # of whatever scale the noise of a tensor is, it must be large enough to tell outputs apart
-        largest = max(noise.scales.values()) if noise.scales else 1.0
-        scale = _SELF_TEST_SCALE / largest
-        member, other = Perturbation(1, scale, noise), Perturbation(2, scale, noise)
-        theta = self._next_logprobs(None)
-        self.weights.perturb([member])
-        written = self._next_logprobs(None)
-        for slot in sorted({0, self._slots - 1}):
-            self.perturb([*[other] * slot, member, *[other] * (self._slots - slot - 1)])
-            # two ways to round a sum are far less apart than two members
-            if not _difference(written, self._next_logprobs(slot)) < _difference(written, theta) / 4:
-                raise UserError(
-                    "engine: noise in vLLM's slots for adapters makes other outputs than noise in the weights: set "
-                    "engine.wave_size=1 to evaluate members one at a time, and report this"
-                )
-        self._wave = ()
-        if not _difference(theta, self._next_logprobs(None)) < _difference(written, theta) / 4:
-            raise UserError("engine: requests without a slot get the noise of one: set engine.wave_size=1")
-
-    def _next_logprobs(self, slot: int | None) -> list[float]:
-        """Return the log probability of a certain token after some made-up prompts.
-
-        With a slot, the same prompts of another slot are in the batch, too, and in between.
-        """
-        prompts = self._made_up_prompts()
-        other = None if slot is None else (slot + 1) % self._slots
-        parameters = self._vllm.SamplingParams(
-            max_tokens=1, temperature=0, logprobs=0, detokenize=False, allowed_token_ids=[prompts[0][0]]
-        )
-        outputs = self._generate(
-            [{"prompt_token_ids": tokens} for tokens in prompts for _ in range(2)],
-            parameters,
-            [other, slot] * len(prompts),
-        )
-        return [output.outputs[0].logprobs[0][prompts[0][0]].logprob for output in outputs[1::2]]
-
-    def _made_up_prompts(self) -> list[list[int]]:
-        """Return four prompts of twelve tokens, the last of which are all the same one."""
-        vocabulary = min(self._llm.llm_engine.model_config.get_vocab_size(), 1000)
-        last = [3 % vocabulary] * _SELF_TEST_STEPS
-        return [[(7 * i + 5 * k + 3) % vocabulary for i in range(12 - len(last))] + last for k in range(4)]
-
-    def _signature(self) -> list[float]:
-        """Return the log probability of each token of some made-up prompts but the first."""
-        found = self._prompt_logprobs(self._made_up_prompts())
-        return [logprob for prompt in found for logprob in prompt[1:]]
-
-    def _of_steps(self, signature: Sequence[float]) -> list[float]:
-        """Return the part of a signature that `_decoded` returns."""
-        each = len(signature) // 4
-        return [signature[i] for i in range(len(signature)) if i % each >= each - _SELF_TEST_STEPS]
-
-    def _decoded(self) -> list[float]:
-        """Return the log probability of the last tokens of the made-up prompts, which are generated one by one."""
-        prompts = self._made_up_prompts()
-        token, starts = prompts[0][-1], [prompt[:-_SELF_TEST_STEPS] for prompt in prompts]
-        parameters = self._vllm.SamplingParams(
-            max_tokens=_SELF_TEST_STEPS,
-            temperature=0,
-            logprobs=0,
-            detokenize=False,
-            allowed_token_ids=[token],
-            ignore_eos=True,
-        )
-        outputs = self._generate([{"prompt_token_ids": tokens} for tokens in starts], parameters)
-        return [step[token].logprob for output in outputs for step in output.outputs[0].logprobs]
-
-    def _prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
+    def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
         """Return the log probability of each token of the prompts; 0 for the first, which nothing precedes."""
         parameters = self._vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
-        outputs = self._generate([{"prompt_token_ids": tokens} for tokens in prompts], parameters)
+        outputs = self.complete([{"prompt_token_ids": tokens} for tokens in prompts], parameters)
         return [
             [0.0, *(output.prompt_logprobs[i][tokens[i]].logprob for i in range(1, len(tokens)))]
             for output, tokens in zip(outputs, prompts, strict=True)
@@ -329,12 +219,6 @@ class VllmEngine(Engine):
 def _stop_string(completion: Any) -> str:
     """Return the stop string that ended a completion, which its text is without; empty if none did."""
     return completion.stop_reason if isinstance(completion.stop_reason, str) else ""
-
-
-def _difference(before: Sequence[float], after: Sequence[float]) -> float:
-    """Return the largest difference of two signatures, infinity if there is no number to compare."""
-    differences = [abs(old - new) for old, new in zip(before, after, strict=True)]
-    return math.inf if any(map(math.isnan, differences)) else max(differences)
 
 
 def _call_shards(llm: Any, method: str, *arguments: Any) -> list[Any]:

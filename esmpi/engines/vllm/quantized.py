@@ -1,9 +1,10 @@
 """Quantized live weights in vLLM: a quantization method of esmpi's own, whose layout ES can write.
 
 vLLM's own methods rearrange or pack their weights after loading, differently on each kind of GPU. This one keeps rows
-of numbers and a scale for each, on a CPU as on a GPU, and dequantizes them at each use.
+of numbers and their scales, on a CPU as on a GPU, and dequantizes them at each use.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,36 +12,51 @@ from vllm.model_executor.layers import linear
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from esmpi.noise.quantization import TYPES, dequantize
+from esmpi.noise.quantization import TYPES, dequantize, shapes
 
 SCALES = "esmpi_scales"
-"""Name of a layer's buffer of scales, (rows,) float32."""
+"""Name of a layer's buffer of scales, (rows,) or (rows, groups) float32."""
 
 
 class EsmpiLinearMethod(linear.UnquantizedLinearMethod):  # type: ignore[misc]
-    """A linear layer whose weight is numbers of a byte each.
+    """A linear layer whose weight is numbers of a byte each, or of half a byte.
 
     Parameters
     ----------
     kind : str
-        "int8" or "fp8".
+        "int8", "fp8" or "int4".
     """
 
     def __init__(self, kind: str):
         super().__init__()
         self._type = TYPES[kind]
 
-    def create_weights(self, layer: Any, *sizes: Any, params_dtype: torch.dtype, **more: Any) -> None:
-        super().create_weights(layer, *sizes, params_dtype=self._type, **more)
-        scales = torch.ones(len(layer.weight), dtype=torch.float32)  # vLLM's default is the type of the model
-        layer.register_buffer(SCALES, scales, persistent=False)
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        *sizes: Any,
+        params_dtype: torch.dtype,
+        **more: Any,
+    ) -> None:
+        (_, held), scales = shapes(self._type, sum(output_partition_sizes), input_size_per_partition)
+        more["weight_loader"] = partial(_load_packed, more["weight_loader"], held)
+        super().create_weights(layer, held, output_partition_sizes, *sizes, params_dtype=self._type, **more)
+        # vLLM's default is the type of the model
+        layer.register_buffer(SCALES, torch.ones(scales, dtype=torch.float32), persistent=False)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Leave the weight as it is."""
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        weight = dequantize(layer.weight, getattr(layer, SCALES), x.dtype)
+        weight = dequantize(layer.weight, getattr(layer, SCALES), x.dtype, x.shape[-1])
         return torch.nn.functional.linear(x, weight, bias)
+
+
+def _load_packed(loader: Any, held: int, parameter: Any, loaded: torch.Tensor, *arguments: Any, **more: Any) -> None:
+    """Load no more columns than a packed parameter has: their values only tell where the loader puts which row."""
+    loader(parameter, loaded[..., :held], *arguments, **more)
 
 
 # Which loader a layer uses depends on the name of its method's class.
@@ -81,6 +97,11 @@ class _Int8(_Quantization):
 @register_quantization_config("esmpi_fp8")
 class _Fp8(_Quantization):
     kind = "fp8"
+
+
+@register_quantization_config("esmpi_int4")
+class _Int4(_Quantization):
+    kind = "int4"
 
 
 def method_name(kind: str) -> str:
