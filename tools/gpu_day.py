@@ -7,6 +7,7 @@ or hangs is a line with `error`, and the rest goes on. OUT/PART.log has what a p
 
 import argparse
 import csv
+import ctypes
 import json
 import os
 import shutil
@@ -57,6 +58,8 @@ def main() -> None:
         if unknown:
             parser.error(f"--parts: {', '.join(unknown)}: choose from {', '.join(ALL_PARTS)}")
         limits = {name: ALL_PARTS[name] for name in arguments.parts.split(",")}
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)  # tools/gpu_day.sh may be killed
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     arguments.out.mkdir(parents=True, exist_ok=True)

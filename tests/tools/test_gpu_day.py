@@ -1,7 +1,11 @@
 """tools/gpu_day.sh from end to end without a GPU, so that on the day of a GPU only CUDA itself is new."""
 
 import json
+import os
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +63,55 @@ def test_faults_are_told_and_the_other_parts_run(tmp_path: Path) -> None:
     assert machine["error"].startswith("no end after")
     assert update["error"] == "no time left"
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 7
+
+
+def processes(mark: str) -> dict[int, str]:
+    """Return the command lines of all processes that have a mark in their environment and have not ended, by number."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has ended, or is another user's
+            continue
+    return {number: command for number, command in found.items() if command}
+
+
+def wait_until(done: Callable[[], bool], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "target"),
+    [(signal.SIGTERM, "gpu_day.sh"), (signal.SIGKILL, "gpu_day.sh"), (signal.SIGKILL, "gpu_day.py")],
+)
+def test_cut_off_midway_it_leaves_whole_lines_and_no_process(
+    tmp_path: Path, number: signal.Signals, target: str
+) -> None:
+    """While a part runs that has started a process of its own."""
+    mark = f"GPU_DAY_MARK={tmp_path}"
+    options = ["--device", "cpu", "--out", str(tmp_path), "--parts", "machine,run,bits", "--limits", "4"]
+    day = subprocess.Popen(
+        ["bash", "tools/gpu_day.sh", *options],
+        cwd=ROOT,
+        env=os.environ | dict([mark.split("=")]),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: any("-m esmpi.run" in command for command in processes(mark).values()), 120)
+        own = [pid for pid, command in processes(mark).items() if f"tools/{target} " in command]
+        os.kill(own[0], number)
+        day.wait(20)
+        wait_until(lambda: not processes(mark), 10)
+    finally:
+        for pid in processes(mark):
+            os.kill(pid, signal.SIGKILL)
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["part"] == "machine"
+    assert day.returncode == {("gpu_day.sh", signal.SIGTERM): 143, ("gpu_day.sh", signal.SIGKILL): -9}.get(
+        (target, number), 137
+    )
