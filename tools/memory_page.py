@@ -11,7 +11,7 @@ HEAD = """# Which model fits on which GPU
 
 This page is for people who plan a run with engine `vllm`. For models and GPUs of many sizes, it shows where
 `engine.theta_placement: auto` puts theta, with bfloat16 live weights and the default `engine.gpu_memory_utilization` of
-0.9. The last table has quantized ones. `esmpi run CONFIG --dry-run` prints the same for your model, and [engines and
+0.9. The last tables have quantized ones. `esmpi run CONFIG --dry-run` prints the same for your model, and [engines and
 memory](engines.md) explains it.
 
 - **device**: theta and the live weights are on the GPU, and at least 30 % of the memory is left for the cache.
@@ -37,6 +37,12 @@ QUANTIZED = """## One GPU, with quantized live weights (`model.quantization: int
 
 One byte per weight of a linear layer, and two for embeddings and the head. `host+bf16` cannot be combined with this.
 """
+INT4 = """## One GPU, with live weights of 4 bits (`model.quantization: int4`, `es.noise: low_rank`)
+
+Nine sixteenths of a byte per weight of a linear layer, scales included, and two for embeddings and the head. Weights are
+not written between members: theta is streamed once in a generation, and an update takes twice as long.
+"""
+INT4_BYTES = 0.5 + 4 / 64
 GPUS = {"16 GB": (15.0, 12), "24 GB": (22.5, 25), "40 GB": (39.5, 25), "80 GB": (79.0, 50), "141 GB": (139.0, 50)}
 """GPUs by name: GiB that a program finds, and GB/s from the host."""
 PARALLEL = (1, 2, 4, 8)
@@ -48,19 +54,19 @@ def memory_page() -> str:
     for parallel in PARALLEL:
         of_each = "one GPU" if parallel == 1 else f"{parallel} GPUs"
         lines += [f"## A rank with {of_each} (`engine.tensor_parallel_size: {parallel}`)", ""]
-        lines += table(parallel, quantized=False)
-    lines += [QUANTIZED, *table(1, quantized=True)]
+        lines += table(parallel)
+    lines += [QUANTIZED, *table(1, 1.0), INT4, *table(1, INT4_BYTES)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def table(parallel: int, quantized: bool) -> list[str]:
-    """Return the lines of a table, and an empty one."""
+def table(parallel: int, quantized: float | None = None) -> list[str]:
+    """Return the lines of a table, and an empty one; `quantized` is the bytes of a weight in a linear layer, if it is."""
     lines = [f"| weights | {' | '.join(GPUS)} | host memory of a rank |", "|---" * (len(GPUS) + 2) + "|"]
     each = ModelConfig(path="").bytes_per_weight
     for name, (weights, kept) in MODELS.items():
-        live = weights - kept + each * kept if quantized else each * weights
+        live = (quantized or each) * (weights - kept) + each * kept
         sizes = 4 * weights / parallel, live / parallel
-        cells = [cell(*sizes, gib, rate, quantized) for gib, rate in GPUS.values()]
+        cells = [cell(*sizes, gib, rate, quantized is not None) for gib, rate in GPUS.values()]
         lines.append(f"| {name} | {' | '.join(cells)} | {4 * weights / 2**30:.0f} GiB |")
     return [*lines, ""]
 

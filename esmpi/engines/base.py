@@ -240,7 +240,7 @@ def require_unquantized(base: "BaseModel", quantization: object = None) -> None:
     if quantization is not None:
         raise UserError(
             f"engine.vllm_args: quantization: {quantization}: ES cannot write weights in vLLM's own formats: set "
-            f"model.quantization=int8 or fp8, with which esmpi quantizes each member's weights itself"
+            f"model.quantization=int8, fp8 or int4, with which esmpi quantizes the weights itself"
         )
 
 
