@@ -56,6 +56,7 @@ def open_setup(
     waves_of: Callable[[Noise], Waves] | None = None,
     noise: NoiseSettings | None = None,
     voting: str | None = None,
+    share_theta: bool = False,
 ) -> Setup:
     """Collective. Load problems, model and engine, and start what scores.
 
@@ -71,6 +72,8 @@ def open_setup(
         Of the members, if it is not that of the config.
     voting : str, optional
         What lets completions vote, for messages. The scorer is then asked for their answers, too.
+    share_theta : bool
+        Whether ranks of a node have one theta together: all of them then have to change it together.
     """
     watch = Stopwatch()
     place = comm.place()
@@ -106,6 +109,10 @@ def open_setup(
         harness = open_suites(config.eval)
         problems.suites.update({name: suite.examples for name, suite in harness.items()})
         base = BaseModel(model)
+    if share_theta:
+        # of the addresses only: an engine may hold a tensor more than once
+        place = comm.share_memory(place, 2 * 4 * base.num_weights)
+    with comm.together():
         with watch.phase("engine"), Progress("loading the model, compiling and testing"):
             members_noise = (noise or NoiseSettings.of(asdict(config.es))).noise(base)
             waves = waves_of(members_noise) if waves_of is not None else None
@@ -122,6 +129,8 @@ def open_setup(
             harness=harness,
         )
         _check_prompts(setup)
+    if place.memory is not None and not place.memory.num_taken:
+        log.warning("engine.share_theta: has no effect, as theta is not in host memory")
     everyone = comm.allgather_object([place.host, engine.gpus()])
     for trouble in shared_gpus(*zip(*everyone, strict=True)) if comm.is_root else []:
         log.warning("%s: each gets a part of its time and memory", trouble)
@@ -194,7 +203,8 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
 def _open_for_members(config: Config, comm: Comm, stack: ExitStack) -> Setup:
     how = Fitness.of(config)
     voting = f"es.fitness: {how.kind}" if how.needs_answers else None
-    return open_setup(config, comm, stack, partial(_waves, config, comm), voting=voting)
+    waves = partial(_waves, config, comm)
+    return open_setup(config, comm, stack, waves, voting=voting, share_theta=config.engine.share_theta)
 
 
 def _waves(config: Config, comm: Comm, noise: Noise) -> Waves:

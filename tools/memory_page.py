@@ -19,9 +19,9 @@ memory](engines.md) explains it.
   twice as long. A plus sign means that `host+bf16` fits as well: then members need no streaming, only updates do.
 - **no**: the live weights and 3 GiB for the cache and activations do not fit.
 
-With theta in host memory, each rank of a node holds all of it there: 4 bytes per weight, in the last column. The
-seconds assume that each GPU gets {rates} GB/s from host memory, in the order of the columns. They are not measured, and
-longer if the host's memory cannot feed all GPUs of a node at once.
+With theta in host memory, each rank of a node holds all of it there, or with `engine.share_theta` all of them together:
+4 bytes per weight, in the last column. The seconds assume that each GPU gets {rates} GB/s from host memory, in
+the order of the columns. They are not measured, and longer if the host's memory cannot feed all GPUs of a node at once.
 """
 MODELS = {
     "0.5B": (0.494e9, 0.136e9),
@@ -39,8 +39,8 @@ One byte per weight of a linear layer, and two for embeddings and the head. `hos
 """
 INT4 = """## One GPU, with live weights of 4 bits (`model.quantization: int4`, `es.noise: low_rank`)
 
-Nine sixteenths of a byte per weight of a linear layer, scales included, and two for embeddings and the head. Weights are
-not written between members: theta is streamed once in a generation, and an update takes twice as long.
+Nine sixteenths of a byte per weight of a linear layer, scales included, and two for embeddings and the head. Weights
+are not written between members: theta is streamed once in a generation, and an update takes twice as long.
 """
 INT4_BYTES = 0.5 + 4 / 64
 GPUS = {"16 GB": (15.0, 12), "24 GB": (22.5, 25), "40 GB": (39.5, 25), "80 GB": (79.0, 50), "141 GB": (139.0, 50)}
@@ -60,7 +60,7 @@ def memory_page() -> str:
 
 
 def table(parallel: int, quantized: float | None = None) -> list[str]:
-    """Return the lines of a table, and an empty one; `quantized` is the bytes of a weight in a linear layer, if it is."""
+    """Return the lines of a table, and an empty one; `quantized` is the bytes of a weight in quantized layers."""
     lines = [f"| weights | {' | '.join(GPUS)} | host memory of a rank |", "|---" * (len(GPUS) + 2) + "|"]
     each = ModelConfig(path="").bytes_per_weight
     for name, (weights, kept) in MODELS.items():

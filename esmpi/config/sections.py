@@ -130,6 +130,9 @@ class EngineSection(Section):
     """Every so many generations, and in the last one, check on each rank that theta and the live weights are still what
     they were made to be, bit for bit. On a CPU it takes about as long as perturbing five members. 0: never. The ranks
     compare theta's digest after each update in any case."""
+    share_theta: bool = key(False, changes_result="no")
+    """Whether the ranks of a node have one theta together, if it is in host memory, and each updates a part of it. The
+    bits are the same. Only training does this, not evaluating."""
 
 
 @dataclass(frozen=True, kw_only=True)

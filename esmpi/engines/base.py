@@ -250,8 +250,9 @@ def memory_line(config: Config, base: "BaseModel") -> str:
 
     theta, live = 4 * base.num_weights, live_bytes(config.model, base)
     quantized = "" if config.model.quantization == "none" else f" ({config.model.quantization})"
+    shared = " for all ranks of its node" if config.engine.share_theta else ""
     return (
-        f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)} + live weights "
+        f"memory          {base.num_weights:,} weights; each rank: theta {size(theta)}{shared} + live weights "
         f"{size(live)}{quantized}"
     )
 

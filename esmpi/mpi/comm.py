@@ -11,8 +11,8 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from esmpi.errors import SharedError, UserError
 from esmpi.masking import masked_text
 from esmpi.mpi.launcher import Launcher, launcher
 from esmpi.mpi.nodes import ANSWER_EVERY_S, Nodes, host_name, unlink_shared_memory, wait
+
+if TYPE_CHECKING:
+    from esmpi.mpi.node_memory import NodeMemory
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ class Place:
     """How many ranks this host has."""
     cores: tuple[int, ...]
     """CPU cores for this rank: its share of those that it and others may use."""
+    memory: "NodeMemory | None" = None
+    """Memory for theta that all ranks of this host have (`engine.share_theta`); None if each has its own."""
 
 
 class Comm:
@@ -157,6 +162,26 @@ class Comm:
         each, position = max(1, len(cores) // len(sharing)), sharing.index(self.rank)
         mine = tuple(cores[(position * each + i) % len(cores)] for i in range(each))
         return Place(host, local.index(self.rank), len(local), mine)
+
+    def share_memory(self, place: Place, num_bytes: int) -> Place:
+        """Collective. Return the place of this rank with memory that the ranks of its node share, if it has others.
+
+        Raises
+        ------
+        SharedError
+            If ranks of a node cannot share any.
+        """
+        from esmpi.mpi.node_memory import share_memory
+
+        alone = self._mpi is None or place.num_local_ranks == 1
+        memory = None if alone else share_memory(self._nodes.node, num_bytes)
+        with self.together():
+            if not alone and (memory is None or memory.size != place.num_local_ranks):
+                raise UserError(
+                    f"engine.share_theta: the ranks on {place.host} cannot share memory, perhaps because each is in a "
+                    f"container of its own: set it to false"
+                )
+        return replace(place, memory=memory)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks now; to be called where this rank failed alone."""

@@ -81,6 +81,11 @@ class Nodes:
         wait(self._node.Ibarrier())
         return memory[head:].reshape(2, -1)
 
+    @property
+    def node(self) -> Any:
+        """The communicator of mpi4py of those ranks of this node that share memory."""
+        return self._node
+
     def allgather(self, mine: np.ndarray) -> np.ndarray:
         """Return what all ranks gave, (ranks, bytes) uint8; `mine` is (bytes,) uint8, as many on all: not checked."""
         received = np.empty((self._size, mine.size), np.uint8)

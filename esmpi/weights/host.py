@@ -1,16 +1,22 @@
 """Weights in host memory: theta, and the live weights that are written from it. The base of those on a GPU."""
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from esmpi.mpi.node_memory import NodeMemory
 from esmpi.noise import cpu, low_rank
 from esmpi.noise.format import FULL, Noise
 from esmpi.weights.views import Block, Read, View, by_rows, in_float32, split, write
+
+_T = TypeVar("_T")
 
 _BLOCK_ELEMENTS = 1 << 19
 """Approximate number of elements of a kernel call: enough to hide Python's overhead, few enough to balance threads."""
@@ -34,6 +40,9 @@ class Weights:
         Processors for the threads, where they would otherwise inherit a narrower choice.
     bf16_base : bool
         Whether bf16(theta) stands for theta in the live weights, as in placement `host+bf16`.
+    memory : NodeMemory, optional
+        Where theta is if the ranks of a node share one. All of them must call what changes theta, and each changes its
+        part; what only reads it is each one's own.
     """
 
     def __init__(
@@ -43,8 +52,10 @@ class Weights:
         num_threads: int,
         cores: set[int] | None = None,
         bf16_base: bool = False,
+        memory: NodeMemory | None = None,
     ):
         self.views = list(views)
+        self._memory = memory
         self._bf16_base = bf16_base
         self._theta = [self._hold(read(view).to(torch.float32).contiguous()) for view in self.views]
         self._blocks = self._split(_BLOCK_ELEMENTS)
@@ -60,7 +71,10 @@ class Weights:
 
     def _hold(self, values: torch.Tensor) -> torch.Tensor:
         """Return a part of theta, moved to where this placement keeps it."""
-        return values
+        if self._memory is None:
+            return values
+        # by each rank, as none of them may wait here for one that has failed
+        return self._memory.take(values.numel()).view(values.shape).copy_(values)
 
     def _prepare(self) -> None:
         """Make ready what a placement needs, once theta is in place."""
@@ -143,7 +157,11 @@ class Weights:
         """
         used = np.flatnonzero(coefficients)
         if used.size:
-            self._update(seeds[used].astype(np.uint64), coefficients[used].astype(np.float32), noise)
+            members = seeds[used].astype(np.uint64), coefficients[used].astype(np.float32)
+            with self.alone(*members):
+                self._update(*members, noise)
+            if self._memory is not None:
+                self._loaded()  # what other ranks have changed
 
     def _update(self, seeds: np.ndarray, coefficients: np.ndarray, noise: Noise) -> None:
         def work(block: Block) -> None:
@@ -158,19 +176,44 @@ class Weights:
                 place = (block.first, block.stride, view.name, view.shape[1], noise.rank)
                 low_rank.update(block.theta.numpy(), *place, seeds, scaled)
 
-        self._each(work, self._blocks)
+        self._each(work, self._own(self._blocks))
+
+    @contextmanager
+    def alone(self, *arguments: np.ndarray) -> Iterator[None]:
+        """Change theta in the block. Collective over ranks that share it, all with the same `arguments`.
+
+        None of them begins while another one may still read theta, and none returns while another one changes it.
+        """
+        if self._memory is None:
+            yield
+            return
+        # all that says what is done, and to which tensors: a rank that disagrees would make a theta that nobody knows
+        told = [argument.tobytes() for argument in arguments]
+        told += [f"{view.name} {view.rows} {view.cols}".encode() for view in self.views]
+        token = int.from_bytes(hashlib.blake2b(b"\0".join(told), digest_size=8).digest(), "little")
+        self._memory.meet(token)
+        try:
+            yield
+        finally:  # also after an error: the others wait
+            self._memory.meet(token)
+
+    def _own(self, parts: Sequence[_T]) -> Sequence[_T]:
+        """Return those of all parts of theta that this rank changes."""
+        return parts if self._memory is None else parts[self._memory.rank :: self._memory.size]
 
     def shrink(self, read: Read, factor: float, noise: Noise = FULL) -> None:
         """Write theta = base + factor * (theta - base), of the tensors that have noise; `read(view)` is the base.
 
         Each operation is rounded to float32, so the bits are the same wherever theta is.
         """
-        for view, theta in self.theta():
-            if noise.scale(view.name, view.shape):
-                num_rows = max(1, _BLOCK_ELEMENTS // max(1, theta.shape[1]))
-                for part, base in zip(theta.split(num_rows), read(view).split(num_rows), strict=True):
-                    there = base.to(part.device)
-                    part.sub_(there).mul_(factor).add_(there)
+        with self.alone(np.array([factor])):
+            for view, theta in self.theta():
+                if noise.scale(view.name, view.shape):
+                    num_rows = max(1, _BLOCK_ELEMENTS // max(1, theta.shape[1]))
+                    pairs = list(zip(theta.split(num_rows), read(view).split(num_rows), strict=True))
+                    for part, base in self._own(pairs):
+                        there = base.to(part.device)
+                        part.sub_(there).mul_(factor).add_(there)
         self._loaded()
 
     def digest(self, counted: Collection[int] | None = None) -> int:

@@ -2,15 +2,24 @@
 
 from collections.abc import Sequence
 
+from esmpi.mpi.node_memory import NodeMemory
 from esmpi.weights.host import Weights
 from esmpi.weights.placement import Placement
 from esmpi.weights.views import Read, View
 
 
 def open_weights(
-    views: Sequence[View], read: Read, num_threads: int, placement: Placement, cores: set[int] | None = None
+    views: Sequence[View],
+    read: Read,
+    num_threads: int,
+    placement: Placement,
+    cores: set[int] | None = None,
+    memory: NodeMemory | None = None,
 ) -> Weights:
-    """Return weights with theta where it is wanted; on a CPU all places are the same memory."""
+    """Return weights with theta where it is wanted; on a CPU all places are the same memory.
+
+    `memory` is the node's, for theta in host memory that several ranks share.
+    """
     kind: type[Weights] = Weights
     if any(view.live is not None and view.live.device.type == "cuda" for view in views):
         from esmpi.weights.device import DeviceWeights, check_gpu, device_of  # needs Triton
@@ -18,4 +27,5 @@ def open_weights(
 
         check_gpu(device_of(views))
         kind = DeviceWeights if placement == "device" else StreamedWeights
-    return kind(views, read, num_threads, cores, bf16_base=placement == "host+bf16")
+        memory = None if placement == "device" else memory
+    return kind(views, read, num_threads, cores, placement == "host+bf16", memory)

@@ -99,7 +99,8 @@ class WeightShard:
     def load(self, snapshot: str | None) -> str | None:
         """Replace theta by a snapshot's or the base model's; return what is wrong, None if nothing is."""
         try:
-            with opened(None if snapshot is None else Path(snapshot), self._base) as source:
+            path = None if snapshot is None else Path(snapshot)
+            with self._weights.alone(), opened(path, self._base) as source:
                 self._weights.load(lambda view: source.read(view.name, view.rows, view.cols))
         except UserError as error:
             return str(error)

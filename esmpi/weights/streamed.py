@@ -48,9 +48,11 @@ class StreamedWeights(Weights):
     def _hold(self, values: torch.Tensor) -> torch.Tensor:
         # All of theta in one piece: torch's own pinned memory takes a power of two for each tensor.
         if not self._held:
-            self._memory = page_locked(sum(view.num_elements for view in self.views if view.live is not None))
-            weakref.finalize(self, _unlock, self._memory.data_ptr()).atexit = False
-        part = self._memory[self._held : self._held + values.numel()].view(values.shape)
+            num_elements = sum(view.num_elements for view in self.views if view.live is not None)
+            own = None if self._memory is None else self._memory.take(num_elements)
+            self._locked = page_locked(num_elements, own)
+            weakref.finalize(self, _unlock, self._locked.data_ptr()).atexit = False
+        part = self._locked[self._held : self._held + values.numel()].view(values.shape)
         self._held += values.numel()
         return part.copy_(values)
 
@@ -123,14 +125,14 @@ class StreamedWeights(Weights):
             for base, part in zip(chunk.base, chunk.staged, strict=False):
                 base.copy_(part)
 
-        self._stream(work)
+        self._stream(work, self._own(list(enumerate(self._chunks))))
 
-    def _stream(self, work: Callable[[_Chunk], None]) -> None:
+    def _stream(self, work: Callable[[_Chunk], None], chunks: Sequence[tuple[int, _Chunk]] | None = None) -> None:
         """Bring theta to the device a chunk at a time and work on it there; return when all is done."""
         device = device_of(self.views)
         for stream in self._streams:
             stream.wait_stream(torch.cuda.current_stream(device))
-        for number, chunk in enumerate(self._chunks):
+        for number, chunk in enumerate(self._chunks) if chunks is None else chunks:
             # A buffer has a stream of its own: what happens to it stays in order, and the two overlap.
             with _on(self._streams[number % 2] if self._streams else None):
                 for block, part in zip(chunk.blocks, chunk.staged, strict=True):
@@ -140,8 +142,10 @@ class StreamedWeights(Weights):
             stream.synchronize()
 
 
-def page_locked(num_elements: int) -> torch.Tensor:
+def page_locked(num_elements: int, memory: torch.Tensor | None = None) -> torch.Tensor:
     """Return float32 host memory that a GPU can copy from and to by itself; plain memory where there is no GPU.
+
+    It is `memory`, if that is given.
 
     Raises
     ------
@@ -150,11 +154,13 @@ def page_locked(num_elements: int) -> torch.Tensor:
     """
     num_bytes = max(4 * num_elements, mmap.PAGESIZE)
     try:
-        mapped = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapped = None if memory is not None else mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise UserError(f"engine: no host memory of {size(num_bytes)} for theta: {error.strerror}") from error
-    mapped.madvise(mmap.MADV_DONTFORK)  # a fork would have to copy locked memory
-    memory = torch.frombuffer(mapped, dtype=torch.float32)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTFORK)  # a fork would have to copy locked memory
+        memory = torch.frombuffer(mapped, dtype=torch.float32)
+    assert memory is not None
     if torch.cuda.is_available():
         code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0))
         if code != 0:

@@ -94,7 +94,7 @@ class HfEngine(Engine):
             names = ", ".join(kinds_of(unused))
             log.warning("the model does not use these tensors of its checkpoint; they stay as they are: %s", names)
         placement = self._place_theta(engine.theta_placement, views)
-        weights = open_weights(views, lambda view: _read(base, view), num_threads, placement)
+        weights = open_weights(views, lambda view: _read(base, view), num_threads, placement, memory=place.memory)
         self.weights = ModelWeights(base, call_here(WeightShard(weights, base)), aliases)
         self._wave_size = engine.wave_size
         self._noise_in_outputs = model.quantization == "int4"

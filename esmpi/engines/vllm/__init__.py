@@ -24,10 +24,10 @@ _SET_BY_ESMPI = {
     *("max_model_len", "max_num_seqs"),
 }
 _WHERE = {
-    "auto": "on the GPU if that has {comfortable} or more, else in host memory of {host} a rank and a GPU of {live}",
+    "auto": "on the GPU if that has {comfortable} or more, else in host memory of {host} {each} and a GPU of {live}",
     "device": "on the GPU, which must have {device} or more",
-    "host": "in host memory, {host} a rank, streamed to the GPU, which must have {live} or more",
-    "host+bf16": "in host memory, {host} a rank, a bfloat16 copy of it on the GPU, which must have {two} or more",
+    "host": "in host memory, {host} {each}, streamed to the GPU, which must have {live} or more",
+    "host+bf16": "in host memory, {host} {each}, a bfloat16 copy of it on the GPU, which must have {two} or more",
 }
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -80,6 +80,11 @@ class VllmConfig(EngineConfig):
         super().__post_init__()
         taken = sorted(_SET_BY_ESMPI & self.vllm_args.keys())
         require(not taken, f"vllm_args: {', '.join(taken)}: esmpi sets this by a key of its own")
+        require(
+            not self.share_theta or self.num_workers == 1,
+            "share_theta: needs ranks of one worker each, as several share out theta among them: set it to false, or "
+            "tensor_parallel_size and pipeline_parallel_size to 1",
+        )
 
     @property
     def num_workers(self) -> int:
@@ -145,6 +150,7 @@ class VllmConfig(EngineConfig):
             live=gpu(memory_wanted(live // workers)),
             two=gpu(memory_wanted(2 * live // workers)),
             host=size(theta),
+            each="a node" if self.share_theta else "a rank",
         )
         waves = []
         in_outputs = config.model.quantization == "int4"

@@ -100,7 +100,7 @@ class VllmEngine(Engine):
         cuts: dict[str, list[int]] = defaultdict(list)
         for name, rows, _ in itertools.chain(*found):
             cuts[name] += rows
-        for trouble in self._rpc("esmpi_open", dict(cuts), cores, placement):
+        for trouble in self._rpc("esmpi_open", dict(cuts), cores, placement, place.memory):
             if trouble is not None:
                 raise UserError(trouble)
         # Refers to vLLM alone: a reference cycle with this engine would keep the workers alive when it is dropped.

@@ -17,6 +17,7 @@ from esmpi.engines.vllm import cpu, lora
 from esmpi.engines.vllm.quantized import SCALES, scales_of
 
 if TYPE_CHECKING:
+    from esmpi.mpi.node_memory import NodeMemory
     from esmpi.weights.placement import Placement
     from esmpi.weights.shard import Rectangle, WeightShard
 
@@ -75,11 +76,18 @@ class WorkerExtension:
                 return str(error)
         return [(view.name, view.rows, view.cols) for view in self._esmpi_views]
 
-    def esmpi_open(self, cuts: dict[str, list[int]], cores: list[list[int]], placement: "Placement") -> str | None:
+    def esmpi_open(
+        self,
+        cuts: dict[str, list[int]],
+        cores: list[list[int]],
+        placement: "Placement",
+        memory: "NodeMemory | None",
+    ) -> str | None:
         """Read theta and write the live weights; return what is wrong, None if nothing is.
 
         `cuts` are rows of tensors at which views have to be cut, so that what two workers hold is the same or has
-        nothing in common. `cores` are the processors of each worker, by rank.
+        nothing in common. `cores` are the processors of each worker, by rank. `memory` is for theta that several ranks
+        share: none of them has more than one worker, which is in its own process.
         """
         from esmpi.weights.open import open_weights
         from esmpi.weights.probe import cut, fingerprint
@@ -89,7 +97,7 @@ class WorkerExtension:
         views = [part for view in self._esmpi_views for part in cut(view, cuts[view.name])]
         mine = cores[self.rank]
         weights = open_weights(
-            views, lambda view: base.read(view.name, view.rows, view.cols), len(mine), placement, set(mine)
+            views, lambda view: base.read(view.name, view.rows, view.cols), len(mine), placement, set(mine), memory
         )
         # What vLLM had made of the checkpoint must be there again, bit for bit, or ES would perturb another model.
         for name, (tensor, before) in self._esmpi_state.items():
