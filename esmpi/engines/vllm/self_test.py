@@ -3,19 +3,31 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from esmpi.errors import UserError
 from esmpi.model.base_model import kinds_of
 from esmpi.noise.format import Noise
-from esmpi.weights.model_weights import Perturbation
-
-if TYPE_CHECKING:
-    from esmpi.engines.vllm.engine import VllmEngine
+from esmpi.weights.model_weights import ModelWeights, Perturbation
 
 log = logging.getLogger(__name__)
 
 _SCALE, _STEPS = 0.05, 3
+
+
+class Tested(Protocol):
+    """What is tested of an engine."""
+
+    weights: ModelWeights
+
+    def perturb(self, wave: Sequence[Perturbation]) -> None:
+        """Prepare the weights of a wave's members."""
+
+    def complete(self, prompts: list[Any], parameters: Any, slots: Sequence[int | None] = ()) -> list[Any]:
+        """Return vLLM's own outputs."""
+
+    def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
+        """Return the log probability of each token of the prompts."""
 
 
 class SelfTest:
@@ -23,13 +35,13 @@ class SelfTest:
 
     Parameters
     ----------
-    engine : VllmEngine
+    engine : Tested
         With its weights open.
     vocabulary : int
         How many tokens its model has.
     """
 
-    def __init__(self, engine: "VllmEngine", vocabulary: int):
+    def __init__(self, engine: Tested, vocabulary: int):
         self._engine = engine
         vocabulary = min(vocabulary, 1000)
         last = [3 % vocabulary] * _STEPS
