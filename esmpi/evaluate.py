@@ -96,11 +96,13 @@ class Marking:
 
     def marks(self) -> dict[Item, tuple[Score, str | None]]:
         """Return the score and the answer of each completion, once all are scored."""
-        return {
-            item: mark
-            for items, scored in self.parts
-            for item, mark in zip(items, zip(scored.result().scores, scored.result().answers, strict=True), strict=True)
-        }
+        found: dict[Item, tuple[Score, str | None]] = {}
+        with Progress(f"batches of {_named(self.suite, self.generation)} have their rewards") as progress:
+            for number, (items, future) in enumerate(self.parts, 1):
+                scored = future.result()
+                found |= zip(items, zip(scored.scores, scored.answers, strict=True), strict=True)
+                progress(number, len(self.parts))
+        return found
 
     @property
     def num_failed(self) -> int:
@@ -126,7 +128,7 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
         return _ask(setup, suite, generation, started)
     mine, marking = list[Completed](), Marking(setup, suite, generation)
     todo = calls(setup.config, len(examples))
-    with Progress(f"batches of {suite.replace('_', '-')} at generation {generation} completed") as progress:
+    with Progress(f"batches of {_named(suite, generation)} completed") as progress:
         for number, items in enumerate(todo):
             if number % comm.size == comm.rank:
                 mine.append(_complete(setup, suite, generation, items))
@@ -135,7 +137,10 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
                 progress(number + 1, len(todo))
     if not marking.at_once:
         marking.begin_units(_of_all_ranks(setup, mine), comm.rank, comm.size)
-    divergence = _divergence(setup.engine, mine) if config.eval.divergence else []
+    divergence = []
+    if config.eval.divergence:
+        with Progress(f"computing the KL divergence of {_named(suite, generation)}"):
+            divergence = _divergence(setup.engine, mine)
     rows = [sample for call in mine for sample in call.samples(examples)]
     marks = [[*item, recorded(score)] for item, (score, _) in marking.marks().items()]
     gathered = comm.allgather_object([rows, marks, marking.num_failed, divergence])
@@ -155,6 +160,10 @@ def evaluate(setup: "Setup", suite: str, generation: int) -> tuple[Evaluation, l
     if sum(sample["reward"] is not None for sample in samples) == num_failed:
         require_rewards(setup, marking.errors, f"the evaluation of {suite} at generation {generation}")
     return evaluation_of(samples, len(examples), num_failed, started, figures), samples
+
+
+def _named(suite: str, generation: int) -> str:
+    return f"{suite.replace('_', '-')} at generation {generation}"
 
 
 def _of_all_ranks(setup: "Setup", mine: Sequence[Completed]) -> dict[Item, Completion]:

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self, TextIO
 
 _PATIENCE_S, _EVERY_S = 2.0, 0.5
-_WIDTH = 20
+_WIDTH, _LEAST_WIDTH = 20, 5
+"""Characters of a bar: as many as there is room for beside the text, or none."""
 _LOCK = threading.RLock()
 """Held by whoever writes to the terminal: the loop, a thread for each line, and the log."""
 _shown: list["Progress"] = []
@@ -66,14 +67,16 @@ class Progress:
         if now < self._next:
             return
         passed = now - self._began
+        room = shutil.get_terminal_size().columns - 1  # a line that wraps could not be taken back
         if 0 < self._done <= self._total:
             left = round(passed / self._done * (self._total - self._done))
-            filled = _WIDTH * self._done // self._total
-            bar = "#" * filled + "-" * (_WIDTH - filled)
-            line = f"{bar} {self._done:,} of {self._total:,} {self._what}, {_clock(left)} left"
+            line = f"{self._done:,} of {self._total:,} {self._what}, {_clock(left)} left"
+            if (width := min(_WIDTH, room - 1 - len(line))) >= _LEAST_WIDTH:
+                filled = width * self._done // self._total
+                line = f"{'#' * filled}{'-' * (width - filled)} {line}"
         else:
             line = f"{self._what}, {_clock(round(passed))}"
-        line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be taken back
+        line = line[:room]
         with _LOCK:
             if self._ended.is_set():
                 return

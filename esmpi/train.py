@@ -240,21 +240,21 @@ def evaluate_members(
     wave_size = wave_size_for(session, batch_of(0))
     most = -(-len(members) // session.comm.size)
     here = "" if session.comm.size == 1 else f" on rank {session.comm.rank}"
-    with (
-        session.dispatch.waves(len(members), wave_size) as dealt,
-        Progress(f"members of generation {session.generation} evaluated{here}") as progress,
-    ):
-        for wave in dealt:
-            session.recorder.check()  # stop early if the last commit failed
-            evaluated, spent = evaluate_wave(session, wave, members, batch_of)
-            mine += evaluated
-            times.append(spent)
-            progress(len(mine), max(most, len(mine)))
-            if session.config.model.dtype == "float16" and session.noise.rank and len(times) == 1:
-                warn_of_overflow(session, "theta", "set model.dtype=float32")
-        with watch.phase("wait"):
-            for member in mine:
+    with session.dispatch.waves(len(members), wave_size) as dealt:
+        with Progress(f"members of generation {session.generation} evaluated{here}") as progress:
+            for wave in dealt:
+                session.recorder.check()  # stop early if the last commit failed
+                evaluated, spent = evaluate_wave(session, wave, members, batch_of)
+                mine += evaluated
+                times.append(spent)
+                progress(len(mine), max(most, len(mine)))
+                if session.config.model.dtype == "float16" and session.noise.rank and len(times) == 1:
+                    warn_of_overflow(session, "theta", "set model.dtype=float32")
+        waiting = f"members of generation {session.generation} have their rewards{here}"
+        with watch.phase("wait"), Progress(waiting) as progress:
+            for number, member in enumerate(mine, 1):
                 member.scores.result()
+                progress(number, len(mine))
     began_at, perturbed_at, ended_at = np.array(times, np.float64).reshape(-1, 3).T
     watch.add_all("perturb", began_at, perturbed_at)
     watch.add_all("generate", perturbed_at, ended_at)

@@ -89,6 +89,11 @@ def test_a_run_on_a_terminal_shows_what_goes_on_and_its_log_has_none_of_it(tmp_p
     assert "loading the model, compiling and testing, 0:0" in shown
     assert re.search(r"#+-* \d of 7 members of generation 0 evaluated, 0:0\d left\r", shown), shown[-3000:]
     assert "batches of held-out at generation 1 completed" in shown
+    for what in (
+        "members of generation 0 have their rewards",
+        "batches of held-out at generation 1 have their rewards",
+    ):
+        assert what in shown
     assert shown.rstrip(" ").endswith("\r")
     text = (tmp_path / "log").read_text()
     assert "generation 0  fitness mean" in text

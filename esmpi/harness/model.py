@@ -12,6 +12,7 @@ from esmpi.data.batch import in_parts
 from esmpi.engines import Completion, Engine, Request, Sampling
 from esmpi.errors import UserError
 from esmpi.mpi.comm import Comm
+from esmpi.progress import Progress
 
 _DEFAULT_MAX_TOKENS = 256
 """New tokens of a completion where the task says nothing, as with the harness's own models."""
@@ -81,11 +82,13 @@ class EngineModel(LM):  # type: ignore[misc]  # the library has no types
             groups[sampling_of(self._engine, request)].append(place)
         batches = [(how, part) for how, places in groups.items() for part in in_parts(places, self._batch_size)]
         mine = []
-        for number, (how, part) in enumerate(batches):
-            if number % self._comm.size == self._comm.rank:
-                batch = [requests[place] for place in part]
-                found = self._score(batch) if how is None else self._complete(batch, how, part)
-                mine += [[place, asdict(answer)] for place, answer in zip(part, found, strict=True)]
+        with Progress("batches of lm-evaluation-harness answered") as progress:
+            for number, (how, part) in enumerate(batches):
+                if number % self._comm.size == self._comm.rank:
+                    batch = [requests[place] for place in part]
+                    found = self._score(batch) if how is None else self._complete(batch, how, part)
+                    mine += [[place, asdict(answer)] for place, answer in zip(part, found, strict=True)]
+                    progress(number + 1, len(batches))
         gathered = sorted(row for rows in self._comm.allgather_object(mine) for row in rows)
         return [Answer(**fields) for _, fields in gathered]
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from esmpi.errors import UserError
 from esmpi.files import check_held, older_of, put_back, sync
 from esmpi.model.base_model import BaseModel, matrix_shape
+from esmpi.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -131,13 +132,17 @@ def _reader(
 def _write_weights(base: BaseModel, read: Callable[[str], "torch.Tensor"], out: Path, metadata: dict[str, str]) -> None:
     """Write the tensors, distributed over files as in the base, and the index if the base has one."""
     total = 0
-    for file in sorted({tensor.file for tensor in base.tensors.values()}):
-        names = [name for name, tensor in base.tensors.items() if tensor.file == file]
-        tensors = {name: read(name).contiguous() for name in names}
-        total += sum(tensor.nbytes for tensor in tensors.values())
-        save_file(tensors, out / file.name, metadata=metadata)
-        # safetensors makes it readable for its owner alone; a run directory is shared as the umask says
-        shutil.copymode(out / "config.json", out / file.name)
+    places = sorted({tensor.file for tensor in base.tensors.values()})
+    with Progress("writing the model" if len(places) == 1 else "files of the model written") as progress:
+        for number, file in enumerate(places, 1):
+            names = [name for name, tensor in base.tensors.items() if tensor.file == file]
+            tensors = {name: read(name).contiguous() for name in names}
+            total += sum(tensor.nbytes for tensor in tensors.values())
+            save_file(tensors, out / file.name, metadata=metadata)
+            # safetensors makes it readable for its owner alone; a run directory is shared as the umask says
+            shutil.copymode(out / "config.json", out / file.name)
+            if len(places) > 1:
+                progress(number, len(places))
     index = out / "model.safetensors.index.json"
     if index.exists():
         content = json.loads(index.read_text())
