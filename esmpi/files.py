@@ -202,6 +202,11 @@ def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
             del _held[place]
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a file is in a run directory that this process holds: its own run wrote what is there."""
+    return any(Path(os.path.abspath(path)).is_relative_to(directory) for directory in _held)
+
+
 def check_held(path: Path) -> None:
     """Check that a file's run directory is still the one that this process has locked; other files pass.
 

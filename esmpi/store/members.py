@@ -6,7 +6,6 @@ run file has virtual data sets over all segments and the tail. Plain h5py and h5
 HDF5 reads a missing segment as fill values without an error, so the run file lists the segments' checksums.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from esmpi.errors import UserError
 from esmpi.es.member_columns import ABSENT, MEMBER_DEFAULTS, MEMBER_DTYPE, STORED
 from esmpi.es.population import plan
-from esmpi.hdf5 import check_hdf5
+from esmpi.hdf5 import opened
 from esmpi.store.columns import describe, read_columns, write_columns
 from esmpi.store.seal import checksum, image_of, read_sealed, seal
 
@@ -100,8 +99,7 @@ def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
         raise UserError(f"{path} is missing: {run_file} has the members of some generations there") from None
     if checksum(data) != segment.sha256:
         raise UserError(f"{path} is not the file that {run_file} means: its checksum is another one")
-    with h5py.File(io.BytesIO(data), "r") as file:
-        check_hdf5(file, len(data))
+    with opened(path, data) as file:
         table = read_columns(file, MEMBER_DTYPE, defaults=MEMBER_DEFAULTS)
     if table.shape != (segment.end - segment.first, segment.num_members):
         raise UserError(f"{path} has a table of shape {table.shape}, which is not what {run_file} means")

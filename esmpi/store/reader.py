@@ -1,6 +1,5 @@
 """Read a run file, of this version or an older one."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DEFAULTS, MEMBER_DTYPE
-from esmpi.hdf5 import check_hdf5
+from esmpi.hdf5 import opened
 from esmpi.masking import masked
 from esmpi.noise import NOISE_VERSIONS
 from esmpi.store.columns import check_column, read_columns
@@ -65,15 +64,14 @@ def read_run(
     """
     try:
         data = read_sealed(path)
-        with h5py.File(io.BytesIO(data), "r") as file:
-            # members are virtual data sets once there are segments; here they are read from the segments themselves
-            check_hdf5(file, len(data), virtual="members" if "tail" in file else None)
+        # members are virtual data sets once there are segments; here they are read from the segments themselves
+        with opened(path, data, virtual={"members": "tail"}) as file:
             run = make(path, _read_attributes(path, file))
             check_attributes(run.attributes)
             segments = [Segment(**entry) for entry in run.attributes.pop("segments")]
             check_segments(segments)
-            if segments and "tail" not in file:
-                raise ValueError("there are segments, but no group tail")
+            if bool(segments) != ("tail" in file):
+                raise ValueError("there are segments, but no group tail, or a group tail, but no segments")
             log_only = run.attributes["log_only"]
             run.members = _read_members(run, file, segments, members_of)
             run.generations = list(_read_generations(file, log_only))
