@@ -252,7 +252,7 @@ def clean_up(directory: Path) -> None:
 
 def leftovers(directory: Path) -> list[Path]:
     """Return the temporary files and folders that esmpi made in a run directory, and nothing else that is there."""
-    folders = (directory, *(directory / name for name in ("eval", "members", "samples", "snapshots")))
+    folders = (directory, *(directory / name for name in ("eval", "generations", "members", "samples", "snapshots")))
     return sorted(path for folder in folders for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name))
 
 
