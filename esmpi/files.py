@@ -213,6 +213,11 @@ def _remove_if_unused(directory: Path) -> None:
             directory.rmdir()
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a file is in a run directory that this process holds: its own run wrote what is there."""
+    return any(Path(os.path.abspath(path)).is_relative_to(directory) for directory in _held)
+
+
 def check_held(path: Path) -> None:
     """Check that a file's run directory is still the one that this process has locked; other files pass.
 
@@ -258,7 +263,7 @@ def clean_up(directory: Path) -> None:
 
 def leftovers(directory: Path) -> list[Path]:
     """Return the temporary files and folders that esmpi made in a run directory, and nothing else that is there."""
-    folders = (directory, *(directory / name for name in ("eval", "members", "samples", "snapshots")))
+    folders = (directory, *(directory / name for name in ("eval", "generations", "members", "samples", "snapshots")))
     return sorted(path for folder in folders for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name))
 
 

@@ -1,6 +1,7 @@
 """Measure what the durable store costs. The last line is one JSON object.
 
-Commits: seconds a commit of a run of so many generations, for a small and a large population. Snapshots: bytes per
+Commits: seconds a commit of a run of so many generations, for a small and a large population. Long: seconds and bytes
+of a commit when a run has very many generations already (`--only-long` measures nothing else). Snapshots: bytes per
 second beside what `dd conv=fsync` reaches in the same folder, turn by turn, and how long the loop is held. Replay:
 seconds a generation and billion weights, at 30 members.
 """
@@ -27,6 +28,8 @@ from esmpi.weights.host import Weights
 from esmpi.weights.views import View
 
 NUM_MEMBERS = 30
+LONG = (10, 1_000, 10_000, 100_000)
+"""Generations of a run whose commits are timed."""
 
 
 def main() -> None:
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("."), help="where to write: the file system to measure")
     parser.add_argument("--generations", type=int, default=500)
     parser.add_argument("--populations", type=int, nargs="*", default=[NUM_MEMBERS, 10_000])
+    parser.add_argument("--only-long", action="store_true")
     parser.add_argument("--gib", type=float, default=1.0, help="size of theta in the snapshots, GiB")
     parser.add_argument("--rounds", type=int, default=5, help="snapshots that count, after one that does not")
     parser.add_argument("--threads", type=int, default=1, help="for replay")
@@ -42,10 +46,12 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for size in arguments.populations:
-            figures |= commits(Path(folder) / str(size), size, arguments.generations)
-        figures |= snapshots(Path(folder) / "snapshots", arguments.gib, arguments.rounds)
-    figures |= replay(arguments.threads)
+        figures |= long(Path(folder) / "long", NUM_MEMBERS)
+        if not arguments.only_long:
+            for size in arguments.populations:
+                figures |= commits(Path(folder) / str(size), size, arguments.generations)
+            figures |= snapshots(Path(folder) / "snapshots", arguments.gib, arguments.rounds)
+            figures |= replay(arguments.threads)
     for name, value in figures.items():
         print(f"{name:45s} {value:14.6g}")
     print(json.dumps({name: float(f"{value:.5g}") for name, value in figures.items()}))
@@ -80,6 +86,31 @@ def commits(folder: Path, size: int, generations: int) -> dict[str, float]:
         f"commit_seconds_worst_n{size}": max(seconds),
         f"log_bytes_n{size}": used,
     }
+
+
+def long(folder: Path, size: int, rounds: int = 21) -> dict[str, float]:
+    """Time commits of a run that has so many generations already, and count the bytes of its run file."""
+    run = new_run(folder)
+    row, members = np.zeros(1, GENERATION_DTYPE)[0], np.zeros(size, MEMBER_DTYPE)
+    figures = {}
+    for at in LONG:
+        while run.num_generations < at:
+            made = row.copy()
+            made["generation"] = run.num_generations
+            run.generations.append(made)
+            run.members.append(members)
+        run.write()
+        seconds, written = [], []
+        for _ in range(rounds):
+            made = row.copy()
+            made["generation"] = run.num_generations
+            started = time.perf_counter()
+            run.commit(made, members)
+            seconds.append(time.perf_counter() - started)
+            written.append(run.path.stat().st_size)
+        figures[f"commit_seconds_at_{at}"] = statistics.median(seconds)
+        figures[f"commit_bytes_at_{at}"] = statistics.median(written)
+    return figures
 
 
 def snapshots(folder: Path, gib: float, rounds: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from esmpi.errors import UserError
-from esmpi.hdf5 import check_hdf5
+from esmpi.hdf5 import check_hdf5, try_first
 from esmpi.model.base_model import BaseModel, matrix_shape
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Snapshot:
     def __init__(self, path: Path):
         self.path = path
         try:
+            try_first(path)
             self._file = h5py.File(path, "r")
             check_hdf5(self._file, path.stat().st_size)
             self.attributes: dict[str, Any] = dict(self._file.attrs)

@@ -33,6 +33,8 @@ _SEMAPHORE_BYTES = 64
 _LONGEST_NAP_S = 2e-3
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_MONOTONIC_WAIT = getattr(_libc, "sem_clockwait", None)
+"""Waits by a clock that nobody sets."""
 
 
 class Nodes:
@@ -114,12 +116,20 @@ class Nodes:
 
     def _sleep(self, semaphore: ctypes.c_void_p, nap_s: float) -> None:
         """Wait for a semaphore; between naps let MPI get on with what others need this rank for."""
-        # By the wall clock, as older C libraries know no other here: a nap in which it is set back lasts until then, or
-        # until the semaphore is raised.
-        while _libc.sem_timedwait(semaphore, ctypes.byref(_Timespec.at(time.time() + nap_s))):
+        while wait_for(semaphore, nap_s):
             if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):  # or a signal, which Python has handled
                 _check(-1)
             self._node.Iprobe()
+
+
+def wait_for(semaphore: ctypes.c_void_p, nap_s: float) -> int:
+    """Lower a semaphore and return 0, or return -1 if it is not raised within `nap_s` seconds or the wait fails."""
+    if _MONOTONIC_WAIT is not None:
+        until = _Timespec.at(time.clock_gettime(time.CLOCK_MONOTONIC) + nap_s)
+        return int(_MONOTONIC_WAIT(semaphore, time.CLOCK_MONOTONIC, ctypes.byref(until)))
+    # C libraries before glibc 2.30 know the wall clock only: a nap in which it is set back lasts until then, or until
+    # the semaphore is raised
+    return int(_libc.sem_timedwait(semaphore, ctypes.byref(_Timespec.at(time.time() + nap_s))))
 
 
 def _share_memory(node: Any, size: int) -> mmap.mmap | None:
@@ -150,8 +160,8 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
     @classmethod
-    def at(cls, unix_time: float) -> "_Timespec":
-        return cls(int(unix_time), int(unix_time % 1 * 1e9))
+    def at(cls, clock: float) -> "_Timespec":
+        return cls(int(clock), int(clock % 1 * 1e9))
 
 
 def _check(result: int) -> None:

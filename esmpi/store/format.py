@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-FORMAT_VERSION = 3
-"""3 added sigma, alpha, shrink and the fitness of theta to each generation, and events, to 2. 2 added segments, forks,
-log-only files and kinds of failed rewards to 1. Files of older versions are read, and become files of this one at the
-next commit."""
+FORMAT_VERSION = 4
+"""4 added segments of generations to 3. 3 added sigma, alpha, shrink and the fitness of theta to each generation, and
+events, to 2. 2 added segments, forks, log-only files and kinds of failed rewards to 1. Files of older versions are
+read, and become files of this one at the next commit."""
 
 GENERATION_DTYPE = np.dtype(
     [
@@ -57,5 +57,8 @@ PROFILE_DTYPE = np.dtype(
 LOG_ONLY_GENERATIONS = ("generation", "theta_digest", "shrink")
 """Columns of `/generations` in a log-only file."""
 
-JSON_ATTRIBUTES = ("config", "provenance", "tensors", "aliases", "forks", "segments", "suite_digests", "events")
+JSON_ATTRIBUTES = (
+    *("config", "provenance", "tensors", "aliases", "forks", "segments", "generation_segments", "suite_digests"),
+    "events",
+)
 """Attributes that are stored as JSON; the others are stored as plain texts and numbers."""

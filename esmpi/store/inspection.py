@@ -50,6 +50,8 @@ def _files(run: RunFile) -> Iterator[dict[str, Any]]:
     yield entry(run.path, "run file", None)  # it was read and checked when `run` was opened
     for segment in run.segments:
         yield entry(folder / segment.file, f"members of generations {segment.first} to {segment.end - 1}", None)
+    for part in run.generation_segments:
+        yield entry(folder / part.file, f"rows of generations {part.first} to {part.end - 1}", None)
     if run.path.name != RUN_FILE:
         return
     for path, generation, best in snapshots_beside(run.path):

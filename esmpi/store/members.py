@@ -6,7 +6,6 @@ run file has virtual data sets over all segments and the tail. Plain h5py and h5
 HDF5 reads a missing segment as fill values without an error, so the run file lists the segments' checksums.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ import numpy as np
 from esmpi.errors import UserError
 from esmpi.es.member_columns import ABSENT, MEMBER_DEFAULTS, MEMBER_DTYPE, STORED
 from esmpi.es.population import plan
-from esmpi.hdf5 import check_hdf5
-from esmpi.store.columns import describe, read_columns, write_columns
+from esmpi.hdf5 import opened
+from esmpi.store.columns import Part, read_columns, write_columns, write_virtual
 from esmpi.store.seal import checksum, image_of, read_sealed, seal
 
 SEGMENT_BYTES = 4 * 2**20
@@ -94,18 +93,23 @@ def read_segment(run_file: Path, segment: Segment) -> list[np.ndarray]:
         If the file is missing, damaged, or not the one that the run file lists.
     """
     path = run_file.parent / segment.file
-    try:
-        data = read_sealed(path, inside=run_file.parent)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {run_file} has the members of some generations there") from None
-    if checksum(data) != segment.sha256:
-        raise UserError(f"{path} is not the file that {run_file} means: its checksum is another one")
-    with h5py.File(io.BytesIO(data), "r") as file:
-        check_hdf5(file, len(data))
+    with opened(path, read_listed(run_file, segment.file, segment.sha256)) as file:
         table = read_columns(file, MEMBER_DTYPE, defaults=MEMBER_DEFAULTS)
     if table.shape != (segment.end - segment.first, segment.num_members):
         raise UserError(f"{path} has a table of shape {table.shape}, which is not what {run_file} means")
     return rows_of(table)
+
+
+def read_listed(run_file: Path, name: str, sha256: str) -> bytes:
+    """Return the bytes of a segment that a run file lists with its checksum; raise UserError as `read_segment` does."""
+    path = run_file.parent / name
+    try:
+        data = read_sealed(path, inside=run_file.parent)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {run_file} has the rows of some generations there") from None
+    if checksum(data) != sha256:
+        raise UserError(f"{path} is not the file that {run_file} means: its checksum is another one")
+    return data
 
 
 def write_members(
@@ -132,30 +136,14 @@ def write_members(
     width = max(table.shape[1], *(segment.num_members for segment in segments))
     members = file.create_group("members")
     for name in MEMBER_DTYPE.names or ():
-        parts = [(segment.file, name, segment.first, segment.end, segment.num_members) for segment in segments]
+        parts: list[Part] = [
+            (segment.file, name, segment.first, (segment.end - segment.first, segment.num_members))
+            for segment in segments
+        ]
         if table.size:
-            parts.append((".", f"tail/{name}", first, first + len(table), table.shape[1]))
-        _put_virtual(members, name, (first + len(table), width), parts)
-
-
-def _put_virtual(
-    group: h5py.Group, name: str, shape: tuple[int, int], parts: Sequence[tuple[str, str, int, int, int]]
-) -> None:
-    """Add a virtual data set over others: for each its file and name, first row, the row after the last, and columns.
-
-    As `create_virtual_dataset` does, but without the time, so that the same contents are the same bytes.
-    """
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_obj_track_times(False)
-    properties.set_fill_value(np.array(_FILL.get(name, 0), MEMBER_DTYPE[name]))
-    space = h5py.h5s.create_simple(shape)
-    for file, source, start, end, num_columns in parts:
-        space.select_hyperslab((start, 0), (end - start, num_columns))
-        whole = h5py.h5s.create_simple((end - start, num_columns))
-        properties.set_virtual(space, file.encode(), source.encode(), whole)
-    space.select_all()
-    kind = h5py.h5t.py_create(MEMBER_DTYPE[name], logical=True)
-    describe(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties), name)
+            parts.append((".", f"tail/{name}", first, table.shape))
+        whole = (first + len(table), width)
+        write_virtual(members, name, MEMBER_DTYPE[name], _FILL.get(name, 0), whole, parts)
 
 
 def padded(rows: Sequence[np.ndarray]) -> np.ndarray:

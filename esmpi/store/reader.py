@@ -1,6 +1,5 @@
 """Read a run file, of this version or an older one."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ import numpy as np
 
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DEFAULTS, MEMBER_DTYPE
-from esmpi.hdf5 import check_hdf5
+from esmpi.hdf5 import opened
 from esmpi.masking import masked
 from esmpi.noise import NOISE_VERSIONS
-from esmpi.store.columns import check_column, read_columns
+from esmpi.store import generations
+from esmpi.store.columns import read_columns
 from esmpi.store.format import (
     FORMAT_VERSION,
     GENERATION_DEFAULTS,
@@ -23,6 +23,7 @@ from esmpi.store.format import (
     LOG_ONLY_GENERATIONS,
     PROFILE_DTYPE,
 )
+from esmpi.store.generations import GenerationSegment, read_rows
 from esmpi.store.history import History
 from esmpi.store.members import (
     LOG_ONLY,
@@ -30,18 +31,21 @@ from esmpi.store.members import (
     read_segment,
     rows_of,
     seeds_by_config,
+    segment_file,
 )
 from esmpi.store.seal import read_sealed
 from esmpi.store.validation import check_attributes, check_contents, check_segments
 
 H = TypeVar("H", bound=History)
 
+_VIRTUAL = {"members": "tail", "generations": "tail_generations", "figures": "tail_generations"}
+
 
 def read_run(
     path: Path,
     make: Callable[[Path, dict[str, Any]], H],
     members_of: Callable[[Path, Segment], list[np.ndarray]] = read_segment,
-) -> tuple[H, list[Segment]]:
+) -> tuple[H, list[Segment], list[GenerationSegment]]:
     """Read a run file and the segments that belong to it.
 
     Parameters
@@ -57,6 +61,8 @@ def read_run(
     History
     list of Segment
         The segments that hold the members of the first generations.
+    list of GenerationSegment
+        The segments that hold the rows of the first generations.
 
     Raises
     ------
@@ -65,26 +71,32 @@ def read_run(
     """
     try:
         data = read_sealed(path)
-        with h5py.File(io.BytesIO(data), "r") as file:
-            # members are virtual data sets once there are segments; here they are read from the segments themselves
-            check_hdf5(file, len(data), virtual="members" if "tail" in file else None)
+        # these are virtual data sets once there are segments; here they are read from the segments themselves
+        with opened(path, data, virtual=_VIRTUAL) as file:
             run = make(path, _read_attributes(path, file))
             check_attributes(run.attributes)
             segments = [Segment(**entry) for entry in run.attributes.pop("segments")]
-            check_segments(segments)
-            if segments and "tail" not in file:
-                raise ValueError("there are segments, but no group tail")
+            check_segments(segments, segment_file)
+            frozen = [GenerationSegment(**entry) for entry in run.attributes.pop("generation_segments")]
+            check_segments(frozen, generations.segment_file)
+            for listed, tail in ((segments, "tail"), (frozen, "tail_generations")):
+                if bool(listed) != (tail in file):
+                    raise ValueError(f"there are segments, but no group {tail}, or the other way round")
             log_only = run.attributes["log_only"]
             run.members = _read_members(run, file, segments, members_of)
-            run.generations = list(_read_generations(file, log_only))
+            for segment in frozen:
+                rows, figures = generations.read_segment(path, segment)
+                run.generations += rows
+                run.figures += figures
+            run.generations += list(_read_generations(file, log_only, bool(frozen)))
             for suite, group in file["evaluations"].items():
-                run.evaluations[suite] = _read_rows(group)
-            if "figures" in file:
-                run.figures = _read_rows(file["figures"])
+                run.evaluations[suite] = read_rows(group)
+            if (name := "tail_figures" if frozen else "figures") in file:
+                run.figures += read_rows(file[name])
             if "profile" in file:
                 run.profile = read_columns(file["profile"], PROFILE_DTYPE, ndim=1)
             check_contents(run)
-            return run, segments
+            return run, segments, frozen
     except FileNotFoundError:
         raise UserError(f"no run file {path}: name the run's directory") from None
     # all that h5py and json raise
@@ -115,7 +127,12 @@ def _read_attributes(path: Path, file: h5py.File) -> dict[str, Any]:
     }
     # older versions of esmpi recorded what they were given
     attributes |= {name: masked(attributes[name]) for name in ("config", "provenance", "forks") if name in attributes}
-    attributes = {"task_digest": "", "suite_digests": {}, "events": []} | attributes  # an esmpi of before had none
+    attributes = {
+        "task_digest": "",
+        "suite_digests": {},
+        "events": [],
+        "generation_segments": [],
+    } | attributes  # an esmpi of before had none
     if attributes["format_version"] == 1:
         attributes |= {"forks": [], "segments": [], "log_only": False}
     return attributes | {"format_version": FORMAT_VERSION}
@@ -137,21 +154,12 @@ def _read_members(
     return members
 
 
-def _read_generations(file: h5py.File, log_only: bool) -> np.ndarray:
+def _read_generations(file: h5py.File, log_only: bool, in_tail: bool) -> np.ndarray:
     names: Sequence[str] = LOG_ONLY_GENERATIONS if log_only else GENERATION_DTYPE.names or ()
     if file.attrs["format_version"] > 1:
-        return read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=GENERATION_DEFAULTS)
+        group = file["tail_generations" if in_tail else "generations"]
+        return read_columns(group, GENERATION_DTYPE, names, ndim=1, defaults=GENERATION_DEFAULTS)
     names = [name for name in names if not name.startswith("num_score_")]
     rows = read_columns(file["generations"], GENERATION_DTYPE, names, ndim=1, defaults=GENERATION_DEFAULTS)
     rows["num_score_raised"] = file["generations/num_score_failures"][()]  # version 1 told no kinds apart
     return rows
-
-
-def _read_rows(group: h5py.Group) -> list[dict[str, Any]]:
-    shape = group["generation"].shape
-    for dataset in group.values():
-        check_column(dataset, shape, 1)
-        if dataset.dtype.kind not in "biuf":
-            raise ValueError(f"{dataset.name} is no column of numbers")
-    figures = {name: dataset[()].tolist() for name, dataset in group.items()}
-    return [{name: column[i] for name, column in figures.items()} for i in range(shape[0])]

@@ -1,10 +1,10 @@
 """The run file, `run.h5`: config, provenance, and a row for each generation, member and evaluation.
 
 A commit writes a new file beside the old one, syncs it, and renames it over the old one. Whenever the writer dies, a
-reader or the next start finds either the file without the generation or the file with it. The file is small: a member
-of a generation takes about 34 bytes, and all but the last few MiB of members are in segments (`esmpi.store.members`).
-So a commit costs milliseconds. Only /generations, 150 bytes a generation, grows with the run (15 MB at 100,000
-generations). docs/run-files.md describes the file, `esmpi.store.image` makes its bytes, `esmpi.store.reader` reads it.
+reader or the next start finds either the file without the generation or the file with it. The file is small, however
+long the run is: all but the last few MiB of members and generations are in segments (`esmpi.store.members`,
+`esmpi.store.generations`). So a commit costs milliseconds. docs/run-files.md describes the file, `esmpi.store.image`
+makes its bytes, `esmpi.store.reader` reads it.
 
 Two other ways were rejected. In HDF5's SWMR mode, a plain `h5py.File(path, "r")` does not open a file that is being
 written or whose writer was killed, and several data sets cannot be committed at once. A journal beside the file would
@@ -25,8 +25,10 @@ from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.files import FullError, write_whole
 from esmpi.model.noise_settings import NoiseSettings
 from esmpi.noise import NOISE_VERSIONS
+from esmpi.store import generations
 from esmpi.store import members as member_table
 from esmpi.store.format import FORMAT_VERSION, GENERATION_DTYPE, PROFILE_DTYPE
+from esmpi.store.generations import GenerationSegment
 from esmpi.store.history import History
 from esmpi.store.image import image_of_run
 from esmpi.store.members import Segment
@@ -56,6 +58,8 @@ class RunFile(History):
     ----------
     segments : list of Segment
         The files beside it that hold the members of the first generations.
+    generation_segments : list of GenerationSegment
+        The files beside it that hold the rows of the first generations.
     make_room : callable or None
         Called once when there is no room for the file, which is then tried once more.
     """
@@ -63,6 +67,7 @@ class RunFile(History):
     def __init__(self, path: Path, attributes: dict[str, Any]):
         super().__init__(path, attributes)
         self.segments: list[Segment] = []
+        self.generation_segments: list[GenerationSegment] = []
         self.make_room: Callable[[], None] | None = None
         self._unwritten: dict[Path, memoryview] = {}
 
@@ -122,8 +127,8 @@ class RunFile(History):
         UserError
             If it is missing, damaged, no run file, or of a version that this esmpi does not know.
         """
-        run, segments = read_run(path, cls)
-        run.segments = segments
+        run, segments, generation_segments = read_run(path, cls)
+        run.segments, run.generation_segments = segments, generation_segments
         return run
 
     def commit(self, row: np.void, members: np.ndarray) -> None:
@@ -197,8 +202,9 @@ class RunFile(History):
 
     def _writing(self) -> Callable[[], None]:
         if not self.attributes["log_only"]:  # a log-only file is a single file, whatever its size
-            self._freeze()
-        return partial(self._write, image_of_run(self, self.segments))
+            self._freeze_members()
+            self._freeze_generations()
+        return partial(self._write, image_of_run(self, self.segments, self.generation_segments))
 
     def _write(self, image: memoryview) -> None:
         seal(image)
@@ -216,7 +222,7 @@ class RunFile(History):
             del self._unwritten[path]
         write_whole(self.path, image)
 
-    def _freeze(self) -> None:
+    def _freeze_members(self) -> None:
         """Move members' rows into segments until the rest is small."""
         first = self.segments[-1].end if self.segments else 0
         size = 0
@@ -227,6 +233,19 @@ class RunFile(History):
                 self.segments.append(segment)
                 self._unwritten[self.path.parent / segment.file] = image
                 first, size = generation, self.members[generation].nbytes
+
+    def _freeze_generations(self) -> None:
+        """Move rows of generations into segments until the rest is small."""
+        most = generations.SEGMENT_BYTES // GENERATION_DTYPE.itemsize
+        first = self.generation_segments[-1].end if self.generation_segments else 0
+        num_figures = sum(segment.num_figures for segment in self.generation_segments)
+        while self.num_generations - first > most:
+            end = first + most
+            figures = [row for row in self.figures[num_figures : num_figures + most] if row["generation"] < end]
+            segment, image = generations.freeze(first, self.generations[first:end], figures)
+            self.generation_segments.append(segment)
+            self._unwritten[self.path.parent / segment.file] = image
+            first, num_figures = end, num_figures + len(figures)
 
 
 def run_file_path(run: str | Path) -> Path:

@@ -1,7 +1,7 @@
 """Check that the parts of a run file, each well formed, fit together. A seal shows damage, but not a made-up file."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +12,9 @@ import numpy as np
 from esmpi.config.reader import check_stored
 from esmpi.config.sections import MOST_SUITES, is_suite_name
 from esmpi.errors import UserError, said
+from esmpi.store.generations import GenerationSegment
 from esmpi.store.history import History
-from esmpi.store.members import Segment, segment_file
+from esmpi.store.members import Segment
 
 _KINDS = {
     **{"config": dict, "provenance": list, "tensors": list, "aliases": dict, "model_digest": int, "forks": list},
@@ -82,14 +83,26 @@ def _check_evaluations(run: History) -> None:
             raise ValueError(f"the evaluations of {suite} are not in the order of their generations")
 
 
-def check_segments(segments: Sequence[Segment]) -> None:
-    """Raise ValueError unless segments are files in the run directory that follow one another."""
+def check_segments(
+    segments: Sequence[Segment] | Sequence[GenerationSegment], name_of: Callable[[int, int], str]
+) -> None:
+    """Raise ValueError unless segments are files in the run directory that follow one another.
+
+    Parameters
+    ----------
+    segments : sequence of Segment or of GenerationSegment
+    name_of : callable
+        Returns the path of a segment from its first generation and the one after its last.
+    """
     end = 0
     for segment in segments:
-        numbers = segment.first, segment.end, segment.num_members
+        numbers = (
+            *(segment.first, segment.end),
+            segment.num_members if isinstance(segment, Segment) else segment.num_figures,
+        )
         if not all(type(number) is int for number in numbers) or not end == segment.first < segment.end:
             raise ValueError(f"segment {segment.file!r} is of generations {segment.first} to {segment.end}")
-        if segment.file != segment_file(segment.first, segment.end):
+        if segment.file != name_of(segment.first, segment.end):
             raise ValueError(f"a segment is called {segment.file!r}")
         end = segment.end
 

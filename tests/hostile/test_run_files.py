@@ -12,12 +12,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from made_runs import make_run
-from strangers import REFUSED, SHOWN, change, not_files
+from strangers import REFUSED, SHOWN, attribute, change, loop, not_files
 
+from esmpi import hdf5
 from esmpi.__main__ import main
 from esmpi.errors import UserError
-from esmpi.model.snapshot import SnapshotError
+from esmpi.files import locked
+from esmpi.model.snapshot import Snapshot, SnapshotError
 from esmpi.store import members as member_table
 from esmpi.store import snapshot_writer
 from esmpi.store.run_file import RunFile, samples_path
@@ -68,6 +71,37 @@ def test_what_no_esmpi_writes_is_refused(name: str, run: Path, capsys: pytest.Ca
     assert "root:" not in str(error.value)
     assert outcome("inspect", run) == 2
     assert capsys.readouterr().err == f"esmpi: {error.value}\n"
+
+
+def test_hdf5_that_comes_to_no_end_is_ended(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5, "_LEAST_CPU_S", 1)
+    loop(run / "run.h5")
+    with pytest.raises(UserError, match=r"run\.h5 cannot be read as a run file: HDF5 loops or crashes on it"):
+        RunFile.open(run / "run.h5")
+    snapshot = tmp_path / "g000001.h5"
+    origin = {"generation": 1, "theta_digest": 1, "run_uuid": "u", "config": {}}
+    snapshot_writer.write_snapshot(snapshot, {"a": torch.zeros(2)}, origin)
+    Snapshot(snapshot)
+    loop(snapshot)
+    with pytest.raises(SnapshotError, match=r"g000001\.h5 cannot be read: HDF5 loops or crashes on it"):
+        Snapshot(snapshot)
+
+
+def test_a_trial_has_bounded_memory(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5, "_LEAST_MEMORY_BYTES", 2**20)
+    change(run / "run.h5", attribute("creator", "somebody"))
+    monkeypatch.setattr(hdf5, "_read_all", lambda *_: bytearray(2**28))
+    with pytest.raises(UserError, match="takes memory without end"):
+        RunFile.open(run / "run.h5")
+
+
+def test_files_of_the_run_that_is_held_are_not_tried(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5, "_trial", lambda *_: 1)
+    with locked(run):
+        RunFile.open(run / "run.h5")
+    change(run / "run.h5", attribute("creator", "somebody"))  # another file than those tried before
+    with pytest.raises(UserError, match="HDF5 loops"):
+        RunFile.open(run / "run.h5")
 
 
 @pytest.mark.parametrize("name", SHOWN)

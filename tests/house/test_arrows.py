@@ -29,7 +29,8 @@ FLOORS = (
     ("stop",),
     ("mpi",),
     ("noise", "config"),
-    ("files", "hdf5", "provenance", "stopwatch", "plugins", "shipped", "progress"),
+    ("hdf5",),
+    ("files", "provenance", "stopwatch", "plugins", "shipped", "progress"),
     ("errors",),
     ("version", "wording", "masking", "assets", "leave"),
 )

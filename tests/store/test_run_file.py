@@ -123,7 +123,7 @@ def test_a_file_that_was_read_goes_on(path: Path) -> None:
 def test_plain_h5py_reads_the_documented_schema(path: Path) -> None:
     make(path)
     with h5py.File(path) as file:
-        assert file.attrs["format_version"] == 3
+        assert file.attrs["format_version"] == 4
         assert file.attrs["noise_version"] == 1
         assert file.attrs["creator"].startswith("esmpi ")
         assert len(file.attrs["run_uuid"]) == 36
@@ -147,7 +147,7 @@ def test_plain_h5py_reads_the_documented_schema(path: Path) -> None:
         assert file["evaluations/held_out/accuracy"][()].tolist() == [0.25, 0.25]
 
 
-@pytest.mark.parametrize(("name", "reads"), [("format_version", "1 and 2 and 3"), ("noise_version", "1 and 2")])
+@pytest.mark.parametrize(("name", "reads"), [("format_version", "1 and 2 and 3 and 4"), ("noise_version", "1 and 2")])
 def test_other_versions_are_refused(path: Path, name: str, reads: str) -> None:
     make(path)
     with editing(path) as file:

@@ -14,8 +14,8 @@ from support import LEAST_CONFIG, require
 from esmpi.errors import UserError
 from esmpi.es.member_columns import ABSENT, MEMBER_DTYPE
 from esmpi.files import FullError
+from esmpi.store import generations, reader
 from esmpi.store import members as member_table
-from esmpi.store import reader
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 
 DIGEST = 0xFEDCBA9876543210
@@ -25,7 +25,7 @@ def new_run(folder: Path) -> RunFile:
     return RunFile.create(folder / "run.h5", LEAST_CONFIG, DIGEST, "d", ["a.weight"], {})
 
 
-def commit(run: RunFile, num_members: int) -> None:
+def commit(run: RunFile, num_members: int, figures: dict[str, float] | None = None) -> None:
     generation = run.num_generations
     rng = np.random.default_rng(generation)
     row = np.zeros(1, GENERATION_DTYPE)[0]
@@ -34,7 +34,7 @@ def commit(run: RunFile, num_members: int) -> None:
     members["seed"] = rng.integers(2**63, 2**64, num_members, np.uint64)
     members["coefficient"], members["fitness"] = rng.random(num_members), rng.random(num_members)
     members["sign"], members["tokens"] = 1, generation
-    run.commit(row, members)
+    run.begin_commit(row, members, figures)()
 
 
 def same(a: RunFile, b: RunFile) -> bool:
@@ -201,6 +201,88 @@ def test_a_run_file_from_before_a_column_has_its_default(
     assert [row["joules"].tolist() for row in RunFile.open(run.path).members] == [[0.5] * 20] * 11
 
 
+@pytest.fixture
+def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFile:
+    """A run of 50 generations with segments of up to seven of them, as if it were long; some have further figures."""
+    monkeypatch.setattr(generations, "SEGMENT_BYTES", 7 * GENERATION_DTYPE.itemsize)
+    run = new_run(tmp_path)
+    for generation in range(50):
+        commit(
+            run,
+            3,
+            {"a": float(generation)} if generation in (2, 3, 20, 48) else {"b": -1.5} if generation == 21 else {},
+        )
+    return run
+
+
+def test_rows_of_generations_are_one_table_for_everybody(long: RunFile) -> None:
+    names = sorted(path.name for path in (long.path.parent / "generations").iterdir())
+    assert len(names) == len(long.generation_segments) == 7
+    assert names[:2] == ["000000-000006.h5", "000007-000013.h5"]
+    read = RunFile.open(long.path)
+    assert same(read, long)
+    assert [{name: x for name, x in row.items() if not np.isnan(x)} for row in read.figures] == long.figures
+    with h5py.File(long.path, "r") as file:
+        table = np.array(long.generations, GENERATION_DTYPE)
+        for name in GENERATION_DTYPE.names or ():
+            assert file[f"generations/{name}"].dtype == GENERATION_DTYPE[name]
+            np.testing.assert_array_equal(file[f"generations/{name}"][()], table[name])
+        assert file["figures/generation"][()].tolist() == [2, 3, 20, 21, 48]
+        np.testing.assert_array_equal(file["figures/a"][()], [2, 3, 20, np.nan, 48])
+        np.testing.assert_array_equal(file["figures/b"][()], [np.nan, np.nan, np.nan, -1.5, np.nan])
+        assert len(file["tail_generations/generation"]) == 1
+    commit(read, 3)
+    assert RunFile.open(long.path).num_generations == 51
+
+
+def test_a_commit_of_a_long_run_writes_no_more(tmp_path: Path) -> None:
+    """The rows of 20,000 generations are 3.4 MB; a run file has those of 6,096 at most."""
+    run = new_run(tmp_path)
+    row = np.zeros(1, GENERATION_DTYPE)[0]
+    members = np.zeros(1, MEMBER_DTYPE)
+    for generation in range(20_000):
+        made = row.copy()
+        made["generation"] = generation
+        run.generations.append(made)
+        run.members.append(members)
+    run.write()
+    assert [segment.end for segment in run.generation_segments] == [6096, 12192, 18288]
+    assert run.path.stat().st_size < 2 * generations.SEGMENT_BYTES
+    again = RunFile.open(run.path)
+    assert same(again, run)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "generations").iterdir()}
+    commit(again, 1)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "generations").iterdir()} == before
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged", "another"])
+def test_a_segment_of_generations_that_is_not_what_was_written_is_named(long: RunFile, what: str) -> None:
+    segments = sorted((long.path.parent / "generations").iterdir())
+    if what == "missing":
+        segments[2].unlink()
+    elif what == "damaged":
+        segments[2].write_bytes(segments[2].read_bytes()[:-1])
+    else:
+        segments[2].write_bytes(segments[3].read_bytes())
+    text = {"missing": "is missing", "damaged": "is damaged", "another": "is not the file"}[what]
+    with pytest.raises(UserError, match=f"{segments[2]} {text}"):
+        RunFile.open(long.path)
+
+
+def test_a_killed_freeze_of_generations_is_done_again(long: RunFile) -> None:
+    """The segment is there, but the run file that refers to it is not yet."""
+    run = RunFile.open(long.path)
+    before = run.path.read_bytes()
+    while len(run.generation_segments) == len(long.generation_segments):
+        commit(run, 3)
+        at_last, before = before, run.path.read_bytes()
+    run.path.write_bytes(at_last)
+    again = RunFile.open(run.path)
+    assert again.num_generations == run.num_generations - 1
+    commit(again, 3)
+    assert same(RunFile.open(run.path), run)
+
+
 def test_version_1_is_read_and_becomes_version_2(tmp_path: Path) -> None:
     """A file that was written before there were segments, forks and log-only files."""
     path = tmp_path / "run.h5"
@@ -213,7 +295,7 @@ def test_version_1_is_read_and_becomes_version_2(tmp_path: Path) -> None:
     assert run.attributes["forks"] == []
     commit(run, 3)
     with h5py.File(path, "r") as file:
-        assert file.attrs["format_version"] == 3
+        assert file.attrs["format_version"] == 4
         for name, column in columns.items():
             np.testing.assert_array_equal(file["members"][name][:2], column)
     assert same(RunFile.open(path), run)
