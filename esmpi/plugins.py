@@ -128,5 +128,6 @@ def execute_file(key: str, path: str, source: bytes) -> ModuleType:
         advice = ""
         if isinstance(error, ImportError) and "relative import" in str(error):
             advice = ". It is a module of a package: import what you need from it in a file of your own"
-        raise UserError(f"{key}: {path} cannot be run: {said(error)}{advice}") from error
+        text = str(error) if isinstance(error, UserError) else said(error)
+        raise UserError(f"{key}: {path} cannot be run: {text}{advice}") from error
     return module

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from esmpi.data.problem import Example, Prompt
-from esmpi.errors import UserError
+from esmpi.errors import UserError, said
 from esmpi.tasks.base import load_extra
 
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?|\.\d+))(?:\s*(?:/|out of)\s*\d+(?:\.\d+)?)?"
@@ -86,7 +86,10 @@ class Judge:
             self._client = self._httpx.AsyncClient(headers=self._headers(), timeout=None, limits=limits)
         url = f"{_expanded('endpoint', self._endpoint).rstrip('/')}/chat/completions"
         body = self._body | {"messages": self._messages(prompt, completion, example)}
-        response = await self._client.post(url, json=body)
+        try:
+            response = await self._client.post(url, json=body)
+        except self._httpx.HTTPError as error:
+            raise RuntimeError(f"{url} cannot be reached: {said(error)}") from error
         if response.status_code != 200:
             raise RuntimeError(f"{url} answers {response.status_code}: {response.text[:_LONGEST_TEXT]}")
         return self._read(response.json()["choices"][0]["message"]["content"] or "")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from esmpi.data.problem import Prompt
+from esmpi.errors import UserError, said
 
 
 class RewardModel:
@@ -22,11 +23,16 @@ class RewardModel:
         Tokens of a prompt with its completion, from the left; the rest is cut off. By default all.
     device : str
     dtype : str
-        Type of the weights.
+        Type of the weights, such as "bfloat16".
     num_threads : int
         CPU threads of the model. With another number, or on another device, scores may differ in their last bits.
     **keys
         For `AutoModelForSequenceClassification.from_pretrained`, such as `revision`.
+
+    Raises
+    ------
+    UserError
+        If the keys have another number of labels.
     """
 
     __name__ = "reward_model"
@@ -41,21 +47,46 @@ class RewardModel:
         num_threads: int = 1,
         **keys: Any,
     ):
+        if "num_labels" in keys:
+            raise UserError("reward_model: num_labels: a reward model has one label, so leave this out")
         self._path, self._batch_size, self._max_length = path, batch_size, max_length
         self._device, self._dtype, self._num_threads, self._keys = device, dtype, num_threads, keys
         self._model: Any = None
         self._tokenizer: Any = None
 
     def prepare(self) -> None:
-        """Load the model: before the first completion, whose time limit this must not count for."""
+        """Load the model: before the first completion, whose time limit this must not count for.
+
+        Raises
+        ------
+        UserError
+            If it cannot be loaded, or is no reward model.
+        """
+        try:
+            self._load()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"reward_model: {self._path} cannot be loaded: {said(error)}") from error
+
+    def _load(self) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        dtype = getattr(torch, self._dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"reward_model: dtype: torch has no type {self._dtype!r}")
         torch.set_num_threads(self._num_threads)
         tokenizer_keys = {name: self._keys[name] for name in ("revision", "trust_remote_code") if name in self._keys}
         self._tokenizer = AutoTokenizer.from_pretrained(self._path, **tokenizer_keys)
-        keys = {"num_labels": 1, "dtype": getattr(torch, self._dtype), **self._keys}
-        self._model = AutoModelForSequenceClassification.from_pretrained(self._path, **keys).to(self._device).eval()
+        keys = {**self._keys, "num_labels": 1, "dtype": dtype, "output_loading_info": True}
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(self._path, **keys)
+        if missing := sorted(loaded["missing_keys"]):  # these weights are random, and different in each process
+            raise UserError(
+                f"reward_model: {self._path} is no reward model: it lacks the weights {', '.join(missing[:3])}"
+            )
+        self._model = model.to(self._device).eval()
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         if self._model.config.pad_token_id is None:  # by which the model finds a text's last token

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from esmpi.config.sections import ScoringConfig
+from esmpi.errors import UserError
 from esmpi.scoring.output import Output, take
 from esmpi.stop.signals import SIGNALS
 from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task, _rewards, python
@@ -68,6 +69,7 @@ class Process:
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
         self._output.begin()
+        self._memory_gib = config.memory_gib
         self._ready = False
 
     @property
@@ -77,16 +79,25 @@ class Process:
         return self._process.exitcode
 
     def send(self, units: Sequence[Unit], progress: Progress) -> None:
-        """Give the process units to score, each at once."""
+        """Give the process units to score, each at once.
+
+        Raises
+        ------
+        UserError
+            If it cannot start.
+        """
         if not self._ready:
             try:
-                self._next(_START_LIMIT_S)
+                problem = self._next(_START_LIMIT_S)
             except TimeoutError as error:
-                raise RuntimeError(
+                raise UserError(
                     f"a process for rewards cannot start: it was not ready after {_START_LIMIT_S:.0f} s"
                 ) from error
             except (EOFError, OSError) as error:
-                raise RuntimeError(f"a process for rewards cannot start: it ended with {self.exit_code}") from error
+                raise UserError(f"a process for rewards cannot start: it ended with {self.exit_code}") from error
+            if isinstance(problem, str):
+                limit = f". It may have {self._memory_gib:g} GiB, scoring.memory_gib" if "emory" in problem else ""
+                raise UserError(f"a process for rewards cannot start: {problem}{limit}")
             self._ready = True
         self._pipe.send((units, progress))
 
@@ -173,8 +184,12 @@ def serve(
     os.setsid()
     memory = int(config.memory_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    task = make_task()
-    task.prepare()
+    try:
+        task = make_task()
+        task.prepare()
+    except BaseException as error:  # of the user's own code, or for lack of memory
+        pipe.send(str(error) if isinstance(error, UserError) else _described(error))
+        return
     this, folder = os.getpid(), os.getcwd()
 
     def say(place: int | None, results: list[Result] | None = None) -> None:

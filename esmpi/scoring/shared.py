@@ -147,7 +147,7 @@ def _send_results(guest: Connection, submitted: "queue.SimpleQueue[Future[Scored
     while (future := submitted.get()) is not None:
         error = future.exception()
         with suppress(OSError):  # it is gone
-            guest.send(future.result() if error is None else str(error))
+            guest.send(future.result() if error is None else error if isinstance(error, UserError) else str(error))
 
 
 class RemoteScorer:
@@ -208,7 +208,7 @@ class RemoteScorer:
                 if isinstance(result, Scored):
                     future.set_result(result)
                 else:
-                    future.set_exception(RuntimeError(result))
+                    future.set_exception(result if isinstance(result, UserError) else RuntimeError(result))
         with self._lock:
             self._lost = True
             self._fail()

@@ -132,6 +132,14 @@ def test_what_is_no_reward_is_said(server: Server, reply: Any, keys: dict[str, A
     assert expected in str(caught.value)
 
 
+def test_a_server_that_is_not_there_is_named() -> None:
+    judge = Judge("http://127.0.0.1:9/v1", "m", rubric="{completion}")
+    with pytest.raises(
+        RuntimeError, match=r"^http://127\.0\.0\.1:9/v1/chat/completions cannot be reached: ConnectError"
+    ):
+        asyncio.run(judge("p", "c", EXAMPLE))
+
+
 @pytest.mark.parametrize(
     ("rubric", "expected"),
     [("Rate this.", "lacks {completion}"), ("{completion} {", "braces that are text are doubled: {{ and }}")],

@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from esmpi.config.sections import ScoringConfig
+from esmpi.errors import UserError
+from esmpi.model.find import find_model
 from esmpi.rewards import RewardModel
 from esmpi.scoring import Scorer
 from esmpi.tasks import Sample, make_task
@@ -64,3 +66,26 @@ def test_as_a_reward_of_a_file(folder: Path, tmp_path: Path) -> None:
     scorer.close()
     assert scored.error is None
     assert [one.reward for one in scored.scores] == pytest.approx(expected(folder), abs=1e-4)
+
+
+def test_what_is_no_reward_model_is_told(tmp_path: Path) -> None:
+    base = find_model("esmpi:tiny_countdown")
+    with pytest.raises(
+        UserError, match=r"reward_model: .*tiny_countdown is no reward model: it lacks the weights score"
+    ):
+        RewardModel(str(base)).prepare()
+    with pytest.raises(UserError, match=r"reward_model: /none/such cannot be loaded: .*/none/such"):
+        RewardModel("/none/such").prepare()
+    with pytest.raises(UserError, match="reward_model: dtype: torch has no type 'float99'"):
+        RewardModel(str(base), dtype="float99").prepare()
+    with pytest.raises(UserError, match="reward_model: num_labels: a reward model has one label"):
+        RewardModel(str(base), num_labels=2)
+    # as a run says it, in one line
+    (tmp_path / "own.py").write_text(FILE.format(path=str(base)))
+    config = PythonTaskConfig(name=f"{tmp_path}/own.py:liked")
+    task = make_task(config)
+    scorer = Scorer(partial(make_task, config, task.source), ScoringConfig(), scope=task.scope)
+    own = [Sample(completion="1", example={"prompt": "1"})]
+    with pytest.raises(UserError, match=r"^a process for rewards cannot start: reward_model: .* is no reward model"):
+        scorer.submit(own).result(timeout=120)
+    scorer.close()

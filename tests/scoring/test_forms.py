@@ -128,7 +128,7 @@ class Pool:
         config = config_of(file, form)
         self.task: Task = make_task(config)
         settings = ScoringConfig(
-            failure_reward=-1, time_limit_s=1.0, memory_gib=0.75, num_processes=num_processes, concurrency=4
+            failure_reward=-1, time_limit_s=3.0, memory_gib=0.75, num_processes=num_processes, concurrency=4
         )
         make = partial(make_task, config, self.task.source)
         own = Scorer(

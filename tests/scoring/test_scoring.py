@@ -17,6 +17,7 @@ import pytest
 from plain_task import PlainTask
 
 from esmpi.config.sections import ScoringConfig
+from esmpi.errors import UserError
 from esmpi.es.fitness import Fitness
 from esmpi.scoring import Scored, Scorer
 from esmpi.scoring.process import serve
@@ -235,7 +236,11 @@ def test_failures_are_logged_once_a_kind(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_task_that_cannot_be_made_is_an_error_and_no_hang() -> None:
     scorer = Scorer(partial(Fragile, 1, 2, 3), ScoringConfig())  # type: ignore[arg-type]  # too many arguments
-    with pytest.raises(RuntimeError, match="a process for rewards cannot start: it ended with 1"):
+    with pytest.raises(UserError, match=r"a process for rewards cannot start: TypeError: .*positional argument"):
+        score(scorer, ["1"])
+    scorer.close()
+    scorer = Scorer(partial(os._exit, 3), ScoringConfig())  # type: ignore[arg-type]  # makes no task
+    with pytest.raises(UserError, match="a process for rewards cannot start: it ended with 3"):
         score(scorer, ["1"])
     scorer.close()
 
@@ -243,7 +248,7 @@ def test_a_task_that_cannot_be_made_is_an_error_and_no_hang() -> None:
 def test_a_task_that_takes_too_long_to_start_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esmpi.scoring.process._START_LIMIT_S", 1.0)
     scorer = Scorer(partial(time.sleep, 60), ScoringConfig())  # type: ignore[arg-type]  # never makes a task
-    with pytest.raises(RuntimeError, match="cannot start: it was not ready after 1 s"):
+    with pytest.raises(UserError, match="cannot start: it was not ready after 1 s"):
         score(scorer, ["1"])
     scorer.close()
 
