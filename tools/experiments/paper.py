@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from common import ROOT, Results, Row, made, markdown, run
 
 sys.path.append(str(ROOT / "tools"))
@@ -117,13 +118,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.grid(visible=False)
         hours = [row["gpu_hours"] for row in rows]
         names = [row["run"]["config"].removesuffix(".yaml") for row in rows]
+        low = 10 ** np.floor(np.log10(min(hours)))
         bars = axes.barh(range(len(rows)), hours, color=LIGHT["c0"])
-        axes.bar_label(bars, [f"{value:,.0f}" for value in hours], padding=3)
+        axes.bar_label(bars, [f"{value:,.1f}" for value in hours], padding=3)
         axes.set_yticks(range(len(rows)), names)
-        axes.set(xscale="log", xlabel="GPU-hours on eight H100s, forecast", xlim=(1, 3 * max(hours)))
+        axes.set(xscale="log", xlabel="GPU-hours on eight H100s, forecast", xlim=(low, 3 * max(hours)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.invert_yaxis()
         picture.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
-    run(sys.modules[__name__])  # type: ignore[arg-type]
+    run(sys.modules[__name__])

@@ -70,4 +70,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 if __name__ == "__main__":
     assert read_rows(COMMITTED / f"{NAME}.jsonl")  # the figures that the page shows
-    run(sys.modules[__name__])  # type: ignore[arg-type]
+    run(sys.modules[__name__])

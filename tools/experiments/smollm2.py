@@ -83,4 +83,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.modules[__name__])  # type: ignore[arg-type]
+    run(sys.modules[__name__])
