@@ -90,6 +90,12 @@ def mean_accuracy(row: Row) -> float:
     return float(np.mean([point["accuracy"] for point in row["curve"][1:]]))
 
 
+def over_training(row: Row) -> float:
+    """Return the mean accuracy over all completions, by trapezoids: however often a side was evaluated."""
+    completions, accuracy = ([point[key] for point in row["curve"]] for key in ("completions", "accuracy"))
+    return float(np.trapezoid(accuracy, completions) / completions[-1])
+
+
 def chosen(rows: Sequence[Row], work: str, side: str) -> str:
     """Return the name of the trial that won."""
     return str(max(of(rows, work, side, trials=True), key=mean_accuracy)["run"]["setting"])
@@ -137,7 +143,8 @@ def comparison(rows: Sequence[Row], work: str) -> tuple[list[str], list[list[str
         lines.append(
             [
                 side,
-                spread([100 * mean_accuracy(row) for row in own]),
+                str(len(own)),
+                spread([100 * over_training(row) for row in own]),
                 spread([100 * point["accuracy"] for point in last]),
                 spread([point["tokens"] / 1000 for point in last]),
                 spread([point["processor_seconds"] for point in last]),
@@ -147,7 +154,7 @@ def comparison(rows: Sequence[Row], work: str) -> tuple[list[str], list[list[str
             ]
         )
     to = f"to {100 * target:.0f} %"
-    head = ["", "mean accuracy, %", "last, %", "thousand tokens", "processor seconds"]
+    head = ["", "seeds", "mean over training, %", "last, %", "thousand tokens", "processor seconds"]
     return [*head, f"thousand tokens {to}", f"processor seconds {to}", "peak MiB"], lines
 
 

@@ -77,7 +77,7 @@ def once(results: Results, name: str, setting: Setting, seed: int, small: bool) 
     keys += [f"data.batch_size={setting.prompts}", f"es.generations={setting.generations}"]
     keys += [f"eval.every={setting.generations // EVALUATIONS}", *(SMALL if small else ())]
     with scratch() as folder:
-        command = [FOLDER / "curve_es.py", CONFIG, *keys, f"run.output_dir={folder}"]
+        command: list[str | Path] = [FOLDER / "curve_es.py", CONFIG, *keys, f"run.output_dir={folder}"]
         output, spent = checked([sys.executable, *command])
     curve = json.loads(output.splitlines()[-1])
     results.add({"setting": name, "seed": seed}, {"curve": curve, "process": spent.row()})
