@@ -25,6 +25,8 @@ TEMPLATE = page.TEMPLATE.read_text(encoding="utf-8")
 NAMES = {
     "SmolLM2-135M": "a model",
     "H100": "a GPU",
+    "bfloat16": "a type",
+    "float32": "a type",
     "3 + 4": "an example of a problem",
     "7 * 8": "an example of a problem",
     "arXiv 2509.24372": "the paper",
