@@ -64,7 +64,8 @@ alpha 0.006, N 30, 64 problems a generation) does first is to make it close its 
 
 From random weights, without any other model or data set, by esmpi's
 
-    python tools/make_tiny_model.py --steps {steps} --batch-size {batch_size} --seed {seed}
+    python tools/make_tiny_model.py --steps {steps} --batch-size {batch_size} --seed {seed} \\
+            --hidden-size {hidden_size}
 
 in {seconds:.0f} s on {threads} core(s), with torch {torch} and transformers {transformers}.
 Another version or processor makes a slightly different model. Final training loss {loss:.3f}.
@@ -110,15 +111,19 @@ def make_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """Return a model with random weights. The head size is 32, the least that vLLM serves on a CPU."""
+HEAD_SIZE = 32
+"""The least that vLLM serves on a CPU."""
+
+
+def make_model(tokenizer: Qwen2Tokenizer, hidden_size: int = 128) -> Qwen2ForCausalLM:
+    """Return a model with random weights, of a hidden size that is a multiple of two heads'."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=hidden_size // HEAD_SIZE,
+        num_key_value_heads=hidden_size // HEAD_SIZE // 2,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -234,10 +239,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=500, help="training steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, help="sequences a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and problems (default: %(default)s)")
+    sizes = "64: 0.2 M weights, 128: 0.8 M, 256: 3 M, 448: 10 M"
+    parser.add_argument("--hidden-size", type=int, default=128, help=f"{sizes} (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write (default: %(default)s)")
     args = parser.parse_args()
     if args.steps < 1 or args.batch_size < 1:
         parser.error("--steps and --batch-size want at least 1")
+    if args.hidden_size < 2 * HEAD_SIZE or args.hidden_size % (2 * HEAD_SIZE):
+        parser.error(f"--hidden-size must be a multiple of {2 * HEAD_SIZE}, got {args.hidden_size}")
     return args
 
 
@@ -253,7 +262,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, args.hidden_size)
     loss = train(model, tokenizer, task, held_out, args)
     model.to(torch.bfloat16).save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Write the reference pages: docs/config.md from the fields of the config, docs/commands.md from the commands,
-docs/memory.md from the rule that places theta, and docs/notebook.ipynb from docs/notebook.md.
+docs/memory.md from the rule that places theta, docs/notebook.ipynb from docs/notebook.md, and docs/experiments.md from
+the results in tools/experiments.
 
 python tools/reference.py            # writes the pages
 python tools/reference.py --check    # fails if a page is not up to date
@@ -24,6 +25,9 @@ from esmpi.config.keys import default_of, key_of
 from esmpi.config.sections import Config, EngineSection, EvalConfig, HarnessSuite, TaskConfig
 from esmpi.engines import engine_types
 from esmpi.tasks import task_types
+
+sys.path.append(str(Path(__file__).parent / "experiments"))
+from page import experiments_page
 
 DOCS = Path(__file__).parents[1] / "docs"
 CONFIG_HEAD = """# Config reference
@@ -181,7 +185,7 @@ def main() -> int:
     check = parser.parse_args().check
     code = 0
     pages = {"config.md": config_page(), "commands.md": commands_page(), "memory.md": memory_page()}
-    pages["notebook.ipynb"] = notebook()
+    pages |= {"notebook.ipynb": notebook(), "experiments.md": experiments_page()}
     for path, text in ((DOCS / name, page) for name, page in pages.items()):
         if not check:
             path.write_text(text, encoding="utf-8")

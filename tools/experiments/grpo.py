@@ -45,16 +45,16 @@ SMALL = ("es.generations=2", "es.population_size=4", "data.batch_size=4", "data.
 
 
 def measure(results: Results, small: bool) -> None:
-    """Do the trials and runs that are missing; `small`: one trial and one run of each side, on the tiny model."""
+    """Do the trials and runs that are missing; `small`: one run of each side, without trials."""
     works = ["tiny", *(["smollm2"] if (ROOT / "models" / "SmolLM2-135M-Instruct").exists() else [])]
     for work in works[:1] if small else works:
-        trials = {side: list(own)[: 1 if small else None] for side, own in TRIALS[work].items()}
+        trials = TRIALS[work]
         for side, names in trials.items():
-            for name in names:
+            for name in () if small else names:
                 once(results, work, side, name, TRIAL_SEED, small)
         for seed in range(1 if small else WORKS[work]["seeds"]):
-            for side in trials:
-                once(results, work, side, chosen(results.rows, work, side), seed, small)
+            for side, names in trials.items():
+                once(results, work, side, next(iter(names)) if small else chosen(results.rows, work, side), seed, small)
 
 
 def once(results: Results, work: str, side: str, name: str, seed: int, small: bool) -> None:
@@ -88,6 +88,12 @@ def compared(rows: Sequence[Row], work: str) -> bool:
 def mean_accuracy(row: Row) -> float:
     """Return the mean accuracy of all evaluations but the base model's."""
     return float(np.mean([point["accuracy"] for point in row["curve"][1:]]))
+
+
+def over_training(row: Row) -> float:
+    """Return the mean accuracy over all completions, by trapezoids: however often a side was evaluated."""
+    completions, accuracy = ([point[key] for point in row["curve"]] for key in ("completions", "accuracy"))
+    return float(np.trapezoid(accuracy, completions) / completions[-1])
 
 
 def chosen(rows: Sequence[Row], work: str, side: str) -> str:
@@ -137,7 +143,8 @@ def comparison(rows: Sequence[Row], work: str) -> tuple[list[str], list[list[str
         lines.append(
             [
                 side,
-                spread([100 * mean_accuracy(row) for row in own]),
+                str(len(own)),
+                spread([100 * over_training(row) for row in own]),
                 spread([100 * point["accuracy"] for point in last]),
                 spread([point["tokens"] / 1000 for point in last]),
                 spread([point["processor_seconds"] for point in last]),
@@ -147,7 +154,7 @@ def comparison(rows: Sequence[Row], work: str) -> tuple[list[str], list[list[str
             ]
         )
     to = f"to {100 * target:.0f} %"
-    head = ["", "mean accuracy, %", "last, %", "thousand tokens", "processor seconds"]
+    head = ["", "seeds", "mean over training, %", "last, %", "thousand tokens", "processor seconds"]
     return [*head, f"thousand tokens {to}", f"processor seconds {to}", "peak MiB"], lines
 
 

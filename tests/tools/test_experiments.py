@@ -1,0 +1,170 @@
+"""tools/experiments: each experiment in the small, and a page whose numbers all come from the committed results."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT, require
+
+sys.path.append(str(ROOT / "tools" / "experiments"))
+
+import exactness
+import grpo
+import page
+import paper
+from common import COMMITTED, Results, execute, read_rows
+
+FOLDER = ROOT / "tools" / "experiments"
+WITH_RESULTS = sorted(path.stem for path in COMMITTED.glob("*.jsonl"))
+TEMPLATE = page.TEMPLATE.read_text(encoding="utf-8")
+NAMES = {
+    "SmolLM2-135M": "a model",
+    "H100": "a GPU",
+    "bfloat16": "a type",
+    "float32": "a type",
+    "3 + 4": "an example of a problem",
+    "7 * 8": "an example of a problem",
+    "arXiv 2509.24372": "the paper",
+}
+"""What has digits in the template, and is a name."""
+
+
+def small(name: str, results: Path) -> list[dict[str, Any]]:
+    """Repeat an experiment in the small by its command, and return its result file."""
+    # tools/reproduce.sh itself sets up an environment first; the program behind it is what it starts
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", "--small", "--results", results],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    picture = (results / f"{name}.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 3000
+    assert "| --- |" in done.stdout
+    return read_rows(results / f"{name}.jsonl")
+
+
+def test_exactness_in_the_small_is_killed_and_has_one_theta(tmp_path: Path) -> None:
+    results = Results(tmp_path / "exactness.jsonl")
+    for ranks, dispatch, end in ((1, "static", "unbroken"), (2, "dynamic", "killed")):
+        setting = {"engine": "hf", "ranks": ranks, "dispatch": dispatch, "end": end}
+        exactness.once(results, setting, ("hf", "hf"), small=True)
+    one, other = results.rows
+    assert (one["starts"], other["starts"]) == (1, 2)
+    assert len(other["members_by_rank"]) == 2
+    assert one["theta"] == other["theta"]
+    assert len(set(one["theta"])) == 3
+    assert one["fitness_sha256"] == other["fitness_sha256"]
+    assert one["replay_agrees"]
+    assert other["replay_agrees"]
+    assert other["processor_seconds"] > one["processor_seconds"] > 0
+    exactness.draw(results.rows, tmp_path / "exactness.png")
+    assert exactness.facts(results.rows)["different"] == "1"
+
+
+def test_grpo_in_the_small(tmp_path: Path) -> None:
+    require("trl", importlib.util.find_spec("trl") is not None, "pip install trl==1.16.0")
+    rows = small("grpo", tmp_path)
+    curves = {row["run"]["side"]: row["curve"] for row in rows}
+    # both start from the same model and grade the same problems alike
+    first, other = (curves[side][0] for side in ("ES", "GRPO"))
+    assert (first["accuracy"], first["reward"], first["tokens"]) == (other["accuracy"], other["reward"], 0)
+    for curve in curves.values():
+        assert (curve[0]["step"], curve[-1]["step"]) == (0, 2)
+        assert curve[-1]["tokens"] > 0
+        assert curve[-1]["processor_seconds"] > 0
+
+
+def test_public_code_in_the_small(tmp_path: Path) -> None:
+    [row] = small("public_code", tmp_path)
+    assert len(row["seconds_of_generations"]) == 1
+
+
+def test_smollm2_in_the_small(tmp_path: Path) -> None:
+    [row] = small("smollm2", tmp_path)
+    suites = [(point["suite"], point["generation"]) for point in row["curve"]]
+    assert sorted(suites) == [("held_out", 0), ("held_out", 1), ("sums", 0), ("sums", 1)]
+
+
+def test_scaling_in_the_small(tmp_path: Path) -> None:
+    rows = small("scaling", tmp_path)
+    assert len(rows) == 1
+    assert small("scaling", tmp_path) == rows  # what is in the file is not run again
+
+
+def test_the_forecasts_of_the_paper_are_those_of_its_configs(tmp_path: Path) -> None:
+    committed = {row["run"]["config"]: row for row in read_rows(COMMITTED / "paper.jsonl")}
+    assert set(committed) == {path.name for path in paper.CONFIGS.glob("*.yaml")}
+    for name, row in committed.items():
+        again = paper.forecast_of(paper.CONFIGS / name)
+        assert {key: row[key] for key in again} == again, f"{name}: remove paper.jsonl and run the experiment again"
+
+
+@pytest.mark.parametrize("name", WITH_RESULTS)
+def test_committed_results_say_where_they_are_from(name: str) -> None:
+    rows = read_rows(COMMITTED / f"{name}.jsonl")
+    assert rows
+    runs = [json.dumps(row["run"], sort_keys=True) for row in rows]
+    assert len(set(runs)) == len(runs)
+    for row in rows:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["made"]["date"])
+        assert row["made"]["commit"]
+        assert "cores" in row["made"]["machine"]
+        assert "/" not in json.dumps(row).replace("Qwen/", "").replace("meta-llama/", "").replace("google/", "")
+    assert (COMMITTED / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert f"results/{name}.png" in TEMPLATE
+
+
+def test_numbers_of_the_page_come_from_results() -> None:
+    """The template has no number of its own: outside code, links and names there are no digits."""
+    text = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|\{\{\w+\.\w+\}\}", "", TEMPLATE, flags=re.DOTALL)
+    for name in NAMES:
+        text = text.replace(name, "")
+    assert re.findall(r"[^\n]*\d[^\n]*", text) == []
+    assert {name for name, _ in page.PLACE.findall(TEMPLATE)} == set(WITH_RESULTS)
+
+
+def test_the_page_follows_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = page.experiments_page()
+    assert before == (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    for path in COMMITTED.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = read_rows(COMMITTED / "exactness.jsonl")
+    rows[3]["theta"][-1] = "0" * 16
+    (tmp_path / "exactness.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(page, "COMMITTED", tmp_path)
+    assert page.experiments_page() != before
+    assert "0" * 16 in page.experiments_page()
+
+
+def test_a_program_that_fails_costs_what_it_has_used() -> None:
+    code, output, spent = execute([sys.executable, "-c", "print('so far'); sum(range(10**7)); exit(3)"])
+    assert (code, output) == (3, "so far\n")
+    assert spent.processor_seconds > 0.05
+    assert spent.peak_mib > 3
+
+
+def test_the_command_lists_its_experiments() -> None:
+    done = subprocess.run(["bash", ROOT / "tools" / "reproduce.sh", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.split("experiments:\n")[1].split() == sorted(page.EXPERIMENTS)
+
+
+def test_first_accuracies_and_chosen_trials() -> None:
+    def row(setting: str, seed: int, *accuracies: float) -> dict[str, Any]:
+        curve = [{"accuracy": value, "tokens": 10 * i} for i, value in enumerate(accuracies)]
+        return {"run": {"work": "tiny", "side": "ES", "setting": setting, "seed": seed}, "curve": curve}
+
+    rows = [row("a", 100, 0.9, 0.1, 0.3), row("b", 100, 0.0, 0.2, 0.4), row("a", 0, 0.9, 0.9, 0.9)]
+    assert grpo.chosen(rows, "tiny", "ES") == "b"  # neither the base model's accuracy nor other run seeds count
+    assert grpo.first_at(rows[1], 0.2, "tokens") == 10
+    assert grpo.first_at(rows[1], 0.5, "tokens") is None
+    assert grpo.spread([1.0, 3.0]) == "2.0 ± 1.4"
