@@ -7,6 +7,9 @@ import sys
 import threading
 from typing import NoReturn
 
+takes_leave_of_mpi = True
+"""Whether MPI is finalized at the end. Where ranks were lost, that would wait for them."""
+
 
 def leave(code: int) -> NoReturn:
     """End a process that runs `python -m esmpi...` and nothing else; leave its memory to the operating system.
@@ -33,7 +36,7 @@ def leave(code: int) -> NoReturn:
 def end(code: int) -> NoReturn:
     """End this process without taking Python's objects apart: run exit handlers, finalize MPI, flush the output."""
     atexit._run_exitfuncs()
-    mpi = sys.modules.get("mpi4py.MPI")
+    mpi = sys.modules.get("mpi4py.MPI") if takes_leave_of_mpi else None
     uses_mpi = mpi is not None and mpi.Is_initialized()
     if mpi is not None and uses_mpi and not mpi.Is_finalized():
         mpi.Finalize()  # mpi4py itself does this only in sys.exit

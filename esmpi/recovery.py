@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from esmpi.es.population import ADVICE, DesyncError
+from esmpi.mpi.comm import RankLostError
 from esmpi.mpi.nodes import host_name
-from esmpi.resume import go_to
-from esmpi.wording import listed
+from esmpi.resume import catch_up, go_to
+from esmpi.wording import counted, listed
 
 if TYPE_CHECKING:
     from esmpi.session import Session
@@ -81,6 +82,33 @@ def repaired(session: "Session", work: Callable[[], Result]) -> Result:
     session.recorder.wait()
     go_to(session, session.generation)
     return work()
+
+
+def surviving(session: "Session", work: Callable[[], Result]) -> Result:
+    """Collective. Do something that may begin anew from the last commit; if ranks are lost, do so with those left.
+
+    Without `run.on_rank_loss: shrink`, the loss of a rank ends all of them.
+    """
+    rejoins = False
+    while True:
+        try:
+            if rejoins:
+                _rejoin(session)
+            return work()
+        except RankLostError:
+            rejoins = True
+
+
+def _rejoin(session: "Session") -> None:
+    """Collective over the ranks that are left. Go to the last generation that rank 0 has committed."""
+    size = session.comm.size
+    lost = session.comm.shrink()
+    tell = log.warning if session.comm.is_root else log.info
+    tell("lost ranks %s of %d; with %s left, the run continues", lost, size, counted(session.comm.size, "rank"))
+    session.recorder.wait()
+    session.results.clear()  # a rank may know of an evaluation that rank 0 does not
+    session.engine.weights.load(None)
+    catch_up(session)
 
 
 def is_checked(session: "Session", generation: int) -> bool:

@@ -164,6 +164,9 @@ def open_session(config: Config, comm: Comm, stack: ExitStack, stop: StopFlag) -
     """
     _agree_on_config(config, comm)
     with comm.together():
+        if config.run.on_rank_loss == "shrink":
+            comm.survive()
+    with comm.together():
         if comm.is_root:
             # processes of the job's earlier start may take a while to die, or to be known as dead on a file server
             stack.enter_context(locked(config.directory, _PATIENCE_S if "SLURM_RESTART_COUNT" in os.environ else 0.0))

@@ -28,7 +28,7 @@ from esmpi.progress import Progress
 from esmpi.record.evaluation import Evaluation
 from esmpi.record.profile import gather_profile
 from esmpi.record.recorder import Step
-from esmpi.recovery import check_weights, is_checked, repaired
+from esmpi.recovery import check_weights, is_checked, repaired, surviving
 from esmpi.resume import go_to
 from esmpi.scoring import Scored
 from esmpi.session import Session
@@ -44,6 +44,10 @@ def train(session: Session) -> None:
 
     Ends early, on all ranks alike, when any rank was asked to stop or the job's time is nearly over.
     """
+    surviving(session, partial(_train, session))
+
+
+def _train(session: Session) -> None:
     stop = evaluate_if_due(session, session.generation)
     snapshot_if_due(session, stop)
     last = session.config.es.generations

@@ -56,6 +56,10 @@ class RunConfig(Section):
     """What the run does if theta or the live weights of a rank have changed without an update, as a defective memory
     changes them; `engine.check_every` finds that. stop: it ends with a message that names the rank. repair: theta is
     replayed from the run file, and the generation is done again; a second time in the same generation it ends."""
+    on_rank_loss: Literal["stop", "shrink"] = key("stop", changes_result="no")
+    """What happens if a rank other than 0 is killed. stop: the job ends, and resumes when it is started again. shrink:
+    the other ranks do the generation again, with the lost rank's members among theirs, and end with the same theta.
+    This needs Open MPI 5 or later, started by `mpiexec --with-ft ulfm`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -585,6 +589,12 @@ class Config:
             self.data.prompts == "shared" or es.shaping != "per_prompt",
             "es.shaping: per_prompt compares members on the same prompts: set data.prompts=shared",
         )
+        taken = [("es.dispatch: dynamic", es.dispatch == "dynamic"), ("scoring.per_node", self.scoring.per_node)]
+        for name, is_set in taken if self.run.on_rank_loss == "shrink" else ():
+            require(
+                not is_set,
+                f"run.on_rank_loss: shrink does not go with {name}, which needs what a lost rank has held: change one",
+            )
         require(
             guard.max_kl is None or self.eval.divergence,
             "guard.max_kl: the KL divergence is only estimated with eval.divergence=true",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from esmpi import leave
 from esmpi.errors import SharedError, UserError
 from esmpi.masking import masked_text
 from esmpi.mpi.launcher import Launcher, launcher
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 0.5
+_ULFM_ENABLED = "OMPI_MCA_mpi_ft_enable"
+"""Environment variable that Open MPI's mpiexec sets with the option `--with-ft ulfm`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ class Place:
     """Memory for theta that all ranks of this host have (`engine.share_theta`); None if each has its own."""
 
 
+class RankLostError(Exception):
+    """Another rank has ended, and this run is to continue without it: see `Comm.shrink`."""
+
+
+class RootLostError(SharedError):
+    """Rank 0 has ended, which wrote the run's files."""
+
+    exit_code = 1
+
+
 class Comm:
     """The world of ranks. Without a launcher it is this process alone, and MPI is not even loaded.
 
@@ -56,6 +69,7 @@ class Comm:
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
         self._mpi: Any = None  # the communicator of mpi4py
+        self._survives = False
         started_by = launcher()
         if started_by is None or started_by.size == 1:
             return
@@ -93,7 +107,8 @@ class Comm:
         if self._mpi is None:
             return array[np.newaxis].copy()
         send = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-        return self._nodes.allgather(send).view(array.dtype).reshape(self.size, *array.shape)
+        with self._losses_told():
+            return self._nodes.allgather(send).view(array.dtype).reshape(self.size, *array.shape)
 
     def allgather_object(self, value: Any) -> list[Any]:
         """Collective. Return the values of all ranks; a value is what JSON can hold."""
@@ -110,8 +125,84 @@ class Comm:
             return array
         shape = self.allgather_array(np.array(array.shape, np.int64))[0]
         sent = np.ascontiguousarray(array) if self.is_root else np.empty(tuple(shape), array.dtype)
-        wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
+        with self._losses_told():
+            wait(self._mpi.Ibcast(sent.reshape(-1).view(np.uint8), root=0))
         return sent
+
+    def survive(self) -> None:
+        """Collective. From now on, the loss of another rank raises RankLostError instead of ending all ranks.
+
+        Raises
+        ------
+        UserError
+            If this MPI cannot do that. It needs ULFM (User Level Failure Mitigation), which Open MPI has from version 5
+            on, under `mpiexec --with-ft ulfm`.
+        """
+        if self._mpi is None:
+            return
+        found = re.match(r"Open MPI v(\d+)", _library())
+        is_known = found is not None and int(found[1]) >= 5
+        if not is_known or os.environ.get(_ULFM_ENABLED, "0") in ("0", "false"):
+            raise UserError(
+                f"run.on_rank_loss: shrink needs Open MPI 5 or later, started by its mpiexec with `--with-ft ulfm`, "
+                f"but this is {_library()}{' without that' if is_known else ''}: set run.on_rank_loss=stop"
+            )
+        from mpi4py import MPI
+
+        self._survives = True
+        self._mpi.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py raises them
+        self._nodes = Nodes(self._mpi, shared=False)
+
+    def shrink(self) -> list[int]:
+        """Collective over the ranks that are left, after RankLostError. Continue with them; return the lost ranks.
+
+        The ranks that are left keep their order, and have new numbers.
+
+        Raises
+        ------
+        RootLostError
+            If rank 0 is one of those that are lost.
+        """
+        from mpi4py import MPI
+
+        leave.takes_leave_of_mpi = False  # finalizing would wait for those that are lost
+        self._mpi.Revoke()  # wakes those that still wait for the lost ones
+        while True:
+            try:
+                self._mpi.Ack_failed()
+                # asleep, until all that are left are here: they may be generating
+                wait(self._mpi.Iagree(np.ones(1, np.int32)))
+                break
+            except MPI.Exception as error:
+                if error.Get_error_class() != MPI.ERR_PROC_FAILED:  # another one has just been lost
+                    raise
+        smaller = self._mpi.Shrink()
+        left = set(MPI.Group.Translate_ranks(smaller.group, list(range(smaller.size)), self._mpi.group))
+        lost = [rank for rank in range(self.size) if rank not in left]
+        self._mpi, self.rank, self.size = smaller, smaller.rank, smaller.size
+        self._mpi.Set_errhandler(MPI.ERRORS_RETURN)
+        self._nodes = Nodes(self._mpi, shared=False)
+        if 0 in lost:
+            raise RootLostError(
+                "rank 0, which writes the run's files, was lost, and run.on_rank_loss=shrink cannot replace it: rerun "
+                "the same command to resume from the last committed generation"
+            )
+        return lost
+
+    @contextmanager
+    def _losses_told(self) -> Iterator[None]:
+        """Raise RankLostError for what MPI raises when a rank is lost."""
+        if not self._survives:
+            yield
+            return
+        from mpi4py import MPI
+
+        try:
+            yield
+        except MPI.Exception as error:
+            if error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED):
+                raise RankLostError(str(error)) from error
+            raise
 
     def counter(self) -> "Counter":
         """Collective. Return a counter that all ranks share."""

@@ -44,13 +44,25 @@ class Nodes:
     ----------
     world
         A communicator of mpi4py, of two ranks or more.
+    shared : bool
+        Whether ranks of a node gather in shared memory. There nobody notices that a rank is lost, so a run that is to
+        survive this uses MPI alone, and no communicator but `world`.
     """
 
-    def __init__(self, world: Any):
+    def __init__(self, world: Any, shared: bool = True):
         from mpi4py import MPI
 
         self._mpi: Any = MPI
         self._size = world.size
+        self._turn = 0
+        self._semaphores: list[ctypes.c_void_p] = []
+        """One for each rank of the node. Ranks that arrive raise the leader's; then the leader raises the others."""
+        if not shared:
+            self._memory, self._node, self._leads, self._leaders = None, MPI.COMM_SELF, True, world
+            self._ranks, self._position = np.arange(world.size), world.rank
+            self._ranks_by_node, self._piece = np.ones(world.size, np.int64), _PIECE_BYTES
+            self._buffers = np.empty((2, self._piece), np.uint8)
+            return
         # Ranks that can share memory and have the same host by name: Slurm's virtual nodes are one machine.
         sharing = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
         self._node = sharing.Split(zlib.crc32(host_name().encode()) >> 1, key=world.rank)
@@ -66,10 +78,7 @@ class Nodes:
         self._position = int(np.flatnonzero(self._ranks == world.rank)[0])
         self._ranks_by_node = np.unique(leader_of, return_counts=True)[1]
         self._piece = _PIECE_BYTES if len(self._ranks_by_node) > 1 else _SHARED_BYTES
-        self._semaphores: list[ctypes.c_void_p] = []
-        """One for each rank of the node. Ranks that arrive raise the leader's; then the leader raises the others."""
         self._buffers = self._shared_buffers() if self._memory is not None else np.empty((2, self._piece), np.uint8)
-        self._turn = 0
 
     def _shared_buffers(self) -> np.ndarray:
         """Return two buffers, (2, bytes), that all ranks of the node have, with their semaphores in front."""

@@ -20,7 +20,7 @@ from esmpi.weights.model_weights import Perturbation
 FLIPPING = Path(__file__).parent / "flipping.py"
 SMALL = (
     *("engine.check_every=1", "data.num_eval=2", "data.batch_size=4", "es.population_size=4", "es.generations=2"),
-    *("sampling.max_tokens=12", "eval.every=1", "run.export_dtype=none"),
+    *("sampling.max_tokens=40", "eval.every=1", "run.export_dtype=none"),
 )
 LOW_RANK = "es.noise=low_rank"
 
@@ -29,10 +29,13 @@ LOW_RANK = "es.noise=low_rank"
 def undisturbed(launch: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Columns]:
     """Runs of one process in which nothing flips, by the kind of noise."""
     output = tmp_path_factory.mktemp("undisturbed")
-    return {
+    runs = {
         "full": train(launch, output / "full", 0, *SMALL),
         "low rank": train(launch, output / "low_rank", 0, *SMALL, LOW_RANK),
     }
+    for columns in runs.values():
+        assert len(set(columns["generations/theta_digest"].tolist())) == 2, "theta has to change"
+    return runs
 
 
 @pytest.mark.parametrize(
