@@ -589,7 +589,11 @@ class Config:
             self.data.prompts == "shared" or es.shaping != "per_prompt",
             "es.shaping: per_prompt compares members on the same prompts: set data.prompts=shared",
         )
-        taken = [("es.dispatch: dynamic", es.dispatch == "dynamic"), ("scoring.per_node", self.scoring.per_node)]
+        taken = [
+            ("es.dispatch: dynamic", es.dispatch == "dynamic"),
+            ("scoring.per_node", self.scoring.per_node),
+            ("engine.share_theta", self.engine.share_theta),
+        ]
         for name, is_set in taken if self.run.on_rank_loss == "shrink" else ():
             require(
                 not is_set,

@@ -63,7 +63,10 @@ def test_another_mpi_is_refused_at_the_start(launch: Run, tmp_path: Path) -> Non
     assert not (tmp_path / "tiny" / "run.h5").exists()
 
 
-@pytest.mark.parametrize(("section", "key", "value"), [("es", "dispatch", "dynamic"), ("scoring", "per_node", True)])
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("es", "dispatch", "dynamic"), ("scoring", "per_node", True), ("engine", "share_theta", True)],
+)
 def test_what_cannot_lose_a_rank_is_refused(section: str, key: str, value: object) -> None:
     sections: dict[str, dict[str, object]] = {
         "run": {"name": "x", "on_rank_loss": "shrink"},
