@@ -78,9 +78,17 @@ def message_of(
         message[f"score_{kind}"] = failures.get(kind, 0)
     message["member"] = -1
     for column in SENT:
-        values = np.asarray(columns[column.name], column.dtype)
+        values = _within(columns[column.name], np.dtype(column.dtype))
         message[column.name][: len(values)] = values
     return message
+
+
+def _within(values: ArrayLike, dtype: np.dtype) -> np.ndarray:
+    """Return values as a type; counts that are too large for it become its largest number."""
+    if dtype == np.int32:
+        limits = np.iinfo(np.int32)
+        return np.clip(np.asarray(values, np.int64), limits.min, limits.max).astype(np.int32)
+    return np.asarray(values, dtype)
 
 
 class Results:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esmpi import plugins
+from esmpi.errors import SharedError
 
 if TYPE_CHECKING:
     from esmpi.config.sections import EsConfig
@@ -54,9 +55,26 @@ def coefficients(fitness: np.ndarray, signs: np.ndarray, shaping: Shaping, alpha
     -------
     (N,) float32
         Computed in float64, rounded once. All 0 if all members failed: theta then stays as it is.
+
+    Raises
+    ------
+    SharedError
+        If rewards are so large that a coefficient is infinite or not a number: theta would be, too.
     """
     good = ~np.isnan(fitness).reshape(len(fitness), -1).all(1)
     shaped = np.zeros(len(fitness), np.float64)
-    if good.any():
-        shaped[good] = shaping.shape(fitness[good])
-    return (alpha / len(fitness) * shaped * signs).astype(np.float32)
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            if good.any():
+                shaped[good] = shaping.shape(fitness[good])
+            made: np.ndarray = (alpha / len(fitness) * shaped * signs).astype(np.float32)
+        finite = bool(np.isfinite(made).all())
+    except (OverflowError, FloatingPointError):  # of the machine's arithmetic, or of Python's
+        finite = False
+    if not finite:
+        low, high = fitness[good].min(), fitness[good].max()
+        raise SharedError(
+            f"es.shaping: with fitness from {low:g} to {high:g}, the update would not be finite. Nothing of it is "
+            f"committed: return smaller rewards, or set es.shaping=centered_rank"
+        )
+    return made

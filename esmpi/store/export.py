@@ -59,8 +59,8 @@ def export(
     UserError
         If `out` exists and is not an export of esmpi, or if it cannot be written; what was there is then unchanged.
     """
+    check_held(out)  # before the target's folders are made
     check_target(out)
-    check_held(out)
     read = _reader(base, dict(theta), aliases, dtype)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)

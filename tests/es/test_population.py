@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esmpi.es.dispatch import Dynamic, Static
+from esmpi.es.member_columns import SENT
 from esmpi.es.population import (
     DesyncError,
     ExchangeError,
@@ -16,6 +17,7 @@ from esmpi.es.population import (
     check,
     idle_seconds,
     message_dtype,
+    message_of,
     plan,
     share,
 )
@@ -164,3 +166,11 @@ def test_what_is_of_a_rank_is_not_taken_for_a_members() -> None:
     assert results.total("score_died") == 7
     with pytest.raises(KeyError, match="score_died is of a rank"):
         results["score_died"]
+
+
+@pytest.mark.parametrize(("tokens", "sent"), [(7, 7), (2**31 - 1, 2**31 - 1), (2**31, 2**31 - 1), (2**40, 2**31 - 1)])
+def test_more_tokens_than_a_column_holds_are_its_largest_number(tokens: int, sent: int) -> None:
+    columns = {column.name: [0] for column in SENT} | {"tokens": [tokens], "seed": [2**64 - 1]}
+    message = message_of(2, DIGEST, False, {}, columns)
+    assert message["tokens"].tolist() == [sent, 0]
+    assert message["seed"].tolist() == [2**64 - 1, 0]

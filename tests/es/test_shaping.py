@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from esmpi import plugins
 from esmpi.config.sections import EsConfig
+from esmpi.errors import SharedError
 from esmpi.es.exact_sums import exact_sum
 from esmpi.es.shaping import Shaping, coefficients, find_shaping
 
@@ -229,3 +230,12 @@ def test_a_member_without_rewards_takes_no_part_in_per_prompt() -> None:
     rewards = np.array([[1.0, 2.0], [np.nan, np.nan], [3.0, 8.0]])
     factors = coefficients(rewards, np.ones(3, np.int8), SHAPINGS["per_prompt"], 0.5)
     assert factors.tolist() == pytest.approx([-0.5 / 3, 0, 0.5 / 3], rel=1e-7)
+
+
+@pytest.mark.parametrize("shaping", ["zscore", "raw"])
+@pytest.mark.parametrize("fitness", [[1e300, -1e300, 0.0], [1.7e308, 1.7e308, -1.7e308], [np.inf, 0.0, 1.0]])
+def test_fitness_that_would_make_theta_infinite_is_refused(shaping: str, fitness: list[float]) -> None:
+    signs = np.ones(3, np.int8)
+    with pytest.raises(SharedError, match=r"the update would not be finite.*centered_rank"):
+        coefficients(np.array(fitness), signs, find_shaping(shaping), 0.1)
+    assert np.isfinite(coefficients(np.array(fitness), signs, find_shaping("centered_rank"), 0.1)).all()
