@@ -1,6 +1,6 @@
 """Cells of the matrix of faults, each in a real run on two ranks: what is committed stays, and the run can be resumed.
 
-A few cells are tried, chosen by a seed, which is the day. ESMPI_FAULTS=all tries all, ESMPI_FAULTS=NUMBER those of that
+A few of the cells that have been measured are tried, chosen by a seed, which is the day. ESMPI_FAULTS=all tries all, ESMPI_FAULTS=NUMBER those of that
 seed, and ESMPI_FAULTS=TEXT;TEXT those with a text in their name. ESMPI_FAULTS_RECORD=FILE adds what is measured to a
 file, such as measured.json, from which matrix.py makes docs/faults.md.
 """
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from matrix import ENDS, LIMIT_S, NUMBERS, REFUSES, STOPS, Cell, cells, page
+from matrix import ENDS, LIMIT_S, MEASURED, NUMBERS, REFUSES, STOPS, Cell, cells, page
 from support import ROOT, TINY_RUN, VLLM_SMALL, Columns, Run, read, require, train
 
 from esmpi.run import STOPPED
@@ -45,7 +45,7 @@ def chosen() -> list[Cell]:
         return known
     if ASKED and not ASKED.isdigit():
         return [cell for cell in known if any(part in cell.name for part in ASKED.split(";"))]
-    quick = [cell for cell in known if cell.victim != "vLLM worker"]
+    quick = [cell for cell in known if cell.name in json.loads(MEASURED.read_text())["cells"]]
     return random.Random(int(ASKED or DAY.toordinal())).sample(quick, SAMPLE)
 
 

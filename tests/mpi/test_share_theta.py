@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from support import Run, assert_same_run, train
+from support import TINY_RUN, Run, assert_same_run, read, train
 
 from esmpi.__main__ import main
 
+AT_PHASE = Path(__file__).parents[1] / "faults" / "at_phase.py"
 KEYS = ("engine.share_theta=true", "es.antithetic=true", "es.population_size=8", "es.anchor=0.05", "eval.every=1")
 
 MEMORY = """
@@ -70,9 +71,12 @@ def test_ranks_have_one_theta_and_each_updates_a_part(launch: Run, tmp_path: Pat
     assert "the ranks of this node are about to write different updates into one theta" in done.stderr
 
 
-def test_a_run_is_the_same_killed_and_resumed(launch: Run, tmp_path: Path) -> None:
+def test_a_run_is_the_same_killed_in_an_update_and_resumed(launch: Run, tmp_path: Path) -> None:
     train(launch, tmp_path / "own", 0, *KEYS[1:], "es.generations=2")
-    train(launch, tmp_path / "shared", 3, *KEYS, "es.generations=1", "snapshot.every=1")
+    killed = ["another rank", "kill", "update", tmp_path / "stamp", 0, TINY_RUN, *KEYS, "es.generations=2"]
+    done = launch([AT_PHASE, *killed, f"run.output_dir={tmp_path / 'shared'}"], 3)
+    assert done.returncode != 0
+    assert len(read(tmp_path / "shared" / "tiny")["generations/theta_digest"]) == 1
     train(launch, tmp_path / "shared", 2, *KEYS, "es.generations=2")
     assert_same_run(tmp_path / "shared" / "tiny", tmp_path / "own" / "tiny")
     assert main(["replay", str(tmp_path / "shared" / "tiny"), "--verify"]) == 0
