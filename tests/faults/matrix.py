@@ -192,11 +192,11 @@ moment. In short: nothing that is committed is lost, and the same command resume
 
 A run on two ranks is disturbed once in each way and phase, by the real program. In each case, the committed generations
 must be those of an undisturbed run, and the same command must lead to the same theta and the same evaluations, bit for
-bit, and leave no temporary files. The table is `tests/faults/matrix.py`, which writes this page. {num_cells} of its cells can
-be tried so, and {num_measured} were, on {date}, on two cores that were busy with other programs. The usual tests repeat a
-few of these, chosen by a seed; with `ESMPI_FAULTS=all` in the environment, `python -m pytest tests/faults/test_matrix.py`
-tries all cells. Seconds are those from the fault to the end of the job, and include the rest of the run where it goes
-on. A process was stopped for {pause_s} s.
+bit, and leave no temporary files. The table is `tests/faults/matrix.py`, which writes this page. {num_cells} of its
+cells can be tried so, and {num_measured} were, on {date}, on two cores that were busy with other programs. The usual
+tests repeat a few of these, chosen by a seed; with `ESMPI_FAULTS=all` in the environment,
+`python -m pytest tests/faults/test_matrix.py` tries all cells. Seconds are those from the fault to the end of the job,
+and include the rest of the run where it goes on. A process was stopped for {pause_s} s.
 """
 
 

@@ -1,8 +1,9 @@
 """Cells of the matrix of faults, each in a real run on two ranks: what is committed stays, and the run can be resumed.
 
-A few of the cells that have been measured are tried, chosen by a seed, which is the day. ESMPI_FAULTS=all tries all, ESMPI_FAULTS=NUMBER those of that
-seed, and ESMPI_FAULTS=TEXT;TEXT those with a text in their name. ESMPI_FAULTS_RECORD=FILE adds what is measured to a
-file, such as measured.json, from which matrix.py makes docs/faults.md.
+A few of the cells that have been measured are tried, chosen by a seed, which is the day. ESMPI_FAULTS=all tries all,
+ESMPI_FAULTS=NUMBER those of that seed, and ESMPI_FAULTS=TEXT;TEXT those with a text in their name.
+ESMPI_FAULTS_RECORD=FILE adds what is measured to a file, such as measured.json, from which matrix.py makes
+docs/faults.md.
 """
 
 import datetime
