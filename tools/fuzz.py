@@ -264,7 +264,7 @@ def _graders() -> Iterator[tuple[str, tuple[list[bytes], Check, bool]]]:
                 raise RuntimeError(f"a grader raised ValueError: {error}") from error
             if (took := time.process_time() - began) > SLOW_S:
                 raise RuntimeError(f"a text of {len(text)} characters took {took:.2f} s")
-            if not np.isfinite(score.reward):
+            if score.reward is not None and not np.isfinite(score.reward):
                 raise RuntimeError(f"reward {score.reward}")
 
         yield f"grader {name}", ([b""], check, True)
