@@ -4,10 +4,13 @@ A room of plug-ins is a package such as `esmpi.engines`, in which every public m
 is adding a module: there is no list to extend.
 """
 
+import ast
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -96,6 +99,67 @@ def source_of(key: str, path: str) -> bytes:
         raise UserError(f"{key}: no file {path}{nearest(path, names)}") from None
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read: {error.strerror}") from error
+
+
+def digest_of_code(path: str, source: bytes) -> str:
+    """Return a digest of a Python file and of the modules in its folder that it imports.
+
+    Modules from elsewhere are not part of it, nor are those whose names are only known when the file runs. A file that
+    imports nothing of its folder has the digest of its contents.
+
+    Parameters
+    ----------
+    path : str
+    source : bytes
+        The contents of the file.
+
+    Returns
+    -------
+    str
+        BLAKE2b, 16 bytes, in hexadecimal.
+    """
+    folder = Path(path).expanduser().resolve().parent
+    digest = hashlib.blake2b(source, digest_size=16)
+    left, found = [(source, folder)], dict[Path, bytes]()
+    while left:
+        code, package = left.pop()
+        for file in _imported(code, folder, package):
+            if file not in found:
+                try:
+                    found[file] = file.read_bytes()
+                except OSError as error:
+                    raise UserError(f"{path} imports {file}, which cannot be read: {error.strerror}") from error
+                left.append((found[file], file.parent))
+    for file, code in sorted(found.items()):
+        name = file.relative_to(folder).as_posix()
+        digest.update(f"\0{name}\0{len(code)}\0".encode() + code)
+    return digest.hexdigest()
+
+
+def _imported(code: bytes, folder: Path, package: Path) -> Iterator[Path]:
+    """Yield the files in a folder that code imports: modules, and a package's `__init__.py` and modules.
+
+    `package` is where the code's own file is, which relative imports start from.
+    """
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return  # whoever executes it says so
+    for node in ast.walk(tree):
+        names, start = [], folder
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                start = package.joinpath(*[".."] * (node.level - 1)).resolve()
+            stem = [node.module] if node.module else []
+            names = [*stem, *(".".join([*stem, alias.name]) for alias in node.names)]
+        for name in names:
+            for depth in range(1, name.count(".") + 2):
+                place = start.joinpath(*name.split(".")[:depth])
+                for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+                    if file.is_file() and file.resolve().is_relative_to(folder):
+                        yield file.resolve()
 
 
 def execute_file(key: str, path: str, source: bytes) -> ModuleType:

@@ -1,6 +1,5 @@
 """Set up a run: model, problems, engine, run directory."""
 
-import hashlib
 import logging
 import os
 import reprlib
@@ -30,6 +29,7 @@ from esmpi.model.noise_settings import NoiseSettings
 from esmpi.model.staging import stage, staged_path
 from esmpi.mpi.comm import Comm, Place
 from esmpi.noise.format import Noise
+from esmpi.plugins import digest_of_code, file_named_by
 from esmpi.progress import AboveProgress, Progress
 from esmpi.provenance import provenance
 from esmpi.record.recorder import Recorder
@@ -255,6 +255,11 @@ def _agree_on_config(config: Config, comm: Comm) -> None:
             raise SharedError(f"rank {rank} has another config than rank 0: {'; '.join(changed)}")
 
 
+def _digest_of_task(setup: Setup) -> str:
+    path = file_named_by(setup.config.task.name)
+    return digest_of_code(path, setup.task.source) if path is not None and setup.task.source else ""
+
+
 def agreed_digests(setup: Setup) -> Digests:
     """Collective. Return digests of problems and task.
 
@@ -268,7 +273,7 @@ def agreed_digests(setup: Setup) -> Digests:
     mine = Digests(
         data=digest_of(decisive),
         suites={suite: digest_of(examples) for suite, examples in problems.suites.items()},
-        task=hashlib.blake2b(setup.task.source, digest_size=16).hexdigest() if setup.task.source else "",
+        task=_digest_of_task(setup),
     )
     gathered = setup.comm.allgather_object(asdict(mine))
     for rank, other in enumerate(gathered):

@@ -1,6 +1,5 @@
 """Whose code a run's config would execute: a run file may be a stranger's, and nobody has agreed to its config."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from esmpi.config.overrides import Overrides, overrides_of
 from esmpi.errors import UserError
 from esmpi.masking import MASK
-from esmpi.plugins import file_named_by, source_of
+from esmpi.plugins import digest_of_code, file_named_by, source_of
 from esmpi.store.run_file import RunFile
 
 
@@ -45,7 +44,7 @@ def _troubles(run: RunFile, config: Mapping[str, Any]) -> Iterator[tuple[str, st
         agree = f"it is not executed. If you trust it, add task.name={name}"
         if Path(path).expanduser().resolve().is_relative_to(run.path.parent.resolve()):
             yield "task", "name", f"{path} came with the run: {agree}"
-        elif hashlib.blake2b(source_of("task.name", path), digest_size=16).hexdigest() != run.attributes["task_digest"]:
+        elif digest_of_code(path, source_of("task.name", path)) != run.attributes["task_digest"]:
             yield "task", "name", f"{path} is not the file that {run.path.parent} was begun with: {agree}"
     kind = config.get("engine", {}).get("kind")
     if file_named_by(str(kind)) is not None:

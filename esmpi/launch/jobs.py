@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SRUN = ("srun", "--kill-on-bad-exit=1")
 
+_OF_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_TIME_FORMAT")
 _LAST_CHARACTERS = 10_000
 _MAX_TIMEOUTS = 1000
 """How often a job may run into its time limit. submitit's default of 3 would end a long run that is healthy."""
@@ -91,8 +92,11 @@ class Ranks:
 
         It calls it from a signal handler, in the midst of `__call__`.
         """
+        from submitit import JobEnvironment
         from submitit.core.utils import DelayedSubmission
 
+        # a second signal, of a preemption beside the time limit, would have submitit requeue the job twice
+        signal.signal(JobEnvironment._usr_sig(), signal.SIG_IGN)
         if self._ranks is not None:
             os.kill(self._ranks, signal.SIGUSR1)
             deadline = time.monotonic() + self._grace_s
@@ -186,10 +190,28 @@ def submit_all(
     # the last tenth is for the requeueing itself
     runs = [Ranks(config, launcher, 0.9 * lead_s) for config in configs]
     try:
-        with executor.batch():
+        with _outside_of_jobs(), executor.batch():
             return [executor.submit(run) for run in runs]
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise UserError(f"Slurm did not take the job: {error}") from error
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide the variables of the job that this process is in, if it is in one: sbatch would hand them on.
+
+    The new job's srun would then obey the cores, memory and tasks of the old job. What names the cluster stays, and so
+    do the user's defaults for sbatch (`SBATCH_ACCOUNT`).
+    """
+    hidden = {}
+    if slurm_job() is not None:
+        for name in list(os.environ):
+            if name.startswith(("SLURM_", "SLURMD_", "SRUN_")) and name not in _OF_CLUSTER:
+                hidden[name] = os.environ.pop(name)
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def script(
