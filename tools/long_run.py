@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -90,7 +91,7 @@ class Broken:
     Attributes
     ----------
     record : list of dict
-        What was seen: `start`, `generation`, `processes`, `memory_mb` of all ranks and `files` that they have open.
+        What was seen: `start`, `generation`, `processes`, their `memory_mb` and the `files` that they have open.
     """
 
     def __init__(self, command: list[str], directory: Path, seed: int):
@@ -98,6 +99,7 @@ class Broken:
         self.record: list[dict[str, float]] = []
         self.num_killed = self.num_left_over = 0
         self._rng = random.Random(seed)
+        self._mark = f"ESMPI_LONG_RUN={uuid.uuid4()}"
         self._begun = time.monotonic()
 
     def run(self, generations: int, kill_every: int) -> None:
@@ -105,10 +107,11 @@ class Broken:
         log = self.directory.with_suffix(".log")
         for until in (*range(kill_every, generations, kill_every), None):
             with log.open("ab") as file:
-                job = subprocess.Popen(self.command, stdout=file, stderr=file, start_new_session=True)
+                marked = os.environ | dict([self._mark.split("=")])
+                job = subprocess.Popen(self.command, stdout=file, stderr=file, start_new_session=True, env=marked)
             while job.poll() is None:
                 time.sleep(_LOOK_S)
-                done = self._look(job.pid)
+                done = self._look()
                 if until is not None and done >= until:
                     self._kill(job)
                     break
@@ -133,31 +136,30 @@ class Broken:
             figures[name] = [float(np.median(values[:part])), float(np.median(values[-part:])), max(values)]
         return figures
 
-    def _look(self, session: int) -> int:
-        """Record what the ranks use; return how many generations are committed."""
+    def _look(self) -> int:
+        """Record what the run's processes use; return how many generations are committed."""
         done = 0
         with suppress(UserError):  # there is none yet
             done = RunFile.open(self.directory / "run.h5").num_generations
-        pids = list(_processes_of(session))
+        pids = list(_processes_with(self._mark))
         sample: dict[str, float] = {"start": self.num_killed, "generation": done, "processes": len(pids)}
         sample |= {"memory_mb": 0, "files": 0, "seconds": time.monotonic() - self._begun}
         for pid in pids:
             with suppress(OSError):  # it has just ended
-                if b"esmpi.run" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    sample["memory_mb"] += _memory_mb(pid)
-                    sample["files"] += len(os.listdir(f"/proc/{pid}/fd"))
+                sample["memory_mb"] += _memory_mb(pid)
+                sample["files"] += len(os.listdir(f"/proc/{pid}/fd"))
         self.record.append(sample)
         return done
 
     def _kill(self, job: "subprocess.Popen[bytes]") -> None:
-        pids = [pid for pid in _processes_of(job.pid) if _is_program(pid)]
-        os.kill(self._rng.choice([job.pid, *pids]), signal.SIGKILL)
+        victims = sorted(pid for pid in _processes_with(self._mark) if pid == job.pid or _is_rank(pid))
+        os.kill(self._rng.choice(victims), signal.SIGKILL)
         self.num_killed += 1
 
     def _wait_for_end(self, job: "subprocess.Popen[bytes]") -> None:
         job.wait(_END_S)
         deadline = time.monotonic() + _END_S
-        while (left := list(_processes_of(job.pid))) and time.monotonic() < deadline:
+        while (left := list(_processes_with(self._mark))) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.num_left_over += len(left)
         for pid in left:
@@ -165,19 +167,17 @@ class Broken:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _processes_of(session: int) -> Iterator[int]:
-    """Yield the processes of a session that have not ended; ranks and their helpers stay in their launcher's."""
+def _processes_with(mark: str) -> Iterator[int]:
+    """Yield the processes that have inherited a mark in their environment, whatever session they are in."""
     for entry in os.listdir("/proc"):
         with suppress(OSError):
-            if entry.isdecimal():
-                state, _, _, of = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:4]
-                if int(of) == session and state != "Z":
-                    yield int(entry)
+            if entry.isdecimal() and mark.encode() in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                yield int(entry)
 
 
-def _is_program(pid: int) -> bool:
+def _is_rank(pid: int) -> bool:
     with suppress(OSError):
-        return b"esmpi.run" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:3] == [b"-m", b"esmpi.run"]
     return False
 
 
@@ -208,7 +208,7 @@ def draw(record: list[dict[str, float]], run: RunFile, path: Path) -> None:
     axes[3].set_ylabel("s per generation")
     axes[3].set_ylim(0, float(np.quantile(seconds, 0.99)) * 1.5)
     axes[3].set_xlabel("generation")
-    axes[0].set_title(f"{run.num_generations:,} generations, {int(record[-1]['start'])} kills: all ranks together")
+    axes[0].set_title(f"{run.num_generations:,} generations, {int(record[-1]['start'])} kills: all processes together")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
