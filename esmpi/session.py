@@ -196,7 +196,7 @@ class Session(Setup):
             out = self.config.directory / "model"
             export(
                 self.base,
-                self.engine.weights.tensors(),
+                self.engine.weights.by_name,
                 self.engine.weights.aliases,
                 out,
                 dtype,

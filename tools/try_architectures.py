@@ -131,7 +131,7 @@ def _export(engine: Engine, base: BaseModel, request: Request, kind: str) -> str
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "export"
-        export(base, engine.weights.tensors(), engine.weights.aliases, out, "float32", {"digest": 0})
+        export(base, engine.weights.by_name, engine.weights.aliases, out, "float32", {"digest": 0})
         exported = BaseModel(out)
         for name, theta in engine.weights.tensors():
             rows, columns = matrix_shape(tuple(theta.shape))

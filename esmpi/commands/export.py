@@ -47,7 +47,7 @@ def _export_model(arguments: argparse.Namespace) -> None:
     if arguments.push is not None:
         check_push(arguments.push, arguments.public)
     file, base, weights, generation = _theta.rebuild(arguments)
-    theta = ((view.name, tensor.view(view.shape)) for view, tensor in weights.theta())
+    theta = {view.name: tensor.view(view.shape) for view, tensor in weights.theta()}
     files = card_files(file, generation, base, arguments.best)
     export(base, theta, file.attributes["aliases"], arguments.out, arguments.dtype, file.describe(generation), files)
     print(f"written to {arguments.out} ({arguments.dtype})", flush=True)

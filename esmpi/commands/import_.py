@@ -32,6 +32,6 @@ def process(arguments: argparse.Namespace) -> int:
     if "lm_head.weight" in base.tensors.keys() - values.keys():
         aliases["lm_head.weight"] = tied_embedding(values)
     origin = {"imported_from": str(arguments.checkpoint), "base": arguments.model}
-    export(base, values.items(), aliases, arguments.out, arguments.dtype, origin)
+    export(base, values, aliases, arguments.out, arguments.dtype, origin)
     print(f"{len(values)} tensors written to {arguments.out} ({arguments.dtype})")
     return 0

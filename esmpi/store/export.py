@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ _COPIED = (".json", ".jinja", ".txt", ".model", ".py")
 
 def export(
     base: BaseModel,
-    theta: Iterable[tuple[str, "torch.Tensor"]],
+    theta: Mapping[str, "torch.Tensor"],
     aliases: dict[str, str],
     out: Path,
     dtype: str,
@@ -42,7 +42,8 @@ def export(
     ----------
     base : BaseModel
         Gives config, tokenizer, and which tensor is in which file.
-    theta : iterable of (canonical name, float32 tensor of the canonical shape)
+    theta : mapping
+        Float32 tensors of the canonical shape by canonical name. One file's are in memory at a time.
     aliases : dict
         Names of tied tensors and the canonical name of each.
     out : Path
@@ -61,7 +62,7 @@ def export(
     """
     check_held(out)  # before the target's folders are made
     check_target(out)
-    read = _reader(base, dict(theta), aliases, dtype)
+    read = _reader(base, theta, aliases, dtype)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -167,30 +167,55 @@ class ModelWeights:
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield theta: canonical name and float32 tensor of the canonical shape, on the CPU, not to be changed."""
-        return self._assemble(live=False)
+        yield from self.by_name.items()
+
+    @property
+    def by_name(self) -> "Mapping[str, torch.Tensor]":
+        """Theta, as `tensors` yields it. A tensor that is not in one piece here is put together each time."""
+        return _ByName(self.names, lambda name: self._assemble(name, live=False))
 
     def live(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yield the live weights: canonical name and tensor of the canonical shape, not to be changed.
 
         Quantized ones are the float32 values that they stand for.
         """
-        return self._assemble(live=True)
+        for name in self.names:
+            yield name, self._assemble(name, live=True)
 
     def close(self) -> None:
         """End what works on the weights; nothing else may be called afterwards."""
         self._call("close")
 
-    def _assemble(self, live: bool) -> "Iterator[tuple[str, torch.Tensor]]":
-        for name in self.names:
-            shape = self._base.tensors[name].shape
-            parts = [part for shard in self._call("parts", name, live) for part in shard]
-            if len(parts) == 1:  # the whole tensor, perhaps theta's own memory, is not copied
-                yield name, parts[0][2].contiguous().view(shape)
-                continue
-            whole = parts[0][2].new_empty(matrix_shape(shape))
-            for rows, cols, values in parts:
-                whole[rows[0] : rows[1], cols[0] : cols[1]] = values
-            yield name, whole.view(shape)
+    def _assemble(self, name: str, live: bool) -> "torch.Tensor":
+        shape = self._base.tensors[name].shape
+        parts = [part for shard in self._call("parts", name, live) for part in shard]
+        if len(parts) == 1:  # the whole tensor, perhaps theta's own memory, is not copied
+            return parts[0][2].contiguous().view(shape)
+        whole = parts[0][2].new_empty(matrix_shape(shape))
+        for rows, cols, values in parts:
+            whole[rows[0] : rows[1], cols[0] : cols[1]] = values
+        return whole.view(shape)
+
+
+class _ByName(Mapping[str, "torch.Tensor"]):
+    """Tensors that are made when they are asked for, so that all of them need not be in memory together."""
+
+    def __init__(self, names: Sequence[str], make: "Callable[[str], torch.Tensor]"):
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def count_once(held: "Sequence[Sequence[Rectangle]]", base: BaseModel) -> list[list[int]]:
