@@ -20,7 +20,7 @@ from esmpi.weights.model_weights import Perturbation
 FLIPPING = Path(__file__).parent / "flipping.py"
 SMALL = (
     *("engine.check_every=1", "data.num_eval=2", "data.batch_size=4", "es.population_size=4", "es.generations=2"),
-    *("sampling.max_tokens=40", "eval.every=1", "run.export_dtype=none"),
+    *("es.sigma=1e-2", "sampling.max_tokens=40", "eval.every=1", "run.export_dtype=none"),
 )
 LOW_RANK = "es.noise=low_rank"
 

@@ -136,8 +136,13 @@ def flip_in_worker(worker: Any) -> None:
 
 
 def flip_bit(model: Any) -> None:
-    """Flip a bit of one weight."""
-    weight = next(tensor for name, tensor in model.named_parameters() if "down_proj" in name and tensor.dim() == 2)
+    """Flip a bit of one weight of a layer."""
+    layers = (
+        tensor
+        for name, tensor in model.named_parameters()
+        if tensor.dim() == 2 and not any(part in name for part in ("emb", "wte", "wpe"))
+    )
+    weight = next(layers)
     weight.data.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[weight.element_size()])[1, 2] ^= 64
 
 
