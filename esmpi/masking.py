@@ -39,7 +39,8 @@ def names_a_secret(name: str) -> bool:
 
 def masked_text(text: str) -> str:
     """Return a text with `MASK` in place of its secrets."""
-    for name, value in os.environ.items():
+    for name in list(os.environ):
+        value = os.environ.get(name, "")  # another thread may just have removed it
         if len(value) >= _LEAST_CHARACTERS and names_a_secret(name):
             text = text.replace(value, MASK)
     for pattern in _TEXTS:

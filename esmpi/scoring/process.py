@@ -157,11 +157,11 @@ def _with_hash_seed() -> Iterator[None]:
     if _HASH_SEED in os.environ:
         yield
         return
-    os.environ[_HASH_SEED] = "0"
+    os.putenv(_HASH_SEED, "0")  # for the new process alone: other threads may be reading os.environ
     try:
         yield
     finally:
-        del os.environ[_HASH_SEED]
+        os.unsetenv(_HASH_SEED)
 
 
 def serve(
