@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -60,6 +60,16 @@ def train(
     done = launch([*program, TINY_RUN, f"run.output_dir={output}", *overrides], ranks)
     assert done.returncode == 0, done.stderr + done.stdout
     return read(output / "tiny")
+
+
+def pieces(terminal: int) -> Iterator[bytes]:
+    """Yield what is written to a terminal, until nobody has it open any more, and close it."""
+    try:
+        while piece := os.read(terminal, 65536):
+            yield piece
+    except OSError:  # how a terminal says that nobody writes to it any more
+        pass
+    os.close(terminal)
 
 
 def read(directory: Path) -> Columns:

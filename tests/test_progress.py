@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY_RUN
+from support import ROOT, TINY_RUN, pieces
 
 from esmpi.progress import AboveProgress, Progress
 
@@ -74,16 +74,7 @@ def test_a_run_on_a_terminal_shows_what_goes_on_and_its_log_has_none_of_it(tmp_p
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=slave, cwd=ROOT)
     os.close(slave)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(master, 65536)
-        except OSError:  # how a terminal says that nobody writes to it any more
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(master)
+    seen = b"".join(pieces(master))
     assert process.wait() == 0, seen
     shown = seen.decode()
     assert "loading the model, compiling and testing, 0:0" in shown

@@ -630,7 +630,8 @@ class Config:
         """Return the config, fully resolved, as YAML."""
         stream = io.StringIO()
         yaml = YAML(typ="safe", pure=True)
-        # their declared type is None, what they start with
-        yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
+        yaml.default_flow_style = False
+        # its declared type is None, what it starts with
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(self.to_dict(), stream)
         return stream.getvalue()

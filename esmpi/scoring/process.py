@@ -223,7 +223,7 @@ def _act_as_plain_python() -> None:
     hold, release = (partial(signal.pthread_sigmask, how, SIGNALS) for how in (signal.SIG_BLOCK, signal.SIG_UNBLOCK))
     os.register_at_fork(before=hold, after_in_parent=release, after_in_child=_heed_signals)
     # otherwise multiprocessing refuses processes, and would look for a reward's functions in a module of its own
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # private
     multiprocessing.set_start_method("fork", force=True)
 
 

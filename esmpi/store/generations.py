@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from esmpi.errors import UserError
 from esmpi.hdf5 import opened
 from esmpi.store.columns import Part, check_column, read_columns, write_columns, write_virtual
 from esmpi.store.format import GENERATION_DEFAULTS, GENERATION_DTYPE
@@ -91,7 +92,7 @@ def read_segment(run_file: Path, segment: GenerationSegment) -> tuple[list[np.vo
         table = read_columns(file, GENERATION_DTYPE, ndim=1, defaults=GENERATION_DEFAULTS)
         figures = read_rows(file["figures"]) if "figures" in file else []
     if len(table) != segment.end - segment.first or len(figures) != segment.num_figures:
-        raise ValueError(f"{path} has {len(table)} generations, which is not what {run_file} means")
+        raise UserError(f"{path} has {len(table)} generations, which is not what {run_file} means")
     return list(table), figures
 
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support import GENERATIONS, ROOT, TINY_RUN, read_digests, require
+from support import GENERATIONS, ROOT, TINY_RUN, pieces, read_digests, require
 
 from esmpi import submit
 from slurm.cluster import Cluster
@@ -39,15 +39,8 @@ class Terminal:
         self._thread.start()
 
     def _read(self, master: int) -> None:
-        while True:
-            try:
-                piece = os.read(master, 65536)
-            except OSError:  # how a terminal says that nobody writes to it any more
-                break
-            if not piece:
-                break
+        for piece in pieces(master):
             self.seen += piece
-        os.close(master)
 
     def lines(self) -> list[str]:
         """Wait for the end of the command, and return the lines without colours and moves of the cursor."""

@@ -122,15 +122,19 @@ def test_a_segment_that_is_not_what_was_written_is_named(large: RunFile, what: s
 
 def test_a_killed_freeze_is_done_again(large: RunFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The segment is there, but the run file that refers to it is not yet."""
-    run = RunFile.open(large.path)
+    check_killed_freeze(large, "segments", 20)
+
+
+def check_killed_freeze(stored: RunFile, segments: str, num_members: int) -> None:
+    run = RunFile.open(stored.path)
     before = run.path.read_bytes()
-    while len(run.segments) == len(large.segments):
-        commit(run, 20)
+    while len(getattr(run, segments)) == len(getattr(stored, segments)):
+        commit(run, num_members)
         at_last, before = before, run.path.read_bytes()
     run.path.write_bytes(at_last)
     again = RunFile.open(run.path)
     assert again.num_generations == run.num_generations - 1
-    commit(again, 20)
+    commit(again, num_members)
     assert same(again, run)
     assert same(RunFile.open(run.path), run)
 
@@ -272,19 +276,10 @@ def test_a_segment_of_generations_that_is_not_what_was_written_is_named(long: Ru
 
 def test_a_killed_freeze_of_generations_is_done_again(long: RunFile) -> None:
     """The segment is there, but the run file that refers to it is not yet."""
-    run = RunFile.open(long.path)
-    before = run.path.read_bytes()
-    while len(run.generation_segments) == len(long.generation_segments):
-        commit(run, 3)
-        at_last, before = before, run.path.read_bytes()
-    run.path.write_bytes(at_last)
-    again = RunFile.open(run.path)
-    assert again.num_generations == run.num_generations - 1
-    commit(again, 3)
-    assert same(RunFile.open(run.path), run)
+    check_killed_freeze(long, "generation_segments", 3)
 
 
-def test_version_1_is_read_and_becomes_version_2(tmp_path: Path) -> None:
+def test_version_1_is_read_and_becomes_the_newest(tmp_path: Path) -> None:
     """A file that was written before there were segments, forks and log-only files."""
     path = tmp_path / "run.h5"
     shutil.copy(Path(__file__).parent / "run_v1.h5", path)

@@ -18,7 +18,7 @@ SCALES = "esmpi_scales"
 """Name of a layer's buffer of scales, (rows,) or (rows, groups) float32."""
 
 
-class EsmpiLinearMethod(linear.UnquantizedLinearMethod):  # type: ignore[misc]
+class EsmpiLinearMethod(linear.UnquantizedLinearMethod):  # type: ignore[misc]  # vLLM has no types here
     """A linear layer whose weight is numbers of a byte each, or of half a byte.
 
     Parameters
@@ -63,7 +63,7 @@ def _load_packed(loader: Any, held: int, parameter: Any, loaded: torch.Tensor, *
 linear.WEIGHT_LOADER_V2_SUPPORTED.append(EsmpiLinearMethod.__name__)
 
 
-class _Quantization(QuantizationConfig):  # type: ignore[misc]
+class _Quantization(QuantizationConfig):  # type: ignore[misc]  # as above
     kind: str
 
     @classmethod

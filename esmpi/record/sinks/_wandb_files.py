@@ -14,7 +14,7 @@ def recorded_steps(directory: Path) -> set[int]:
 
 
 def _steps(path: Path) -> Iterator[int]:
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made when it is imported
 
     for data in _records(path.read_bytes()):
         try:
