@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from esmpi.config.sections import HELD_OUT, Config
+from esmpi.config.problems import HELD_OUT
+from esmpi.config.sections import Config
 from esmpi.data.batch import in_parts
 from esmpi.engines import Waves
 from esmpi.errors import UserError

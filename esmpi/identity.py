@@ -12,8 +12,9 @@ from typing import Any
 
 from esmpi.config.differences import Difference, differences
 from esmpi.config.keys import default_of
+from esmpi.config.problems import GENERATED, HELD_OUT
 from esmpi.config.reader import fields_of
-from esmpi.config.sections import GENERATED, HELD_OUT, Config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.masking import masked
 from esmpi.store.run_file import RunFile

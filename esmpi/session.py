@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esmpi.config.sections import HELD_OUT, Config
+from esmpi.config.problems import HELD_OUT
+from esmpi.config.sections import Config
 from esmpi.data.problem import Prompt
 from esmpi.data.problems import Problems
 from esmpi.data.shots import with_shots

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from esmpi.config.differences import differences
-from esmpi.config.sections import HELD_OUT, Config, ScoringConfig
+from esmpi.config.problems import HELD_OUT, ScoringConfig
+from esmpi.config.sections import Config
 from esmpi.data.problems import load_problems
 from esmpi.engines import Sampling, Waves, engine_config, engine_packages
 from esmpi.errors import SharedError, UserError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from esmpi.batches import Batch, batches
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.data.batch import in_parts
 from esmpi.engines import Completion, Sampling
 from esmpi.es.fitness import Fitness

@@ -4,8 +4,8 @@ import pytest
 from support import TINY_RUN
 
 from esmpi.config.differences import differences
+from esmpi.config.problems import HELD_OUT
 from esmpi.config.reader import load_config
-from esmpi.config.sections import HELD_OUT
 from esmpi.identity import Digests, digest_of, digest_of_kind
 
 DIGESTS = Digests(data="d", suites={HELD_OUT: "s"}, task="t")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from esmpi.batches import batches, make_requests
-from esmpi.config.sections import DataConfig, EsConfig
+from esmpi.config.problems import DataConfig
+from esmpi.config.search import EsConfig
 from esmpi.es.random_streams import stream_seed
 
 EXAMPLES: list[dict[str, Any]] = [{"text": f"problem {i}"} for i in range(24)]

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from bench_strategies import ROOT, Job, finish, plus_minus, spread
 
+from esmpi.config.problems import HELD_OUT
 from esmpi.config.reader import load_config
-from esmpi.config.sections import HELD_OUT
 from esmpi.data.problems import load_problems
 from esmpi.errors import UserError
 from esmpi.report.view import open_run

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.scoring import RemoteScorer, Scored, Scorer
 from esmpi.scoring.shared import Invitation
 from esmpi.tasks import Sample, TaskConfig, Turns, make_task

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from esmpi.config.differences import differences
+from esmpi.config.problems import HELD_OUT
 from esmpi.config.reader import load_config
-from esmpi.config.sections import HELD_OUT, Config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.report.view import open_run
 from esmpi.store.run_file import RUN_FILE

@@ -22,7 +22,8 @@ from notebook_page import notebook
 
 from esmpi.commands import commands
 from esmpi.config.keys import default_of, key_of
-from esmpi.config.sections import Config, EngineSection, EvalConfig, HarnessSuite, TaskConfig
+from esmpi.config.problems import EvalConfig, HarnessSuite
+from esmpi.config.sections import Config, EngineSection, TaskConfig
 from esmpi.engines import engine_types
 from esmpi.tasks import task_types
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esmpi.arguments import add_generation, add_overrides, positive, print_notes
-from esmpi.config.sections import HELD_OUT, is_suite_name
+from esmpi.config.problems import HELD_OUT, is_suite_name
 from esmpi.errors import UserError
 from esmpi.mpi.launcher import speaks_for_all
 from esmpi.mpi.world import on_all_ranks

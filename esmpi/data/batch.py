@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
-from esmpi.config.sections import DataConfig
+from esmpi.config.problems import DataConfig
 from esmpi.data.problem import Example
 from esmpi.es.random_streams import stream
 

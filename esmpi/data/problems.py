@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from esmpi.config.sections import BUILTIN, GENERATED, HELD_OUT, SPLIT, DataConfig
+from esmpi.config.problems import BUILTIN, GENERATED, HELD_OUT, SPLIT, DataConfig
 from esmpi.data.files import check_source, read_rows
 from esmpi.data.problem import Example, Part, ProblemSource
 from esmpi.data.shots import read_shots

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from esmpi.config.sections import Config, EngineSection, ModelConfig, SamplingConfig
+from esmpi.config.problems import SamplingConfig
+from esmpi.config.sections import Config, EngineSection, ModelConfig
 from esmpi.errors import UserError, said
 from esmpi.weights.placement import size
 from esmpi.wording import counted

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from esmpi.config.sections import GuardConfig
+    from esmpi.config.search import GuardConfig
 
 Results = Mapping[int, Mapping[str, float]]
 """Evaluations of a suite: by generation, the numbers of `esmpi.record.evaluation.Evaluation`."""

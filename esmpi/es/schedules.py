@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from esmpi.config.sections import EsConfig
+    from esmpi.config.search import EsConfig
 
 
 def sigma_at(es: "EsConfig", generation: int) -> float:

@@ -12,7 +12,7 @@ from esmpi import plugins
 from esmpi.errors import SharedError
 
 if TYPE_CHECKING:
-    from esmpi.config.sections import EsConfig
+    from esmpi.config.search import EsConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esmpi.config.sections import EvalConfig, HarnessSuite
+from esmpi.config.problems import EvalConfig, HarnessSuite
 from esmpi.errors import UserError
 
 if TYPE_CHECKING:

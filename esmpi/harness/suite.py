@@ -20,7 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 
-from esmpi.config.sections import HarnessSuite
+from esmpi.config.problems import HarnessSuite
 from esmpi.data.files import hub_answers, offline
 from esmpi.engines import Engine
 from esmpi.errors import UserError, nearest, said

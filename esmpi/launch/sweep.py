@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.config.overrides import Override
+from esmpi.config.problems import HELD_OUT
 from esmpi.config.reader import parse_config, read_tree
-from esmpi.config.sections import HELD_OUT, Config
+from esmpi.config.sections import Config
 from esmpi.errors import UserError
 from esmpi.files import is_locked_elsewhere, write_whole
 from esmpi.identity import check_same_config

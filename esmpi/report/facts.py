@@ -9,7 +9,8 @@ from typing import Any
 
 from esmpi.config.keys import default_of
 from esmpi.config.reader import fields_of, parse_config
-from esmpi.config.sections import EngineSection, EsConfig
+from esmpi.config.search import EsConfig
+from esmpi.config.sections import EngineSection
 from esmpi.errors import UserError
 from esmpi.plugins import names_a_file
 from esmpi.store.history import History

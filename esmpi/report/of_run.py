@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.report.certainty import LEVEL
 from esmpi.report.figure import COMPLETIONS, COST, LEARNING, MODEL, Curve, Figure
 from esmpi.report.of_ranks import figures_of_ranks

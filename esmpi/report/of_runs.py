@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.config.sections import GENERATED, HELD_OUT
+from esmpi.config.problems import GENERATED, HELD_OUT
 from esmpi.report.compare import differing_values
 from esmpi.report.figure import COST, LEARNING, MODEL, Curve, Figure
 from esmpi.report.of_run import column, rows_of, table_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.report.certainty import Change, interval, p_text
 from esmpi.report.samples import change_of, ends, pairs, read_samples
 from esmpi.store.history import History

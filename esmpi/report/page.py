@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.errors import UserError
 from esmpi.files import write_whole
 from esmpi.report import facts

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.report.of_ranks import idle_times
 from esmpi.report.samples import KINDS, kind_of, pairs, read_samples
 from esmpi.store.run_file import RunFile

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.files import replacing
 from esmpi.report.compare import aligned
 from esmpi.report.draw import new_figure

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.report.of_run import rows_of
 from esmpi.report.outcome import Outcome, percent
 from esmpi.store.history import History

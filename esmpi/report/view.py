@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.errors import UserError, nearest
 from esmpi.files import read_json_lines
 from esmpi.store.run_file import RunFile, run_file_path, samples_path

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.errors import UserError
 from esmpi.es.population import idle_seconds
 from esmpi.files import open_regular

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.scoring.process import Process, Result, Unit
 from esmpi.scoring.scored import Scored
 from esmpi.tasks import Progress, Sample, Scope, Score, Task

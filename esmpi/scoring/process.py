@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.errors import UserError
 from esmpi.scoring.output import Output, take
 from esmpi.stop.signals import SIGNALS

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from esmpi.config.sections import HELD_OUT
+from esmpi.config.problems import HELD_OUT
 from esmpi.errors import UserError
 from esmpi.model.noise_settings import NoiseSettings
 

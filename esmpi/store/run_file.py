@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from esmpi.config.sections import MOST_SUITES, is_suite_name
+from esmpi.config.problems import MOST_SUITES, is_suite_name
 from esmpi.errors import UserError
 from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.files import FullError, write_whole

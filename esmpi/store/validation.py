@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from esmpi.config.problems import MOST_SUITES, is_suite_name
 from esmpi.config.reader import check_stored
-from esmpi.config.sections import MOST_SUITES, is_suite_name
 from esmpi.errors import UserError, said
 from esmpi.store.generations import GenerationSegment
 from esmpi.store.history import History

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from esmpi.config.problems import DataConfig
 from esmpi.config.reader import parse_config
-from esmpi.config.sections import DataConfig
 from esmpi.data.batch import batch
 from esmpi.data.problems import Problems, check_files, load_problems
 from esmpi.errors import UserError

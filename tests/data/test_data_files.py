@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from support import ROOT, TINY_RUN, require
 
+from esmpi.config.problems import DataConfig, EvalConfig
 from esmpi.config.reader import load_config, parse_config
-from esmpi.config.sections import DataConfig, EvalConfig
 from esmpi.data.problems import Problems, check_files, load_problems
 from esmpi.data.shots import with_shots
 from esmpi.errors import UserError
@@ -290,7 +290,7 @@ def test_a_file_that_changed_is_read_anew(datasets: Any, tmp_path: Path) -> None
 
 def test_a_hub_id_without_the_hub_is_one_line(tmp_path: Path) -> None:
     code = (
-        "from esmpi.config.sections import DataConfig\n"
+        "from esmpi.config.problems import DataConfig\n"
         "from esmpi.data.problems import check_files, load_problems\n"
         "from esmpi.errors import UserError\n"
         "from esmpi.tasks.countdown import Countdown, CountdownConfig\n"

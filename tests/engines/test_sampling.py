@@ -11,7 +11,7 @@ from support import requests
 from test_hf_engine import PROMPTS, folder, load
 from transformers import AutoTokenizer, LogitsProcessorList
 
-from esmpi.config.sections import SamplingConfig
+from esmpi.config.problems import SamplingConfig
 from esmpi.engines import Completion, Request, Sampling
 from esmpi.engines.base import check_tokens, render_chat
 from esmpi.engines.hf.engine import HfEngine

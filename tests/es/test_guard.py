@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from esmpi.config.reader import ConfigError, parse_config
-from esmpi.config.sections import GuardConfig
+from esmpi.config.search import GuardConfig
 from esmpi.es.guard import Event, Results, alpha_factor, decide
 
 LEAST = {"run": {"name": "x"}, "model": {"path": "m"}, "es": {"generations": 3}, "task": {"name": "countdown"}}

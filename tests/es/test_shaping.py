@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from esmpi import plugins
-from esmpi.config.sections import EsConfig
+from esmpi.config.search import EsConfig
 from esmpi.errors import SharedError
 from esmpi.es.exact_sums import exact_sum
 from esmpi.es.shaping import Shaping, coefficients, find_shaping

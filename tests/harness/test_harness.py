@@ -12,8 +12,9 @@ import pytest
 from support import ROOT, TINY_RUN, Run, read, require, samples
 
 from esmpi.__main__ import main
+from esmpi.config.problems import HarnessSuite
 from esmpi.config.reader import ConfigError, load_config
-from esmpi.config.sections import HarnessSuite, ModelConfig
+from esmpi.config.sections import ModelConfig
 from esmpi.engines.hf import HfConfig
 from esmpi.engines.hf.engine import HfEngine
 from esmpi.errors import UserError

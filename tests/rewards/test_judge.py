@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.errors import UserError
 from esmpi.rewards import Judge
 from esmpi.scoring import Scorer

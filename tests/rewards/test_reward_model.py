@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.errors import UserError
 from esmpi.model.find import find_model
 from esmpi.rewards import RewardModel

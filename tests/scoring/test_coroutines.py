@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.scoring import Scored, Scorer
 from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, make_task
 from esmpi.tasks.python import PythonTaskConfig

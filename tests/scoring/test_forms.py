@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.scoring import RemoteScorer, Scored, Scorer
 from esmpi.scoring.shared import Invitation
 from esmpi.tasks import Sample, Task, TaskConfig, Turns, make_task

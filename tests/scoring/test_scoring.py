@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from plain_task import PlainTask
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.errors import UserError
 from esmpi.es.fitness import Fitness
 from esmpi.scoring import Scored, Scorer

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from plain_task import PlainTask
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.errors import UserError
 from esmpi.scoring import RemoteScorer, Scorer
 from esmpi.scoring.shared import Invitation

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from plain_task import PlainTask
 
-from esmpi.config.sections import ScoringConfig
+from esmpi.config.problems import ScoringConfig
 from esmpi.es.fitness import Fitness, mean_of_prompts
 from esmpi.es.shapings.per_prompt import shape_by_prompt
 from esmpi.scoring import Scored, Scorer

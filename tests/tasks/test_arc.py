@@ -3,7 +3,7 @@
 import pytest
 from test_tasks import make
 
-from esmpi.config.sections import DataConfig
+from esmpi.config.problems import DataConfig
 from esmpi.data.problems import load_problems
 from esmpi.errors import UserError
 from esmpi.tasks import Example

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from support import ROOT
 
+from esmpi.config.problems import DataConfig, ScoringConfig
 from esmpi.config.reader import ConfigError, parse_config
-from esmpi.config.sections import DataConfig, ScoringConfig
 from esmpi.data.problems import Problems, load_problems
 from esmpi.errors import UserError
 from esmpi.scoring import Scorer

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support import ROOT, require
 
+from esmpi.config.problems import DataConfig
 from esmpi.config.reader import parse_config
-from esmpi.config.sections import DataConfig
 from esmpi.data.problems import Problems, load_problems
 from esmpi.errors import UserError
 from esmpi.evaluate import Evaluation, means_of

@@ -12,7 +12,7 @@ sys.path.append(str(ROOT / "tools"))
 import bench_forgetting
 import forgetting_task
 
-from esmpi.config.sections import HarnessSuite
+from esmpi.config.problems import HarnessSuite
 from esmpi.tasks.countdown import PROMPT
 
 
