@@ -11,9 +11,9 @@ import pytest
 from driver import COUNT, FULL, HICCUP, KILL_BEFORE, KILL_HALFWAY, Drive
 from support import sweep
 
-NUM_KILLS = sweep(full=200, sample=80)
+NUM_KILLS = sweep(full=200, sample=40)
 KILLS_A_CHAIN = 5
-NUM_FAULTS = 16
+NUM_FAULTS = 10
 
 
 @pytest.fixture(scope="module")
