@@ -12,9 +12,10 @@ from support import ROOT
 
 from esmpi.engines.hf import HfConfig
 from esmpi.engines.vllm import VllmConfig
-from esmpi.engines.vllm.engine import _share, _without_launcher
+from esmpi.engines.vllm.engine import _share
 from esmpi.engines.vllm.gpus import check_gpus
 from esmpi.engines.vllm.self_test import _difference
+from esmpi.engines.vllm.workers import _without_launcher
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
 from esmpi.model.find import find_model

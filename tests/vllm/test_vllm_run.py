@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -143,20 +146,41 @@ def test_smollm2_is_led_to_the_same_theta(launch: Run, smollm2: str, tmp_path: P
         np.testing.assert_array_equal(vllm[column], hf[column], err_msg=column)
 
 
-def test_a_signal_to_all_processes_leaves_the_workers_to_the_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["start", "generation"])
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_rank(tmp_path: Path, when: str) -> None:
     """As a terminal's Ctrl-C and Slurm do: vLLM's workers must live until the rank has ended its generation."""
     command = [sys.executable, "-m", "esmpi.run", str(TINY_RUN), f"run.output_dir={tmp_path}", "es.generations=1000"]
     command += [*ENGINES["vllm"], "engine.tensor_parallel_size=2", "engine.self_test=false"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         said = []
         for line in process.stdout:
             said.append(line)
-            if " 1/" in line and line.startswith("generation"):
+            if when == "start" and line.startswith("vLLM: starting"):
+                wait_for_worker(process.pid)
+                os.killpg(process.pid, signal.SIGUSR1)
                 os.killpg(process.pid, signal.SIGINT)
-    assert process.returncode == 75, "".join(said)
-    assert "asked to stop by SIGINT: theta of generation 2 is committed" in "".join(said)
-    assert len(read(tmp_path / "tiny")["generations/fitness_mean"]) == 2
+            if when == "generation" and " 1/" in line and line.startswith("generation"):
+                os.killpg(process.pid, signal.SIGINT)
+    text = "".join(said)
+    assert process.returncode == 75, text
+    done = {"start": 0, "generation": 2}[when]
+    assert re.search(rf"asked to stop by SIG\w+: theta of generation {done} is committed", text)
+    assert len(read(tmp_path / "tiny")["generations/fitness_mean"]) == done
+
+
+def wait_for_worker(group: int) -> None:
+    """Wait until a worker is being started, and still has to import what it needs."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # the process ended
+                if os.getpgid(int(folder.name)) == group and b"spawn_main" in (folder / "cmdline").read_bytes():
+                    return
+        time.sleep(0.05)
+    raise TimeoutError("no worker")
 
 
 GENERATE = """

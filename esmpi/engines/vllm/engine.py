@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
 from esmpi.config.sections import ModelConfig
@@ -21,6 +20,7 @@ from esmpi.engines.base import Completion, Engine, Request, Sampling, Waves, req
 from esmpi.engines.vllm import VllmConfig, mixes_experts
 from esmpi.engines.vllm.gpus import check_gpus, visible_gpus
 from esmpi.engines.vllm.self_test import SelfTest
+from esmpi.engines.vllm.workers import Workers
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel, kinds_of
 from esmpi.model.quantization import live_bytes, quantized_names, require_noise_in_outputs
@@ -33,7 +33,6 @@ from esmpi.weights.placement import Placement, choose_placement
 log = logging.getLogger(__name__)
 
 _EXTENSION = "esmpi.engines.vllm.worker.WorkerExtension"
-_LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_", "SLURM", "PALS_", "FLUX_")
 _TESTED = (0, 26), (0, 34)
 """The first version of vLLM that was run or read with esmpi, and the first newer one that was not."""
 _FIRST_PORT, _PORTS_PER_RANK = 20_000, 64
@@ -83,9 +82,11 @@ class VllmEngine(Engine):
                 os.sched_setaffinity(0, cores[0])
         self._prefix_caching = engine.prefix_caching
         adapters = _adapter_arguments(self._slots, waves)
-        with _without_launcher(), _without_remarks():
+        with _without_remarks():
             try:
-                self._llm = vllm.LLM(**_llm_arguments(model, engine, base, utilization) | adapters)
+                self._workers = Workers(
+                    partial(vllm.LLM, **_llm_arguments(model, engine, base, utilization) | adapters)
+                )
             except Exception as error:  # a worker that fails raises a plain Exception here
                 said = " ".join(str(error).split())[:1500].rstrip(".") or type(error).__name__
                 if adapters and "LoRA" in said:  # it has none for the model, or for so large a vocabulary
@@ -94,17 +95,15 @@ class VllmEngine(Engine):
                     ) from error
                 raise UserError(f"engine: vLLM does not start: {said}") from error
         log.info("vLLM: started; finding where it keeps each weight, and comparing all of them with the checkpoint")
-        found = _rectangles(
-            self._rpc("esmpi_find", str(base.folder), os.getpid(), sorted(quantized_names(model, base)))
-        )
+        found = _rectangles(self._rpc("esmpi_find", str(base.folder), sorted(quantized_names(model, base))))
         cuts: dict[str, list[int]] = defaultdict(list)
         for name, rows, _ in itertools.chain(*found):
             cuts[name] += rows
         for trouble in self._rpc("esmpi_open", dict(cuts), cores, placement, place.memory):
             if trouble is not None:
                 raise UserError(trouble)
-        # Refers to vLLM alone: a reference cycle with this engine would keep the workers alive when it is dropped.
-        self.weights = ModelWeights(base, partial(_call_shards, self._llm))
+        # Refers to the workers alone: a reference cycle with this engine would keep them alive when it is dropped.
+        self.weights = ModelWeights(base, self._workers.call_shards)
         self.weights.aliases = _aliases(self.weights.names, base)
         self.tokenizer = self._llm.get_tokenizer()
         self._wave: Sequence[Perturbation] = ()
@@ -114,6 +113,10 @@ class VllmEngine(Engine):
         self._open_adapters(waves)
         if engine.self_test and self._slots and waves is not None:
             test.slots(waves.noise, self._slots, self._noise_in_outputs)
+
+    @property
+    def _llm(self) -> Any:
+        return self._workers.llm
 
     @property
     def max_length(self) -> int:
@@ -201,10 +204,11 @@ class VllmEngine(Engine):
         # Blocks that were filled with other weights must not be found again.
         if self._prefix_caching and not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM would not reset its prefix cache: a request is still running")
-        return list(self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=adapters or None))
+        with self._workers.missed():
+            return list(self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=adapters or None))
 
     def _rpc(self, method: str, *arguments: Any) -> list[Any]:
-        return list(self._llm.collective_rpc(method, args=arguments))
+        return self._workers.call(method, *arguments)
 
     def prompt_logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
         """Return the log probability of each token of the prompts; 0 for the first, which nothing precedes."""
@@ -219,13 +223,6 @@ class VllmEngine(Engine):
 def _stop_string(completion: Any) -> str:
     """Return the stop string that ended a completion, which its text is without; empty if none did."""
     return completion.stop_reason if isinstance(completion.stop_reason, str) else ""
-
-
-def _call_shards(llm: Any, method: str, *arguments: Any) -> list[Any]:
-    """Call a method of the shard in each of vLLM's workers; see `esmpi.weights.model_weights.Call`."""
-    # arrays do not travel to worker processes
-    plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in arguments]
-    return list(llm.collective_rpc("esmpi_call", args=(method, *plain)))
 
 
 def _check_vllm(version: str, engine: VllmConfig) -> None:
@@ -348,21 +345,6 @@ def _without_remarks() -> Iterator[None]:
             yield
     finally:
         remarks.setLevel(level)
-
-
-@contextmanager
-def _without_launcher() -> Iterator[None]:
-    """Hide what mpiexec and srun put into the environment from processes that vLLM starts.
-
-    A worker with a rank's PMI variables would take itself for that rank, and abort or hang the job.
-    """
-    hidden = {key: value for key, value in os.environ.items() if key.startswith(_LAUNCHER_VARIABLES)}
-    for key in hidden:
-        del os.environ[key]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 def _share(cores: Sequence[int], num_workers: int) -> list[list[int]]:

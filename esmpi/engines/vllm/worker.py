@@ -4,7 +4,6 @@ vLLM imports this module before it loads the model, in this process or in a work
 """
 
 import os
-import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from vllm.platforms import current_platform
 
 from esmpi.engines.vllm import cpu, lora
 from esmpi.engines.vllm.quantized import SCALES, scales_of
+from esmpi.engines.vllm.workers import RANK_PROCESS, ignore_signals
 
 if TYPE_CHECKING:
     from esmpi.mpi.node_memory import NodeMemory
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PACKING_KEPT = "ESMPI_KEEP_PACKING"
 """Environment variable for tests: leaves vLLM's CPU packing on, which the start-up checks must then refuse."""
 
+if os.environ.get(RANK_PROCESS, str(os.getpid())) != str(os.getpid()):
+    ignore_signals()  # in place of vLLM's own handlers
 if current_platform.is_cpu() and PACKING_KEPT not in os.environ:
     cpu.compute_with_the_weights()
 lora.extend()
@@ -36,7 +38,7 @@ class WorkerExtension:
     rank: int
     esmpi_shard: "WeightShard"
 
-    def esmpi_find(self, folder: str, rank_process: int, quantized: list[str]) -> "list[Rectangle] | str":
+    def esmpi_find(self, folder: str, quantized: list[str]) -> "list[Rectangle] | str":
         """Find the views of this worker's parameters; return what they hold. Leaves the parameters garbage.
 
         `quantized` are the names of the tensors that are to be quantized.
@@ -47,14 +49,8 @@ class WorkerExtension:
         from esmpi.errors import UserError
         from esmpi.model.base_model import BaseModel
         from esmpi.model.quantization import require_quantized
-        from esmpi.stop.signals import SIGNALS
         from esmpi.weights.probe import derive_views, fingerprint, own_memory
 
-        if os.getpid() != rank_process:
-            # A terminal and Slurm signal all processes. The rank stops after its generation, and until then
-            # needs its workers.
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
         self._esmpi_base = BaseModel(Path(folder))
         model = self.model_runner.model
         stored = list(self._esmpi_base.tensors.values())
