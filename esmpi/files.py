@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EBUSY)
 """What a network file system says when it or its server hiccups."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Lustre mounted without flock, NFS without lockd."""
 _WAITS_S = (0.1, 0.5, 2.0, 5.0)
@@ -38,6 +39,10 @@ _held: dict[Path, os.stat_result] = {}
 
 class FullError(UserError):
     """There is no room for a file."""
+
+
+class ForbiddenError(UserError):
+    """A file may not be written: the file system is read-only, or somebody has changed permissions."""
 
 
 class LostError(UserError):
@@ -64,6 +69,9 @@ def replacing(path: Path) -> Iterator[Path]:
         check_held(path)
         os.replace(temporary, path)
         sync(path.parent)
+    except FileNotFoundError:
+        check_held(path)  # it may have been removed since it was last looked at
+        raise
     finally:
         with suppress(OSError):  # the first error matters more; the next start cleans up
             if temporary.is_dir():
@@ -78,8 +86,10 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     ------
     FullError
         If there is no room, on the disk or in the quota.
+    ForbiddenError
+        If it may not be written.
     OSError
-        If it does not work after several tries. In either case the old file is as it was.
+        If it does not work after several tries. In each case the old file is as it was.
     """
     for wait_s in (*_WAITS_S, None):
         try:
@@ -92,6 +102,11 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
                 raise FullError(
                     f"no room for {len(data):,} bytes at {path} ({error.strerror}); nothing is lost. Make room, then "
                     f"rerun the same command to resume from the last committed generation"
+                ) from error
+            if error.errno in _FORBIDDEN:
+                raise ForbiddenError(
+                    f"{path} cannot be written any more ({error.strerror}); nothing that is committed is lost. Let "
+                    f"esmpi write there, then rerun the same command to resume from the last committed generation"
                 ) from error
             if error.errno not in _PASSING or wait_s is None:
                 raise

@@ -15,7 +15,7 @@ from esmpi.es.exact_sums import mean_and_std
 from esmpi.es.guard import Event
 from esmpi.es.member_columns import FAILED, MEMBER_DTYPE, OK
 from esmpi.es.population import FAILURES, Results, idle_seconds
-from esmpi.files import FullError, write_whole
+from esmpi.files import ForbiddenError, FullError, write_whole
 from esmpi.record.evaluation import Evaluation
 from esmpi.record.past import GENERATION, figures_of, past_of
 from esmpi.record.sinks import Sinks
@@ -105,7 +105,7 @@ class Recorder:
 
         Raises
         ------
-        FullError, OSError
+        ForbiddenError, FullError, OSError
             If the one before could not be written.
         """
         if self._run is None:
@@ -189,7 +189,7 @@ class Recorder:
         """Finish what is under way, and close the sinks."""
         try:
             self.wait()
-        except (FullError, OSError) as error:
+        except (ForbiddenError, FullError, OSError) as error:
             log.error("the last generation is not committed: %s", error)  # another error has already ended the run
         finally:
             self._thread.shutdown()

@@ -186,7 +186,7 @@ class RunFile(History):
         ------
         UserError
             If the name is not allowed for a suite, or there are too many.
-        FullError, OSError
+        ForbiddenError, FullError, OSError
             As `commit` does.
         """
         _check_suite(suite)

@@ -1,6 +1,7 @@
 """A run whose directory is taken away, or used by a new run of the same name, ends and spoils nothing."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import h5py
 import pytest
 from support import ROOT, TINY_RUN
 
-from esmpi.files import LostError, locked, write_whole
+from esmpi.files import LostError, locked, replacing, write_whole
 
 
 def test_nothing_is_written_into_a_directory_that_is_held_no_more(tmp_path: Path) -> None:
@@ -30,6 +31,15 @@ def test_nothing_is_written_into_a_directory_that_is_held_no_more(tmp_path: Path
             write_whole(run / "run.h5", b"2")
         write_whole(tmp_path / "elsewhere", b"2")
     write_whole(run / "run.h5", b"3")
+
+
+def test_a_directory_that_is_removed_during_a_write_is_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with locked(run), pytest.raises(LostError), replacing(run / "run.h5") as temporary:  # noqa: PT012 (goes on within)
+        temporary.write_bytes(b"1")
+        shutil.rmtree(run)
+    with locked(run), pytest.raises(FileNotFoundError), replacing(run / "run.h5"):
+        pass  # nothing was written
 
 
 @pytest.mark.parametrize("anew", [False, True])
