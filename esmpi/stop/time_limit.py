@@ -28,13 +28,14 @@ class TimeLimit:
     """
 
     def __init__(self, end: float, reserve_s: float):
-        self._end, self._reserve_s = end, reserve_s
         self._last_call = time.monotonic()
+        # the clock may be set later
+        self._end, self._reserve_s = self._last_call + end - time.time(), reserve_s
         self._intervals: deque[float] = deque(maxlen=_NUM_RECENT)
 
     def left_s(self) -> float:
         """Return the seconds that are left."""
-        return self._end - time.time()
+        return self._end - time.monotonic()
 
     def nearly_over(self) -> bool:
         """Return whether less than the reserve is left beside the longest recent generation.

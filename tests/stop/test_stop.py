@@ -39,9 +39,10 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 def test_the_longest_recent_generation_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("esmpi.stop.time_limit.time.time", lambda: now)
+    monkeypatch.setattr("esmpi.stop.time_limit.time.time", lambda: 50_000)
     monkeypatch.setattr("esmpi.stop.time_limit.time.monotonic", lambda: now)
-    limit = TimeLimit(end=2000, reserve_s=100)
+    limit = TimeLimit(end=51_000, reserve_s=100)
+    monkeypatch.setattr("esmpi.stop.time_limit.time.time", lambda: 40_000)  # somebody sets the clock
     now = 1300  # a generation of 300 s: 700 left, 400 wanted
     assert not limit.nearly_over()
     now = 1590  # 410 left, 400 wanted
