@@ -4,8 +4,10 @@ The fault comes in the second generation, or at the start where the phase is the
 to the file STAMP, which must not exist: so it comes once. The rest is the program as it is.
 """
 
+import ctypes
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,18 +25,28 @@ def main() -> int:
     started_by = launcher()
     rank = started_by.rank if started_by else 0
     if rank == (1 if victim == "another rank" else 0):
+        if fault == "read-only":
+            see_own_mounts()  # before there are other threads
         directory = next(word.partition("=")[2] for word in arguments if word.startswith("run.output_dir="))
         Hook(
-            phase, lambda: strike(victim, fault, Path(directory) / "tiny", float(pause_s)), Path(stamp), rank
+            *(victim, phase, Path(stamp), rank),
+            lambda: strike(victim, fault, phase, Path(directory) / "tiny", float(pause_s)),
         ).install()
     return run.main(arguments)
+
+
+def see_own_mounts() -> None:
+    """Let what this process mounts be seen by itself alone, and vanish with it."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.unshare(0x20000) or library.mount(b"none", b"/", None, 0x44000, None):  # CLONE_NEWNS; REC, PRIVATE
+        raise OSError(ctypes.get_errno(), "no mounts of its own")
 
 
 class Hook:
     """Lets a function of a phase begin with a fault."""
 
-    def __init__(self, phase: str, strike: Callable[[], None], stamp: Path, rank: int):
-        self._phase, self._strike, self._stamp, self._rank = phase, strike, stamp, rank
+    def __init__(self, victim: str, phase: str, stamp: Path, rank: int, strike: Callable[[], None]):
+        self._victim, self._phase, self._stamp, self._rank, self._strike = victim, phase, stamp, rank, strike
         self._generation = 0
         self._in_members = False
 
@@ -58,16 +70,22 @@ class Hook:
             "evaluate": (train, "evaluate", True),
             "export": (session, "export", True) if first else (session.Session, "finish", True),
         }[self._phase]
-        if "vllm" in " ".join(sys.argv) and self._phase == "generate":
-            from esmpi.engines.vllm.engine import VllmEngine
+        if self._victim == "vLLM worker" and self._phase in ("load", "self-test", "generate"):
+            from esmpi.engines.vllm import engine as vllm
 
-            where = VllmEngine
+            where, name = {
+                "load": (vllm.VllmEngine, "_rpc"),  # the first call: the workers have loaded the model
+                "self-test": (vllm.SelfTest, "weights"),
+                "generate": (vllm.VllmEngine, "generate"),
+            }[self._phase]
         original = getattr(where, name)
 
         def struck(*positional: Any, **named: Any) -> Any:
             if (not in_second or self._is_time()) and not self._stamp.exists():
                 if self._phase in ("generate", "score"):
                     time.sleep(0.3)  # rank 0 has written the generation before
+                numbers = "\n".join(str(number) for number, _ in below(os.getpid()))
+                self._stamp.with_name("processes").write_text(numbers)
                 self._stamp.write_text(str(time.time()))
                 self._strike()
             return original(*positional, **named)
@@ -95,10 +113,13 @@ class Hook:
         train.begin_control, train.evaluate_members = beginning, in_members
 
 
-def strike(victim: str, fault: str, directory: Path, pause_s: float) -> None:
+def strike(victim: str, fault: str, phase: str, directory: Path, pause_s: float) -> None:
     """Let the fault happen."""
-    if victim in ("scoring process", "vLLM worker"):
-        for child in children(os.getpid(), b"VLLM::Worker" if victim == "vLLM worker" else b"multiprocessing.spawn"):
+    if victim == "vLLM worker":
+        # one of two: the other one waits for it. In the midst of a generation, for which it is asked only afterwards
+        send(fault, children(b"VLLM::Worker")[-1], pause_s, delay_s=0.3 if phase == "generate" else 0)
+    elif victim == "scoring process":
+        for child in children(b"multiprocessing.spawn"):
             send(fault, child, pause_s)
     elif fault in ("kill", "TERM", "STOP"):
         send(fault, os.getpid(), pause_s)
@@ -109,37 +130,51 @@ def strike(victim: str, fault: str, directory: Path, pause_s: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**40, hard))
         bytearray(2**41)
     elif fault == "disk":
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # the next file that grows is refused
-    elif fault == "directory":
+        # the next file that grows is refused; Python ignores the signal for that
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    elif fault == "deleted":
+        while directory.exists():  # files may still be written meanwhile
+            shutil.rmtree(directory, ignore_errors=True)
+    elif fault == "read-only":
+        subprocess.run(["mount", "--bind", directory, directory], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
+    elif fault == "renamed":
         directory.rename(directory.with_name("moved"))
     elif fault == "clock":
         now = time.time
         time.time = lambda: now() - 3600
 
 
-def send(fault: str, process: int, pause_s: float) -> None:
+def send(fault: str, process: int, pause_s: float, delay_s: float = 0) -> None:
     """Send a signal; a process that is stopped continues later."""
     if fault == "STOP":
-        subprocess.Popen(["sh", "-c", f"sleep {pause_s}; kill -CONT {process}"])
-    os.kill(process, {"kill": signal.SIGKILL, "TERM": signal.SIGTERM, "STOP": signal.SIGSTOP}[fault])
+        subprocess.Popen(["sh", "-c", f"sleep {delay_s + pause_s}; kill -CONT {process}"])
+    number = {"kill": signal.SIGKILL, "TERM": signal.SIGTERM, "STOP": signal.SIGSTOP}[fault]
+    if delay_s:
+        subprocess.Popen(["sh", "-c", f"sleep {delay_s}; kill -{number.value} {process}"])
+    else:
+        os.kill(process, number)
 
 
-def children(parent: int, what: bytes) -> list[int]:
+def children(what: bytes) -> list[int]:
     """Return the processes below this one that are of a kind, by what is in their names."""
-    below, found = {parent}, []
-    numbers = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    for number in numbers:
+    found = [number for number, name in below(os.getpid()) if what in name]
+    assert found, f"no process {what!r} below {os.getpid()}"
+    return found
+
+
+def below(parent: int) -> list[tuple[int, bytes]]:
+    """Return the processes below one: their numbers, and their command lines and names."""
+    family, found = {parent}, []
+    for number in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
             status = Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].split()
             command = Path(f"/proc/{number}/cmdline").read_bytes() + Path(f"/proc/{number}/comm").read_bytes()
         except OSError:  # it ended
             continue
-        if int(status[1]) in below:
-            below.add(number)
-            if what in command:
-                found.append(number)
-    assert found, f"no process {what!r} below {parent}"
+        if int(status[1]) in family:
+            family.add(number)
+            found.append((number, command))
     return found
 
 

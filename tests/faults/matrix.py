@@ -1,21 +1,22 @@
 """The matrix of faults: what happens to whom, when, and what a run does then.
 
 `cells()` lists all of them. A cell has what is expected of it, and how it is tried: by `at_phase.py` in a real run, or
-by a test elsewhere; or the reason why it cannot happen. `python tests/faults/matrix.py > docs/faults.md` writes that
-page from this table and from what was measured (measured.json).
+by a test elsewhere; or the reason why it cannot happen. faults_page.py writes docs/faults.md from this table and from
+what was measured (measured.json).
 """
 
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 VICTIMS = (
     *("rank 0", "another rank", "vLLM worker", "scoring process"),
     *("judge endpoint", "batch shell", "slurmd", "whole node"),
 )
-FAULTS = ("kill", "TERM", "STOP", "exception", "memory", "disk", "directory", "network", "clock")
+FAULTS = (
+    *("kill", "TERM", "STOP", "exception", "memory"),
+    *("disk", "renamed", "deleted", "read-only", "network", "clock"),
+)
+ON_FILES = ("disk", "renamed", "deleted", "read-only")
 PHASES = (
     *("load", "self-test", "generate", "score", "exchange"),
     *("update", "commit", "snapshot", "evaluate", "export"),
@@ -27,20 +28,18 @@ MEANING = {
     "exception": "an error in Python",
     "memory": "an allocation is refused",
     "disk": "no more room for files",
-    "directory": "the run directory is renamed, and has its name back afterwards",
+    "renamed": "the run directory is renamed, and has its name back afterwards",
+    "deleted": "the run directory is deleted",
+    "read-only": "the run directory becomes read-only, and can be written again afterwards",
     "network": "the network is cut for a while",
     "clock": "the clock is set back by an hour",
 }
 
 ENDS, STOPS, SURVIVES, REFUSES = "ends", "stops", "survives", "refuses"
-OUTCOMES = {
-    ENDS: "the job ends with an error",
-    STOPS: "the run stops after its generation, exit code 75, or was at its end already",
-    SURVIVES: "the run goes on",
-    REFUSES: "the run ends with exit code 2 and a message, or does without what could not be written",
-}
+"""What a run does: it fails; it commits its generation and stops, unless it was at its end already; it goes on; or it
+ends with a message, or says what it does without. See `faults_page.HAPPENS`."""
 LIMIT_S = 30
-"""How long an end may take, on a machine that has other things to do, too."""
+"""How long an end may take on a machine that has other things to do, too. Runs that go on may take a few times that."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,15 @@ class Cell:
     fault: str
     phase: str
     outcome: str = ""
-    """A key of `OUTCOMES`; empty if the cell cannot happen, or is tried elsewhere."""
+    """What is expected; empty if the cell cannot happen, or is tried elsewhere."""
     says: str = ""
     """A regular expression of what the user reads; empty if nothing need be said."""
     elsewhere: str = ""
     """The test that tries it, if it is not in the runs of `at_phase.py`."""
+    happens: str = ""
+    """What happens, according to that test."""
+    reads: str = ""
+    """What the user reads then; empty if nothing need be said."""
     impossible: str = ""
     """Why it cannot happen."""
     untried: str = ""
@@ -87,41 +90,53 @@ def _of(victim: str, fault: str, phase: str) -> dict[str, str]:
         "scoring process": _of_scoring,
         "judge endpoint": _of_judge,
         "batch shell": _of_batch,
-        "slurmd": _of_batch,
+        "slurmd": _of_slurmd,
         "whole node": _of_node,
     }[victim](fault, phase)
 
 
+CUT = {
+    "elsewhere": "tests/mpi/test_two_hosts.py",
+    "happens": "a cut of 5 s in a generation: the ranks wait for each other, and the run goes on to the same theta",
+}
+SHELL, OF_SLURM = "tests/slurm/test_job_scripts.py", "tests/slurm/test_faults_of_slurm.py"
+
+
 def _of_rank(rank: int, fault: str, phase: str) -> dict[str, str]:
     if fault == "network":
-        return {"elsewhere": "tests/mpi/test_two_hosts.py (a cut of seconds in a generation; not in each phase)"}
-    if rank and fault in ("disk", "directory"):
+        return CUT
+    if rank and fault in ON_FILES:
         return {"impossible": "only rank 0 writes files"}
     if fault in ("exception", "memory"):
         what = "the fault of the test" if fault == "exception" else "MemoryError"
         return {"outcome": ENDS, "says": rf"\[rank {rank} of 2 on .*\] .*{what}"}
-    if fault == "directory" and phase == "load":
-        return {"outcome": REFUSES, "says": "no longer the directory in which this run began"}
+    gone = {"outcome": REFUSES, "says": "no longer the directory in which this run began"}
     return {
         "kill": {"outcome": ENDS},
         "TERM": {"outcome": STOPS},
         "STOP": {"outcome": SURVIVES},
         "clock": {"outcome": SURVIVES},
         "disk": {"outcome": REFUSES, "says": "no room for|cannot write|continues without"},
-        "directory": {"outcome": REFUSES, "says": "no longer the directory in which this run began"},
+        "renamed": gone,
+        "deleted": gone,
+        "read-only": {"outcome": REFUSES, "says": "Read-only file system"},
     }[fault]
 
 
 def _of_scoring(fault: str, phase: str) -> dict[str, str]:
-    if fault in ("disk", "directory"):
+    if fault in ON_FILES:
         return {"impossible": "it writes no files, unless the reward does"}
     if fault == "network":
-        return {"impossible": "it talks to its rank by a pipe, unless the reward uses a network: see judge endpoint"}
+        return {"impossible": "it talks to its rank by a pipe. If the reward uses a network, see the judge endpoint"}
     if phase == "load":
         return {"impossible": "it is started in this phase"}
     if fault in ("exception", "memory"):
         if phase in ("score", "evaluate"):
-            return {"elsewhere": "tests/scoring/test_scoring.py"}
+            return {
+                "elsewhere": "tests/scoring/test_scoring.py",
+                "happens": "that completion has `scoring.failure_reward`, all others have their own; the run goes on",
+                "reads": {"exception": "ZeroDivisionError: out of reach", "memory": "MemoryError"}[fault],
+            }
         return {"impossible": "it waits for completions, and executes nothing"}
     if fault == "clock":
         return {"impossible": "it measures no time: its rank does, by a clock that nobody can set"}
@@ -129,39 +144,108 @@ def _of_scoring(fault: str, phase: str) -> dict[str, str]:
 
 
 def _of_worker(fault: str, phase: str) -> dict[str, str]:
-    if fault in ("disk", "directory"):
+    if fault in ON_FILES:
         return {"impossible": "it writes no files of the run"}
     if fault == "network":
         return {"impossible": "the workers of a rank are on its node"}
-    if fault in ("kill", "STOP", "TERM") and phase in ("generate", "update"):
-        return {"outcome": {"kill": ENDS, "STOP": SURVIVES, "TERM": SURVIVES}[fault]}
-    return {"untried": "a start of vLLM takes too long for each phase"}
+    if fault == "clock":
+        return {"impossible": "its time-outs go by a clock that nobody can set"}
+    if fault == "kill":
+        return {"outcome": ENDS, "says": "a worker process of vLLM has ended"}
+    if fault in ("STOP", "TERM"):
+        return {"outcome": SURVIVES}
+    return {"untried": "an error there is an error of its rank: see the same cell of rank 0"}
 
 
 def _of_judge(fault: str, phase: str) -> dict[str, str]:
     if phase not in ("score", "evaluate"):
         return {"impossible": "nobody asks it in this phase"}
-    if fault in ("kill", "exception", "STOP", "network", "memory"):
-        return {"elsewhere": "tests/rewards/test_judge.py, tests/scoring/test_coroutines.py"}
-    return {"impossible": "it is another program; what it does then is its own, and shows as an error or as silence"}
+    fails = "the request is repeated, `scoring.retries` times; then that completion has `scoring.failure_reward`"
+    return {
+        "kill": {
+            "elsewhere": "tests/rewards/test_judge.py",
+            "happens": f"{fails}. The run goes on",
+            "reads": "ENDPOINT cannot be reached: ConnectError",
+        },
+        "STOP": {
+            "elsewhere": "tests/scoring/test_coroutines.py",
+            "happens": "after `scoring.time_limit_s` that completion has `scoring.failure_reward`. The run goes on",
+            "reads": "no reward after 2 s",
+        },
+        "exception": {
+            "elsewhere": "tests/rewards/test_judge.py",
+            "happens": f"an error of HTTP, or a reply without a reward: {fails}. The run goes on",
+            "reads": "ValueError: the judge's reply has no reward: 'no idea'",
+        },
+        "network": {
+            "elsewhere": "tests/scoring/test_coroutines.py",
+            "happens": "an error of the connection is what `kill` is, and silence is what `STOP` is",
+        },
+    }.get(fault, {"impossible": "it is another program: whatever it is, it shows as an error or as silence"})
 
 
 def _of_batch(fault: str, phase: str) -> dict[str, str]:
-    if fault in ("exception", "memory"):
-        return {"impossible": "it is no program of esmpi's: a death is the cell `kill`"}
-    if fault in ("disk", "directory", "clock"):
-        return {"impossible": "it neither writes into the run directory nor looks at the clock"}
+    if fault in ON_FILES:
+        return {"impossible": "it writes no files of the run"}
+    if fault == "clock":
+        return {"impossible": "nothing goes by the time of day once the job has started"}
+    return {
+        "kill": {
+            "elsewhere": OF_SLURM,
+            "happens": "Slurm asks the ranks to stop. They commit their generation, and the job has failed within "
+            "seconds. It is not put back into the queue: submit it again to resume",
+            "reads": "asked to stop by SIGTERM: theta of generation N is committed; rerun the same command to resume",
+        },
+        "TERM": {
+            "elsewhere": SHELL,
+            "happens": "the ranks commit their generation; the job is put back into the queue, and resumes by itself",
+            "reads": "stopped before its end: back into the queue",
+        },
+        "STOP": {
+            "elsewhere": OF_SLURM,
+            "happens": "the ranks go on. What Slurm asks of the shell meanwhile is done when it continues",
+        },
+        "network": {
+            "elsewhere": SHELL,
+            "happens": "Slurm's controller does not answer the job that wants to be put back into the queue: it asks "
+            "again, up to four times in 40 s",
+            "reads": "stopped before its end: back into the queue",
+        },
+    }.get(fault, {"impossible": "it is no program of esmpi's: whatever ends it is what `kill` is"})
+
+
+def _of_slurmd(fault: str, phase: str) -> dict[str, str]:
+    if fault in ON_FILES:
+        return {"impossible": "it has no files of the run"}
+    goes_on = "the ranks go on, and the job knows nothing of it, if the daemon is back within Slurm's `SlurmdTimeout`"
+    gone = (
+        "Otherwise Slurm ends the job's other ranks and puts it back into the queue, and it resumes on other nodes. "
+        "Nothing that is committed is lost"
+    )
     if fault == "TERM":
-        return {"elsewhere": "tests/slurm/test_job_scripts.py"}
-    return {"untried": "Slurm ends or requeues the job; resuming is the cell `kill` of both ranks"}
+        return {"elsewhere": OF_SLURM, "happens": f"{goes_on}, as after an update"}
+    if fault in ("kill", "STOP"):
+        return {
+            "elsewhere": OF_SLURM,
+            "happens": f"{goes_on}. {gone}",
+            "reads": "srun: error: Node failure on NODE",
+        }
+    if fault == "network":
+        return {"untried": "to Slurm it is a daemon that does not answer: see `STOP`"}
+    return {"impossible": "it is no program of esmpi's: whatever ends it is what `kill` is"}
 
 
 def _of_node(fault: str, phase: str) -> dict[str, str]:
     if fault == "kill":
-        return {"elsewhere": "tests/slurm/test_job_scripts.py (in a generation; not in each phase)"}
+        return {
+            "elsewhere": SHELL,
+            "happens": "the job is put back into the queue by Slurm, and resumes on other nodes from the last "
+            "committed generation",
+            "reads": "resuming from generation N",
+        }
     if fault == "network":
-        return {"elsewhere": "tests/mpi/test_two_hosts.py (a cut of seconds in a generation; not in each phase)"}
-    return {"impossible": "it is the cell of its ranks"}
+        return CUT
+    return {"impossible": "it is what happens to its ranks and daemons: see there"}
 
 
 NUMBERS = (
@@ -179,88 +263,3 @@ NUMBERS = (
     ("messages of several pieces, with a rest", "gathered", "tests/mpi/test_run.py"),
 )
 """Numbers at the edge: what happens, and the test."""
-
-
-MEASURED = Path(__file__).parent / "measured.json"
-
-
-INTRODUCTION = """\
-# What happens when something fails
-
-This page is for people who want to know what a run loses if a process, a node or a file system fails at the worst
-moment. In short: nothing that is committed is lost, and the same command resumes.
-
-A run on two ranks is disturbed once in each way and phase, by the real program. In each case, the committed generations
-must be those of an undisturbed run, and the same command must lead to the same theta and the same evaluations, bit for
-bit, and leave no temporary files. The table is `tests/faults/matrix.py`, which writes this page. {num_cells} of its
-cells can be tried so, and {num_measured} were, on {date}, on two cores that were busy with other programs. The usual
-tests repeat a few of these, chosen by a seed; with `ESMPI_FAULTS=all` in the environment,
-`python -m pytest tests/faults/test_matrix.py` tries all cells. Seconds are those from the fault to the end of the job,
-and include the rest of the run where it goes on. A process was stopped for {pause_s} s.
-"""
-
-
-def page() -> str:
-    """Return docs/faults.md."""
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {"cells": {}}
-    tried = [cell for cell in cells() if cell.runs]
-    num_measured = sum(cell.name in measured["cells"] for cell in tried)
-    introduction = INTRODUCTION.format(
-        num_cells=len(tried),
-        num_measured=num_measured,
-        date=measured.get("date", "no day yet"),
-        pause_s=measured.get("pause_s", "?"),
-    )
-    lines = [
-        introduction,
-        "## Faults",
-        "",
-        "| fault | what it is |",
-        "|---|---|",
-        *(f"| {fault} | {meaning} |" for fault, meaning in MEANING.items()),
-        "",
-    ]
-    by_row: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells():
-        by_row.setdefault((cell.victim, cell.fault), []).append(cell)
-    for victim in VICTIMS:
-        lines += [
-            f"## {victim if victim.startswith('vLLM') else victim.capitalize()}",
-            "",
-            "| fault | phases | what happens | s | the user reads |",
-            "|---|---|---|---|---|",
-        ]
-        for fault in FAULTS:
-            lines += _rows(by_row[victim, fault], measured["cells"])
-        lines.append("")
-    lines += ["## Numbers", "", "| what | what happens | test |", "|---|---|---|"]
-    lines += [f"| {what} | {happens} | {test} |" for what, happens, test in NUMBERS]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _rows(row: list[Cell], measured: dict[str, dict[str, object]]) -> Iterator[str]:
-    """Yield lines of a table: phases in which the same happens are together."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in row:
-        found = measured.get(cell.name)
-        if cell.impossible:
-            key = (f"cannot happen: {cell.impossible}", "")
-        elif cell.elsewhere:
-            key = (f"tried by {cell.elsewhere}", "")
-        elif cell.untried:
-            key = (f"not tried: {cell.untried}", "")
-        elif found is None:
-            key = (f"expected, not yet measured: {OUTCOMES[cell.outcome]}", "")
-        else:
-            key = (f"{OUTCOMES[cell.outcome]} (exit code {found['exit']})", str(found["says"]))
-        groups.setdefault(key, []).append(cell)
-    for (what, says), some in groups.items():
-        seconds = [float(str(measured[cell.name]["seconds"])) for cell in some if cell.name in measured and cell.runs]
-        took = " to ".join(dict.fromkeys(f"{time:.1f}" for time in (min(seconds), max(seconds)))) if seconds else ""
-        phases = "all" if len(some) == len(PHASES) else ", ".join(cell.phase for cell in some)
-        said = f"`{says}`" if says else ""
-        yield f"| {some[0].fault} | {phases} | {what} | {took} | {said} |"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())
