@@ -19,6 +19,9 @@ from typing import Any
 from esmpi import run
 from esmpi.mpi.launcher import launcher
 
+ASKED = "ESMPI_FAULTS_ASKED"
+"""Environment variable with the path of a file that says what is to happen to a vLLM worker (struck_worker.py)."""
+
 
 def main() -> int:
     victim, fault, phase, stamp, pause_s, *arguments = sys.argv[1:]
@@ -70,6 +73,8 @@ class Hook:
             "evaluate": (train, "evaluate", True),
             "export": (session, "export", True) if first else (session.Session, "finish", True),
         }[self._phase]
+        if self._victim == "vLLM worker":
+            self._put_into_workers()
         if self._victim == "vLLM worker" and self._phase in ("load", "self-test", "generate"):
             from esmpi.engines.vllm import engine as vllm
 
@@ -91,6 +96,14 @@ class Hook:
             return original(*positional, **named)
 
         setattr(where, name, struck)
+
+    def _put_into_workers(self) -> None:
+        """Let workers be those of struck_worker.py."""
+        from esmpi.engines.vllm import engine as vllm
+
+        sys.path.insert(0, str(Path(__file__).parent))  # a process that is spawned has this path, too
+        os.environ[ASKED] = str(self._stamp.with_name("asked"))
+        vllm._EXTENSION = "struck_worker.StruckExtension"
 
     def _is_time(self) -> bool:
         return self._generation >= 1 and (self._phase != "generate" or self._in_members)
@@ -116,8 +129,7 @@ class Hook:
 def strike(victim: str, fault: str, phase: str, directory: Path, pause_s: float) -> None:
     """Let the fault happen."""
     if victim == "vLLM worker":
-        # one of two: the other one waits for it. In the midst of a generation, for which it is asked only afterwards
-        send(fault, children(b"VLLM::Worker")[-1], pause_s, delay_s=0.3 if phase == "generate" else 0)
+        strike_worker(fault, phase, pause_s)
     elif victim == "scoring process":
         for child in children(b"multiprocessing.spawn"):
             send(fault, child, pause_s)
@@ -126,9 +138,7 @@ def strike(victim: str, fault: str, phase: str, directory: Path, pause_s: float)
     elif fault == "exception":
         raise RuntimeError("the fault of the test")
     elif fault == "memory":
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (2**40, hard))
-        bytearray(2**41)
+        refuse_memory()
     elif fault == "disk":
         # the next file that grows is refused; Python ignores the signal for that
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -143,6 +153,21 @@ def strike(victim: str, fault: str, phase: str, directory: Path, pause_s: float)
     elif fault == "clock":
         now = time.time
         time.time = lambda: now() - 3600
+
+
+def strike_worker(fault: str, phase: str, pause_s: float) -> None:
+    """Let the fault happen to one of two workers: the other one waits for it."""
+    if fault in ("exception", "memory"):
+        Path(os.environ[ASKED]).write_text(fault)
+    else:  # in the midst of a generation, for which it is asked only afterwards
+        send(fault, children(b"VLLM::Worker")[-1], pause_s, delay_s=0.3 if phase == "generate" else 0)
+
+
+def refuse_memory() -> None:
+    """Ask for more memory than there is for this process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, hard))
+    bytearray(2**41)
 
 
 def send(fault: str, process: int, pause_s: float, delay_s: float = 0) -> None:

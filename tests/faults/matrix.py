@@ -154,7 +154,12 @@ def _of_worker(fault: str, phase: str) -> dict[str, str]:
         return {"outcome": ENDS, "says": "a worker process of vLLM has ended"}
     if fault in ("STOP", "TERM"):
         return {"outcome": SURVIVES}
-    return {"untried": "an error there is an error of its rank: see the same cell of rank 0"}
+    if phase not in ("load", "self-test", "generate", "update", "evaluate", "export"):
+        return {"impossible": "it is asked for nothing in this phase"}
+    return {
+        "outcome": ENDS,
+        "says": {"exception": "Worker failed.*the fault of the test", "memory": "MemoryError"}[fault],
+    }
 
 
 def _of_judge(fault: str, phase: str) -> dict[str, str]:
