@@ -69,8 +69,8 @@ def replacing(path: Path) -> Iterator[Path]:
         check_held(path)
         os.replace(temporary, path)
         sync(path.parent)
-    except FileNotFoundError:
-        check_held(path)  # it may have been removed since it was last looked at
+    except OSError:
+        check_held(path)  # if the directory was taken away meanwhile, this says so
         raise
     finally:
         with suppress(OSError):  # the first error matters more; the next start cleans up
@@ -216,13 +216,14 @@ def locked(directory: Path, patience_s: float = 0.0) -> Iterator[None]:
         try:
             yield
         finally:
-            del _held[place]
             if is_new:
                 _remove_if_unused(directory)
+            del _held[place]
 
 
 def _remove_if_unused(directory: Path) -> None:
-    with suppress(OSError):
+    with suppress(OSError, LostError):  # another run's directory may be there by now
+        check_held(directory)
         if os.listdir(directory) == [".lock"]:
             os.unlink(directory / ".lock")
             directory.rmdir()

@@ -112,7 +112,8 @@ def _train(config: Config, comm: "Comm", stop: StopFlag) -> int:
 
     start_logging(config.log.level, comm)
     with ExitStack() as stack:
-        session = open_session(config, comm, stack, stop)
+        with comm.complete():
+            session = open_session(config, comm, stack, stop)
         train(session)
         session.finish()
     return 0 if session.finished else STOPPED
@@ -125,7 +126,7 @@ def train_here(config: Config) -> None:
     """
     let_waiting_threads_sleep()
     _set_environment(config)
-    from esmpi.mpi.comm import Comm
+    from esmpi.mpi.comm import ROOT_LOST, Comm, UnsurvivedError
     from esmpi.mpi.world import ends_all_if_it_fails
 
     stop = StopFlag()
@@ -135,7 +136,8 @@ def train_here(config: Config) -> None:
             with comm.together():
                 _check_inputs(config)
             _train(config, comm, stop)
-            comm.barrier()  # rank 0 has finished its files
+            if 0 in comm.meet():  # else rank 0 has finished its files
+                raise UnsurvivedError(ROOT_LOST)
 
 
 @contextmanager

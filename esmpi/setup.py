@@ -15,7 +15,8 @@ from esmpi.config.differences import differences
 from esmpi.config.problems import HELD_OUT, ScoringConfig
 from esmpi.config.sections import Config
 from esmpi.data.problems import load_problems
-from esmpi.engines import Sampling, Waves, engine_config, engine_packages
+from esmpi.engines import Request, Sampling, Waves, engine_config, engine_packages
+from esmpi.engines.base import require_numbers
 from esmpi.errors import SharedError, UserError
 from esmpi.es.dispatch import DISPATCHES
 from esmpi.es.fitness import Fitness
@@ -130,6 +131,7 @@ def open_setup(
             harness=harness,
         )
         _check_prompts(setup)
+        _check_numbers(setup)
     if place.memory is not None and not place.memory.num_taken:
         log.warning("engine.share_theta: has no effect, as theta is not in host memory")
     everyone = comm.allgather_object([place.host, engine.gpus()])
@@ -311,3 +313,17 @@ def _check_prompts(setup: Setup) -> None:
                     f"sampling.max_tokens: a prompt of {length} tokens ({part}: {reprlib.repr(example)}) and "
                     f"{config.sampling.max_tokens} new ones are more than the model's {engine.max_length} positions"
                 )
+
+
+def _check_numbers(setup: Setup) -> None:
+    """Warn of live weights that overflowed; raise UserError if the base model's outputs are not numbers."""
+    model, engine, problems = setup.config.model, setup.engine, setup.problems
+    if num_infinite := engine.weights.num_infinite():
+        count = counted(num_infinite, "live weight")
+        log.warning("theta: %s overflowed %s to infinity: set model.dtype=float32", count, model.dtype)
+    first = next((part[0] for part in (problems.train, *problems.suites.values()) if part), None)
+    if first is not None:
+        prompt = setup.prompt(first)
+        said = engine.generate([Request(prompt=prompt)], Sampling(max_tokens=1))
+        [logprobs] = engine.logprobs([prompt], said)
+        require_numbers(logprobs, model, setup.base)

@@ -63,11 +63,17 @@ def rebuild(arguments: argparse.Namespace, verify: bool = False) -> "tuple[RunFi
             progress=None if verify else progress,  # which has a line for each generation
         )
     if verify:
-        count = len(file.steps_to(generation))
-        if count == generation:
-            print(f"all {generation} generations are what the run had")
-        else:
-            print(f"{count} of {generation} generations are what the run had; the guard took back the others")
+        print(verified(len(file.steps_to(generation)), generation))
     else:
         tell(generation)
     return file, base, weights, generation
+
+
+def verified(count: int, generation: int) -> str:
+    """Return a sentence that says that all is right, if `count` generations lead to theta of a generation."""
+    if generation < 2:
+        return f"{'the first generation' if generation else 'the base model'} is what the run had"
+    if count == generation:
+        return f"all {generation} generations are what the run had"
+    are, others = "is" if count == 1 else "are", "the others" if generation - count > 1 else "the other"
+    return f"{count} of {generation} generations {are} what the run had; the guard took back {others}"

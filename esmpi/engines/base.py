@@ -6,10 +6,11 @@ module must be cheap: what an engine computes with is imported when it is opened
 """
 
 import importlib
+import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -243,6 +244,15 @@ def require_unquantized(base: "BaseModel", quantization: object = None) -> None:
             f"engine.vllm_args: quantization: {quantization}: ES cannot write weights in vLLM's own formats: set "
             f"model.quantization=int8, fp8 or int4, with which esmpi quantizes the weights itself"
         )
+
+
+def require_numbers(logprobs: Iterable[float], model: ModelConfig, base: "BaseModel") -> None:
+    """Raise UserError if log probabilities of the base model are not numbers: no reward could tell members apart."""
+    if any(map(math.isnan, logprobs)):
+        why = "its weights are damaged, or too large"
+        if model.dtype != "float32":
+            why = "its weights or activations are too large for that: set model.dtype=float32"
+        raise UserError(f"model.path: the outputs of {base.folder} in {model.dtype} are not numbers (NaN): {why}")
 
 
 def memory_line(config: Config, base: "BaseModel") -> str:

@@ -51,10 +51,16 @@ class RankLostError(Exception):
     """Another rank has ended, and this run is to continue without it: see `Comm.shrink`."""
 
 
-class RootLostError(SharedError):
-    """Rank 0 has ended, which wrote the run's files."""
+class UnsurvivedError(SharedError):
+    """Ranks have ended without which the others cannot continue."""
 
     exit_code = 1
+
+
+ROOT_LOST = (
+    "rank 0, which writes the run's files, was lost, and run.on_rank_loss=shrink cannot replace it: rerun the same "
+    "command to resume from the last committed generation"
+)
 
 
 class Comm:
@@ -160,7 +166,7 @@ class Comm:
 
         Raises
         ------
-        RootLostError
+        UnsurvivedError
             If rank 0 is one of those that are lost.
         """
         from mpi4py import MPI
@@ -183,11 +189,39 @@ class Comm:
         self._mpi.Set_errhandler(MPI.ERRORS_RETURN)
         self._nodes = Nodes(self._mpi, shared=False)
         if 0 in lost:
-            raise RootLostError(
-                "rank 0, which writes the run's files, was lost, and run.on_rank_loss=shrink cannot replace it: rerun "
-                "the same command to resume from the last committed generation"
-            )
+            raise UnsurvivedError(ROOT_LOST)
         return lost
+
+    @contextmanager
+    def complete(self) -> Iterator[None]:
+        """Collective. Run the block, for which all ranks are needed.
+
+        Raises
+        ------
+        UnsurvivedError
+            On all ranks that are left, if any are lost meanwhile.
+        """
+        try:
+            yield
+        except RankLostError:
+            size = self.size
+            lost = self.shrink()
+            raise UnsurvivedError(
+                f"lost ranks {lost} of {size} before the run was ready, so there was nothing to continue: rerun the "
+                f"same command"
+            ) from None
+
+    def meet(self) -> list[int]:
+        """Collective. Return when all ranks are here that are left; return those that are lost, as far as is known."""
+        try:
+            self.barrier()
+        except RankLostError:
+            from mpi4py import MPI
+
+            # no call that needs the others: they may have left
+            found = self._mpi.group.Translate_ranks(None, self._mpi.Get_failed())
+            return [rank for rank, place in enumerate(found) if place != MPI.UNDEFINED]
+        return []
 
     @contextmanager
     def _losses_told(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from esmpi.errors import SharedError, UserError
@@ -72,7 +72,7 @@ def ends_all_if_it_fails(comm: "Comm") -> Iterator[None]:
 
 def _work_and_meet(work: Callable[["Comm"], int], comm: "Comm") -> int:
     """Collective. Return the exit code of the work, or of the SharedError that all ranks raised together."""
-    from esmpi.mpi.comm import RankLostError
+    from esmpi.mpi.comm import ROOT_LOST, UnsurvivedError
 
     try:
         code = work(comm)
@@ -81,6 +81,9 @@ def _work_and_meet(work: Callable[["Comm"], int], comm: "Comm") -> int:
             print(f"esmpi: {error}", file=sys.stderr)
         code = error.exit_code
     # srun may end all ranks as soon as one has exited, so no rank exits before all have finished their files.
-    with suppress(RankLostError):  # after this there is nothing left that a rank could be missed for
-        comm.barrier()
+    lost = comm.meet()  # after this there is nothing left that a rank could be missed for, except for rank 0
+    if 0 in lost:
+        if comm.rank == min(set(range(comm.size)).difference(lost)):
+            print(f"esmpi: {ROOT_LOST}", file=sys.stderr)
+        code = UnsurvivedError.exit_code
     return code

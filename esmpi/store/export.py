@@ -59,6 +59,7 @@ def export(
     ------
     UserError
         If `out` exists and is not an export of esmpi, or if it cannot be written; what was there is then unchanged.
+        A LostError if `out` is in a run directory that this process holds no more.
     """
     check_held(out)  # before the target's folders are made
     check_target(out)
@@ -73,6 +74,7 @@ def export(
         (unfinished / _MARK).write_text(json.dumps(origin | {"dtype": dtype}, indent=2) + "\n")
         _put_in_place(unfinished, out)
     except (OSError, SafetensorError) as error:  # full disk, quota, ...
+        check_held(out)  # if the directory was taken away meanwhile, this says so
         raise UserError(
             f"cannot write the model folder {out}: {error}; what was there before is still there"
         ) from error

@@ -14,6 +14,7 @@ from support import ROOT
 from esmpi import run
 from esmpi.__main__ import main
 from esmpi.commands import commands
+from esmpi.commands._theta import verified
 from esmpi.files import is_locked_elsewhere, locked
 
 CONFIG = """\
@@ -336,3 +337,17 @@ def test_output_that_nobody_takes(config_file: Path, monkeypatch: pytest.MonkeyP
     assert "No space left" in done.stderr
     done = subprocess.run(["bash", "-c", '"$@" >&-', "bash", *command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("count", "generation", "said"),
+    [
+        (0, 0, "the base model is what the run had"),
+        (1, 1, "the first generation is what the run had"),
+        (2, 2, "all 2 generations are what the run had"),
+        (1, 2, "1 of 2 generations is what the run had; the guard took back the other"),
+        (2, 4, "2 of 4 generations are what the run had; the guard took back the others"),
+    ],
+)
+def test_a_replay_says_what_it_has_verified(count: int, generation: int, said: str) -> None:
+    assert verified(count, generation) == said

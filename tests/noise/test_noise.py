@@ -172,6 +172,17 @@ def test_bfloat16_cast_is_torchs_for_ties_large_tiny_infinite_and_nan() -> None:
     assert (got.view(torch.int16)[~nan] == expected.view(torch.int16)[~nan]).all()
 
 
+def test_noise_that_overflows_bfloat16_gives_infinity_as_torch_has_it() -> None:
+    theta = np.where(np.arange(600) % 2, 3.38e38, -3.38e38).astype(np.float32)[np.newaxis]
+    live = np.empty(theta.shape, np.uint16)
+    cpu.perturb(live, theta, 0, 0, KEY, SEED, 1e37)
+    with np.errstate(over="ignore"):  # of some, the float32 sum is infinite already
+        exact = oracle.perturbed(theta, oracle.eps(SEED, KEY, elements_of(theta.shape, 0, 0)), 1e37)
+    expected = torch.from_numpy(exact).bfloat16()
+    assert 100 < int(expected.isinf().sum()) < 500
+    assert (torch.from_numpy(live.view(np.int16)).view(torch.bfloat16) == expected).all()
+
+
 def test_float16_cast_is_numpys_for_every_value_between_two_halves_and_on_either_side_of_it() -> None:
     """All 65,536 halves, the middle of each and the next, and the floats beside that; subnormal, infinite and NaN."""
     halves = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(np.float16).astype(np.float32)

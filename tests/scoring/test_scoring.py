@@ -132,7 +132,7 @@ def test_each_completion_meets_its_own_example(scorer: Scorer) -> None:
     [
         *(
             (text, "raised")
-            for text in ("raise", "recurse", "nothing", "nan", "inf", "-inf", "no number", "exit", "mute")
+            for text in ("raise", "recurse", "nothing", "nan", "inf", "-inf", "-1e300", "no number", "exit", "mute")
         ),
         *(("eat", "raised"), ("hang", "timed_out"), ("die", "died"), ("crash", "died")),
     ],

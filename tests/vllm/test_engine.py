@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import state
+from safetensors.torch import load_file, save_file
 from support import ROOT, VLLM_SMALL, require
 
 sys.path.append(str(ROOT / "tools"))
@@ -233,6 +234,23 @@ def test_rearranged_weights_are_the_same(tmp_path: Path, name: str) -> None:
     same_weights(vllm, hf)
     assert without_half_characters(vllm) == without_half_characters(hf)
     assert vllm["says"] == vllm["restored_says"] != vllm["perturbed_says"]
+
+
+def test_outputs_that_depend_on_the_batch_fail_the_self_test(tmp_path: Path) -> None:
+    """vLLM runs this architecture by transformers' own code, and differs from it by more than a member does."""
+    refused = run_state("vllm", make("gpt_neox", tmp_path / "model"))["refused"]
+    assert refused == (
+        "engine: what vLLM makes of a prompt depends on the other prompts of its batch, so a member's fitness would, "
+        "too: choose engine.kind=hf"
+    )
+
+
+def test_outputs_that_are_not_numbers_are_told_before_the_self_test(tmp_path: Path) -> None:
+    model = Path(make("llama", tmp_path / "model"))
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    assert "in float32 are not numbers (NaN)" in run_state("vllm", str(model))["refused"]
 
 
 def test_a_copy_that_only_generation_uses_fails_the_self_test(tmp_path: Path) -> None:

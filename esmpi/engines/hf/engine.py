@@ -300,5 +300,7 @@ def _read(base: BaseModel, view: View) -> torch.Tensor:
     if view.scales is not None:
         return theta  # compared before the layer was quantized
     if not torch.equal(theta.to(view.live.dtype), view.live.cpu()):
+        if theta.isnan().any():
+            raise UserError(f"model.path: {view.name} of {base.folder} holds NaN: the checkpoint is damaged")
         raise UserError(f"model.path: {view.name} does not hold the values of {base.folder}")
     return theta

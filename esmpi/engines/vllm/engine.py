@@ -16,7 +16,15 @@ from typing import Any, get_args
 import torch
 
 from esmpi.config.sections import ModelConfig
-from esmpi.engines.base import Completion, Engine, Request, Sampling, Waves, require_unquantized
+from esmpi.engines.base import (
+    Completion,
+    Engine,
+    Request,
+    Sampling,
+    Waves,
+    require_numbers,
+    require_unquantized,
+)
 from esmpi.engines.vllm import VllmConfig, mixes_experts
 from esmpi.engines.vllm.gpus import check_gpus, visible_gpus
 from esmpi.engines.vllm.self_test import SelfTest
@@ -107,12 +115,15 @@ class VllmEngine(Engine):
         self.weights.aliases = _aliases(self.weights.names, base)
         self.tokenizer = self._llm.get_tokenizer()
         self._wave: Sequence[Perturbation] = ()
-        test = SelfTest(self, self._llm.llm_engine.model_config.get_vocab_size())
         if engine.self_test:
-            test.weights()
+            require_numbers(self._self_test().signature(), model, base)  # else it could not tell outputs apart
+            self._self_test().weights()
         self._open_adapters(waves)
         if engine.self_test and self._slots and waves is not None:
-            test.slots(waves.noise, self._slots, self._noise_in_outputs)
+            self._self_test().slots(waves.noise, self._slots, self._noise_in_outputs)
+
+    def _self_test(self) -> SelfTest:
+        return SelfTest(self, self._llm.llm_engine.model_config.get_vocab_size())
 
     @property
     def _llm(self) -> Any:
