@@ -290,8 +290,8 @@ def by_member(members: Sequence[int | None], num_members: int) -> list[int]:
 def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Make the input of the output layer contiguous.
 
-    It is the last token of each prompt, a slice. If weights need no gradient, torch computes one product for each row of
-    such a slice and, in bfloat16 on a CPU, copies the whole layer for each of them.
+    It is the last token of each prompt, a slice. If weights need no gradient, torch computes one product for each row
+    of such a slice and, in bfloat16 on a CPU, copies the whole layer for each of them.
     """
     return (inputs[0].contiguous(), *inputs[1:])
 
