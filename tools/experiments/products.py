@@ -1,8 +1,8 @@
 """The multiplication table, a task that SmolLM2-135M half knows: `Multiply: 7 * 8 =`, and the answer in a few tokens.
 
 A completion that begins with the product has the reward 1. Another number is worth the less the farther it is off, at
-most a half, and a completion that does not begin with a number is worth nothing. The suites that are not trained use the
-same reward: there, an answer that is not a number is right or wrong.
+most a half, and a completion that does not begin with a number is worth nothing. The suites that are not trained use
+the same reward: there, an answer that is not a number is right or wrong.
 """
 
 import itertools

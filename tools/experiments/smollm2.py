@@ -1,8 +1,8 @@
 """Teach SmolLM2-135M the multiplication table from nothing but rewards, greedy and sampled, and watch what it forgets.
 
 The held-out products are never trained on. Two suites show what else changes: sums, which are asked for in the same
-form, and capitals. Training decodes greedily, or it samples at temperature 1. Evaluations during training are greedy; the
-base model and the last generation are also evaluated with samples at temperature 1.
+form, and capitals. Training decodes greedily, or it samples at temperature 1. Evaluations during training are greedy;
+the base model and the last generation are also evaluated with samples at temperature 1.
 """
 
 import sys
