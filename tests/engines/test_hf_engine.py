@@ -95,6 +95,17 @@ def test_a_padded_batch_says_what_each_prompt_alone_says(engine: HfEngine) -> No
         assert completion.text == tokenizer.decode([t for t in expected if t != tokenizer.eos_token_id])
 
 
+def test_the_output_layer_gets_no_slice(engine: HfEngine) -> None:
+    """Of a slice torch would make a batch of products, each in bfloat16 with a copy of the whole layer."""
+    seen = []
+    head = engine._model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    engine.generate(requests(PROMPTS), Sampling(max_tokens=2))
+    hook.remove()
+    assert [tuple(x.shape[:2]) for x in seen] == [(4, 1), (4, 1)]
+    assert all(x.is_contiguous() for x in seen)
+
+
 def test_max_tokens_cuts_off(engine: HfEngine) -> None:
     engine.weights.restore()
     for completion in engine.generate(requests(PROMPTS), Sampling(max_tokens=3)):

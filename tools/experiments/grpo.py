@@ -19,7 +19,12 @@ NAME = "grpo"
 TRIAL_SEED = 100
 WORKS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 5, "steps": 45, "every": 5, "keys": ()},
-    "smollm2": {"seeds": 2, "steps": 45, "every": 9, "keys": ("eval.every=3",)},
+    "smollm2": {
+        "seeds": 2,
+        "steps": 45,
+        "every": 9,
+        "keys": ("es.population_size=30", "es.generations=12", "eval.every=3"),
+    },
 }
 """GRPO's steps, of 64 completions each, make as many completions as esmpi's 12 generations of 30 x 8."""
 TRIALS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {

@@ -1,6 +1,8 @@
-"""The multiplication table, a task that a small language model half knows: `7 * 8 =`, and the answer in a few tokens.
+"""The multiplication table, a task that SmolLM2-135M half knows: `Multiply: 7 * 8 =`, and the answer in a few tokens.
 
-Reward 1 for the right product, 0.2 for any other number that is said at once, 0 for anything else.
+A completion that begins with the product has the reward 1. Another number is worth the less the farther it is off, at
+most a half, and a completion that does not begin with a number is worth nothing. The suites that are not trained use
+the same reward: there, an answer that is not a number is right or wrong.
 """
 
 import itertools
@@ -8,13 +10,26 @@ import random
 import re
 from typing import Any
 
-PROBLEMS = [{"prompt": f"{a} * {b} =", "answer": a * b} for a, b in itertools.product(range(2, 16), range(2, 13))]
-random.Random(0).shuffle(PROBLEMS)
-evaluation, train = PROBLEMS[:54], PROBLEMS[54:]
+PAIRS = list(itertools.combinations_with_replacement(range(2, 16), 2))
+HELD_OUT = set(random.Random(0).sample(PAIRS, 30))
+"""A product is held out together with its mirror image: `8 * 7` does not give `7 * 8` away."""
+
+
+def _problems(pairs: set[tuple[int, int]]) -> list[dict[str, Any]]:
+    ordered = sorted(pairs | {(b, a) for a, b in pairs})
+    random.Random(1).shuffle(ordered)
+    return [{"prompt": f"Multiply: {a} * {b} =", "answer": str(a * b)} for a, b in ordered]
+
+
+train = _problems(set(PAIRS) - HELD_OUT)
+evaluation = _problems(HELD_OUT)
 
 
 def reward(completion: str, example: dict[str, Any]) -> dict[str, float]:
     """Return the reward of a completion, and whether it is right."""
-    said = re.match(r"\s*(\d+)", completion)
-    right = said is not None and int(said[1]) == example["answer"]
-    return {"reward": 1.0 if right else 0.2 * (said is not None), "correct": right}
+    answer = example["answer"]
+    if re.match(rf"\s*{answer}\b", completion):
+        return {"reward": 1.0, "correct": True}
+    said = re.match(r"\s*(\d+)", completion) if answer.isdigit() else None
+    off = abs(int(said[1]) / int(answer) - 1) if said else 1.0
+    return {"reward": 0.5 * max(0.0, 1 - off), "correct": False}

@@ -1,11 +1,10 @@
 """Teach SmolLM2-135M the multiplication table from nothing but rewards, greedy and sampled, and watch what it forgets.
 
-The held-out products are never trained on. A suite of sums, which no reward asks for, is the retention suite: the model
-is asked `3 + 4 =`. Training decodes greedily, or it samples two completions of each prompt at temperature 1, with half
-as many prompts. Evaluation is greedy.
+The held-out products are never trained on. Two suites show what else changes: sums, which are asked for in the same
+form, and capitals. Training decodes greedily, or it samples at temperature 1. Evaluations during training are greedy;
+the base model and the last generation are also evaluated with samples at temperature 1.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,70 +14,87 @@ from common import FOLDER, Results, Row, checked, esmpi_command, made, markdown,
 
 NAME = "smollm2"
 CONFIG = FOLDER / "smollm2.yaml"
-SUMS = FOLDER / "sums.jsonl"
-SUITES = (f"eval.suites={{sums: {SUMS}}}", "eval.retention=[sums]", "eval.divergence=true")
-DECODING = {
-    "greedy": (),
-    "sampled": ("sampling.temperature=1", "sampling.num_samples=2", "data.batch_size=4"),
-}
+SEEDS = 2
+DECODING = {"greedy": (), "sampled": ("sampling.temperature=1",)}
+SAMPLED = ("eval.temperature=1", "eval.num_samples=4")
+SUITES = {"held_out": "held-out products", "sums": "sums (not trained)", "capitals": "capitals (not trained)"}
 SMALL = ("model.path=esmpi:tiny_countdown", "es.generations=1", "es.population_size=4", "data.batch_size=2")
 
 
 def measure(results: Results, small: bool) -> None:
-    """Train with each decoding that is missing; `small`: one generation of the quickstart's model, greedy."""
+    """Do the runs that are missing, seed by seed; `small`: one generation of the quickstart's model, greedy."""
+    for seed in range(1 if small else SEEDS):
+        for decoding in list(DECODING)[: 1 if small else None]:
+            once(results, decoding, seed, small)
+
+
+def once(results: Results, decoding: str, seed: int, small: bool) -> None:
+    """Train with a decoding, unless that is done, and add its curves."""
     from esmpi import open_run
 
-    for decoding, keys in list(DECODING.items())[: 1 if small else None]:
-        setting = {"decoding": decoding, "seed": 0}
-        if not results.missing(setting):
-            continue
-        with scratch() as folder:
-            given = [*SUITES, *keys, *(SMALL if small else ()), f"run.output_dir={folder}"]
-            _, spent = checked(esmpi_command(CONFIG, given))
-            rows = open_run(folder / NAME).evaluations.to_dict("records")
-        curve = [
-            {"suite": row["suite"], "generation": int(row["generation"])}
-            | {name: round(float(row[name]), 4) for name in ("accuracy", "reward_mean", "kl_per_token")}
-            for row in rows
-        ]
-        results.add(setting, {"curve": json.loads(json.dumps(curve).replace("NaN", "null")), "process": spent.row()})
+    setting = {"decoding": decoding, "seed": seed}
+    if not results.missing(setting):
+        return
+    with scratch() as folder:
+        keys = [*DECODING[decoding], *(SMALL if small else ()), f"run.seed={seed}", f"run.output_dir={folder}"]
+        _, spent = checked(esmpi_command(CONFIG, keys))
+        last = int(open_run(folder / NAME).evaluations["generation"].max())
+        for generation in (0, last):
+            command = [sys.executable, "-m", "esmpi", "eval", folder / NAME, "--generation", str(generation)]
+            checked([*command, "--suite", "sampled", *SAMPLED])
+        found = open_run(folder / NAME)
+        tokens, rows = int(found.generations["tokens"].sum()), found.evaluations.to_dict("records")
+    curve = [
+        {"suite": row["suite"], "generation": int(row["generation"])}
+        | {name: round(float(row[name]), 4) for name in ("accuracy", "reward_mean")}
+        for row in rows
+    ]
+    results.add(setting, {"curve": curve, "tokens": tokens, "process": spent.row()})
 
 
 def series(row: Row, suite: str, name: str = "accuracy") -> tuple[list[int], list[float]]:
     """Return generations and a figure of a suite."""
-    points = [point for point in row["curve"] if point["suite"] == suite]
-    return [point["generation"] for point in points], [point[name] for point in points]
+    points = sorted((point["generation"], point[name]) for point in row["curve"] if point["suite"] == suite)
+    return [generation for generation, _ in points], [value for _, value in points]
 
 
 def facts(rows: Sequence[Row]) -> Mapping[str, str]:
-    """Return the table: products and sums at the beginning, at best and at last."""
-    lines = []
+    """Return the tables: one line a run, accuracies before and after; and what they cost."""
+    lines, costs = [], []
     for row in rows:
-        generations, held_out = series(row, "held_out")
-        sums, rewards = series(row, "sums")[1], series(row, "held_out", "reward_mean")[1]
-        shown = [100 * held_out[0], 100 * max(held_out), 100 * held_out[-1], 100 * sums[0], 100 * sums[-1]]
-        cells = [row["run"]["decoding"], str(generations[-1]), *(f"{value:.1f}" for value in shown)]
-        lines.append([*cells, f"{rewards[0]:.3f}", f"{rewards[-1]:.3f}", f"{row['process']['processor_seconds']:.0f}"])
-    head = ["training decodes", "generations", "products: base, %", "best, %", "last, %", "sums: base, %", "last, %"]
-    head += ["reward: base", "last", "processor seconds"]
-    return {"table": markdown(head, lines), "made": made(rows)}
+        which = [f"{row['run']['decoding']}, seed {row['run']['seed']}"]
+        values = [100 * np.array(series(row, suite)[1]) for suite in ("held_out", "sampled", "sums", "capitals")]
+        changes = [f"{value[0]:.1f} → {value[-1]:.1f}" for value in values]
+        rewards = series(row, "held_out", "reward_mean")[1]
+        reward = f"{rewards[0]:.3f} → {rewards[-1]:.3f}"
+        lines.append([*which, changes[0], f"{max(values[0]):.1f}", reward, *changes[1:]])
+        spent = row["process"]
+        costs.append([*which, str(series(row, "held_out")[0][-1]), f"{row['tokens'] / 1000:.0f}"])
+        costs[-1] += [f"{spent[name]:,.0f}" for name in ("processor_seconds", "seconds", "peak_mib")]
+    head = ["training decodes", "products, greedy, %", "best", "reward", "products, sampled, %"]
+    head += ["sums, %", "capitals, %"]
+    cost = ["training decodes", "generations", "thousand tokens", "processor seconds", "seconds", "peak MiB"]
+    return {"table": markdown(head, lines), "costs": markdown(cost, costs), "made": made(rows)}
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the accuracy of products and sums."""
+    """Draw the greedy accuracy on products and on the other suites, by generation."""
     from esmpi.report.draw import new_figure, style
     from esmpi.report.palette import LIGHT, color_of
 
     with style():
-        picture = new_figure(5.4, 2.8)
-        axes = picture.subplots()
-        for number, row in enumerate(rows):
-            for suite, words, dash in (("held_out", "held-out products", "-"), ("sums", "sums (retention)", "--")):
-                x, y = series(row, suite)
-                label = f"{words}, {row['run']['decoding']}"
-                axes.plot(x, 100 * np.array(y), dash, color=LIGHT[color_of(number)], marker="o", label=label)
-        axes.set(xlabel="generation", ylabel="accuracy, %")
-        axes.legend()
+        picture = new_figure(9.0, 2.8)
+        for axes, (suite, title) in zip(picture.subplots(1, len(SUITES), sharey=True), SUITES.items(), strict=True):
+            for number, decoding in enumerate(DECODING):
+                for row in (row for row in rows if row["run"]["decoding"] == decoding):
+                    x, y = series(row, suite)
+                    label = None if row["run"]["seed"] else f"trained {decoding}"
+                    dash = ("-", "--")[row["run"]["seed"] % 2]
+                    axes.plot(x, 100 * np.array(y), dash, color=LIGHT[color_of(number)], label=label)
+            axes.set(title=title, xlabel="generation", ylim=(0, 100))
+            if suite == "held_out":
+                axes.set_ylabel("accuracy, %")
+                axes.legend(loc="lower right")
         picture.savefig(path, dpi=110)
 
 

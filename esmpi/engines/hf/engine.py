@@ -67,6 +67,9 @@ class HfEngine(Engine):
         except (OSError, ValueError, ImportError) as error:  # unknown architecture, missing file or package, ...
             raise UserError(f"model.path: transformers cannot load {base.folder}: {error}") from error
         self._model.eval().requires_grad_(False)
+        head = self._model.get_output_embeddings()
+        if head is not None:
+            head.register_forward_pre_hook(_contiguous)
         if model.quantization != "none":
             self._quantize(model, base)
         self._model.to(self._device)
@@ -282,6 +285,15 @@ def by_member(members: Sequence[int | None], num_members: int) -> list[int]:
         rows[member].append(place)
     most = max(map(len, rows))
     return [place for row in rows for place in row + [-1] * (most - len(row))]
+
+
+def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Make the input of the output layer contiguous.
+
+    It is the last token of each prompt, a slice. If weights need no gradient, torch computes one product for each row
+    of such a slice and, in bfloat16 on a CPU, copies the whole layer for each of them.
+    """
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:
