@@ -22,4 +22,8 @@ set_up "$extras"
 if [ "$1" = grpo ] && ! python -c 'import trl' 2>/dev/null; then
   python -m pip install --quiet --disable-pip-version-check trl==1.16.0
 fi
+if [[ $1 = smollm2 && " $* " != *" --small "* && ! -e models/SmolLM2-135M-Instruct ]]; then
+  python -m pip install --quiet --disable-pip-version-check 'gguf>=0.10' 'accelerate>=1.0'
+  python tools/get_smollm2.py
+fi
 exec python "tools/experiments/$1.py" "${@:2}"

@@ -17,6 +17,7 @@ import exactness
 import grpo
 import page
 import paper
+import products
 from common import COMMITTED, Results, execute, read_rows
 
 FOLDER = ROOT / "tools" / "experiments"
@@ -91,7 +92,25 @@ def test_public_code_in_the_small(tmp_path: Path) -> None:
 def test_smollm2_in_the_small(tmp_path: Path) -> None:
     [row] = small("smollm2", tmp_path)
     suites = [(point["suite"], point["generation"]) for point in row["curve"]]
-    assert sorted(suites) == [("held_out", 0), ("held_out", 1), ("sums", 0), ("sums", 1)]
+    assert sorted(suites) == [(name, i) for name in ("capitals", "held_out", "sampled", "sums") for i in (0, 1)]
+    assert row["tokens"] > 0
+
+
+def test_products_are_held_out_with_their_mirror_images() -> None:
+    def factors(problems: list[dict[str, str]]) -> set[tuple[int, ...]]:
+        return {tuple(sorted(map(int, re.findall(r"\d+", problem["prompt"])))) for problem in problems}
+
+    assert len(products.train) + len(products.evaluation) == 14 * 14
+    assert factors(products.train).isdisjoint(factors(products.evaluation))
+
+
+def test_a_closer_product_is_worth_more() -> None:
+    example = {"prompt": "Multiply: 7 * 8 =", "answer": "56"}
+    said = [products.reward(text, example) for text in (" 56\n", " 55", " 28.", " 560", " 200", " It is 56")]
+    assert [round(one["reward"], 2) for one in said] == [1, 0.49, 0.25, 0, 0, 0]
+    assert [one["correct"] for one in said] == [True, False, False, False, False, False]
+    capital = {"prompt": "The capital of Peru is", "answer": "Lima"}
+    assert [products.reward(text, capital)["reward"] for text in (" Lima,", " Limassol", " 3")] == [1, 0, 0]
 
 
 def test_scaling_in_the_small(tmp_path: Path) -> None:

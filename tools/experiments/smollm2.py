@@ -1,8 +1,9 @@
 """Teach SmolLM2-135M the multiplication table from nothing but rewards, greedy and sampled, and watch what it forgets.
 
 The held-out products are never trained on. Two suites show what else changes: sums, which are asked for in the same
-form, and capitals. Training decodes greedily, or it samples at temperature 1. Evaluations during training are greedy;
-the base model and the last generation are also evaluated with samples at temperature 1.
+form, and capitals. Training decodes greedily, or it samples at temperature 1; or it decodes greedily while alpha falls
+to a tenth in half as many generations. Evaluations during training are greedy; the base model and the last generation
+are also evaluated with samples at temperature 1.
 """
 
 import sys
@@ -15,7 +16,11 @@ from common import FOLDER, Results, Row, checked, esmpi_command, made, markdown,
 NAME = "smollm2"
 CONFIG = FOLDER / "smollm2.yaml"
 SEEDS = 2
-DECODING = {"greedy": (), "sampled": ("sampling.temperature=1",)}
+DECODING = {
+    "greedy": (),
+    "sampled": ("sampling.temperature=1",),
+    "greedy, alpha falls": ("es.alpha_schedule=cosine", "es.generations=24"),
+}
 SAMPLED = ("eval.temperature=1", "eval.num_samples=4")
 SUITES = {"held_out": "held-out products", "sums": "sums (not trained)", "capitals": "capitals (not trained)"}
 SMALL = ("model.path=esmpi:tiny_countdown", "es.generations=1", "es.population_size=4", "data.batch_size=2")
@@ -59,21 +64,20 @@ def series(row: Row, suite: str, name: str = "accuracy") -> tuple[list[int], lis
 
 
 def facts(rows: Sequence[Row]) -> Mapping[str, str]:
-    """Return the tables: one line a run, accuracies before and after; and what they cost."""
+    """Return the tables, one line a run: the suites before, at the best generation, and at last; and what it cost."""
     lines, costs = [], []
     for row in rows:
         which = [f"{row['run']['decoding']}, seed {row['run']['seed']}"]
-        values = [100 * np.array(series(row, suite)[1]) for suite in ("held_out", "sampled", "sums", "capitals")]
-        changes = [f"{value[0]:.1f} → {value[-1]:.1f}" for value in values]
-        rewards = series(row, "held_out", "reward_mean")[1]
-        reward = f"{rewards[0]:.3f} → {rewards[-1]:.3f}"
-        lines.append([*which, changes[0], f"{max(values[0]):.1f}", reward, *changes[1:]])
+        generations, accuracies = series(row, "held_out")
+        best = int(np.argmax(accuracies))
+        shown = [(suite, (0, best, -1)) for suite in SUITES] + [("sampled", (0, -1))]
+        cells = [" → ".join(f"{100 * series(row, suite)[1][i]:.1f}" for i in places) for suite, places in shown]
+        lines.append([*which, str(generations[best]), str(generations[-1]), *cells])
         spent = row["process"]
-        costs.append([*which, str(series(row, "held_out")[0][-1]), f"{row['tokens'] / 1000:.0f}"])
-        costs[-1] += [f"{spent[name]:,.0f}" for name in ("processor_seconds", "seconds", "peak_mib")]
-    head = ["training decodes", "products, greedy, %", "best", "reward", "products, sampled, %"]
-    head += ["sums, %", "capitals, %"]
-    cost = ["training decodes", "generations", "thousand tokens", "processor seconds", "seconds", "peak MiB"]
+        figures = [f"{spent[name]:,.0f}" for name in ("processor_seconds", "seconds", "peak_mib")]
+        costs.append([*which, f"{row['tokens'] / 1000:.0f}", *figures])
+    head = ["training", "best generation", "last", "products, %", "sums, %", "capitals, %", "products, sampled, %"]
+    cost = ["training", "thousand tokens", "processor seconds", "seconds", "peak MiB"]
     return {"table": markdown(head, lines), "costs": markdown(cost, costs), "made": made(rows)}
 
 
@@ -88,7 +92,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             for number, decoding in enumerate(DECODING):
                 for row in (row for row in rows if row["run"]["decoding"] == decoding):
                     x, y = series(row, suite)
-                    label = None if row["run"]["seed"] else f"trained {decoding}"
+                    label = None if row["run"]["seed"] else decoding
                     dash = ("-", "--")[row["run"]["seed"] % 2]
                     axes.plot(x, 100 * np.array(y), dash, color=LIGHT[color_of(number)], label=label)
             axes.set(title=title, xlabel="generation", ylim=(0, 100))
