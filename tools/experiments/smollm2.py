@@ -45,8 +45,8 @@ def once(results: Results, decoding: str, seed: int, small: bool) -> None:
         _, spent = checked(esmpi_command(CONFIG, keys))
         last = int(open_run(folder / NAME).evaluations["generation"].max())
         for generation in (0, last):
-            command = [sys.executable, "-m", "esmpi", "eval", folder / NAME, "--generation", str(generation)]
-            checked([*command, "--suite", "sampled", *SAMPLED])
+            which = ("--generation", str(generation), "--suite", "sampled", *SAMPLED)
+            checked([sys.executable, "-m", "esmpi", "eval", folder / NAME, *which])
         found = open_run(folder / NAME)
         tokens, rows = int(found.generations["tokens"].sum()), found.evaluations.to_dict("records")
     curve = [
