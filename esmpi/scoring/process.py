@@ -18,7 +18,7 @@ from typing import Any
 from esmpi.config.problems import ScoringConfig
 from esmpi.errors import UserError
 from esmpi.scoring.output import Output, take
-from esmpi.stop.signals import SIGNALS
+from esmpi.stop.signals import SIGNALS, held_back
 from esmpi.tasks import Calls, OutOfTimeError, Progress, Sample, Score, Task, _rewards, python
 from esmpi.tasks._chance import seed_generators
 
@@ -65,7 +65,7 @@ class Process:
         self._output = Output(context)
         arguments = (theirs, make_task, config, num_processes, os.getpid(), with_answers, self._output.theirs)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
-        with _without_main(), _with_hash_seed():
+        with _without_main(), _with_hash_seed(), held_back():
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
         self._output.begin()
@@ -220,6 +220,7 @@ def _act_as_plain_python() -> None:
     processes that a reward starts would inherit that, and could not be terminated.
     """
     _take_signals(_do_nothing)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked until now
     hold, release = (partial(signal.pthread_sigmask, how, SIGNALS) for how in (signal.SIG_BLOCK, signal.SIG_UNBLOCK))
     os.register_at_fork(before=hold, after_in_parent=release, after_in_child=_heed_signals)
     # otherwise multiprocessing refuses processes, and would look for a reward's functions in a module of its own

@@ -30,6 +30,32 @@ def signals_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let processes that are started in the block begin with the run's signals blocked.
+
+    A terminal and Slurm signal all processes, also those that are only starting, which the signal would end. Such a
+    process unblocks `SIGNALS` once it handles them.
+    """
+    start_tracker()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_tracker() -> None:
+    """Start multiprocessing's process for shared memory, which it has when it needs it, with the signals blocked."""
+    from multiprocessing import resource_tracker
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # it unblocks some of them, here as well
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class StopFlag:
     """Becomes true at the first SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2; a second one ends the process at once.
 

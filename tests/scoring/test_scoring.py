@@ -163,6 +163,22 @@ def test_a_completion_whose_process_is_killed_from_outside_is_scored_again(
     assert caplog.text.count("a process that computed a reward ended with -9: 1 completion is scored once more") == 1
 
 
+def test_a_signal_to_all_processes_does_not_end_those_that_are_starting() -> None:
+    """As Slurm's before the end of a job: the run stops after its generation, which needs them."""
+    before = multiprocessing.active_children()
+    scorer = make_scorer(num_processes=2)
+    starting: list[Any] = []
+    while len(starting) < 2:
+        starting = [process for process in multiprocessing.active_children() if process not in before]
+    for process in starting:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGUSR1)
+        os.kill(process.pid, signal.SIGTERM)
+    scored = score(scorer, ["1", "2"])
+    scorer.close()
+    assert [one.reward for one in scored.scores] == [1, 2]
+
+
 def test_answers_come_with_the_scores_if_they_are_wanted() -> None:
     texts = ["1", "die", "2 or so", "4 no answer", "raise", *["3"] * 40]
     for wanted in (False, True):

@@ -5,14 +5,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
 
-from esmpi.stop.signals import SIGNALS
+from esmpi.stop.signals import SIGNALS, held_back, start_tracker
 
 _LAUNCHER_VARIABLES = ("PMI", "PMIX", "OMPI_", "PRTE_", "HYDRA", "MPI_", "MV2_", "SLURM", "PALS_", "FLUX_")
 RANK_PROCESS = "ESMPI_RANK_PROCESS"
@@ -88,21 +88,17 @@ def _without_launcher() -> Iterator[None]:
 
 @contextmanager
 def _starting_without_signals() -> Iterator[None]:
-    """Let processes begin with the run's signals held back, until they ignore them (`ignore_signals`).
+    """Let processes begin with the run's signals blocked, until they ignore them (`ignore_signals`).
 
-    A terminal and Slurm signal all processes. The rank stops after its generation, and until then needs its workers:
-    one that ended while it starts would be an error of the engine.
+    The rank stops after its generation, and until then needs its workers.
     """
     start = SpawnProcess.start
 
     def start_held_back(self: BaseProcess) -> None:
-        resource_tracker.ensure_running()  # it would release two of them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
+        with held_back():
             start(self)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    start_tracker()
     SpawnProcess.start = start_held_back  # type: ignore[method-assign]
     try:
         yield
