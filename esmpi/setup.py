@@ -321,9 +321,9 @@ def _check_numbers(setup: Setup) -> None:
     if num_infinite := engine.weights.num_infinite():
         count = counted(num_infinite, "live weight")
         log.warning("theta: %s overflowed %s to infinity: set model.dtype=float32", count, model.dtype)
-    first = next((part[0] for part in (problems.train, *problems.suites.values()) if part), None)
-    if first is not None:
-        prompt = setup.prompt(first)
+    own = [examples for suite, examples in problems.suites.items() if suite not in setup.harness]
+    if first := next(filter(None, (problems.train, *own)), None):
+        prompt = setup.prompt(first[0])
         said = engine.generate([Request(prompt=prompt)], Sampling(max_tokens=1))
         [logprobs] = engine.logprobs([prompt], said)
         require_numbers(logprobs, model, setup.base)

@@ -15,6 +15,8 @@ from slurm.cluster import Cluster
 from slurm.conftest import PATIENCE_S
 
 FAULTY = ROOT / "tests" / "mpi" / "faulty.py"
+AROUND = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_MEM_PER_CPU": "100000", "SRUN_CPUS_PER_TASK": "1000"}
+"""What Slurm says in a job that submits another one. With the last of it, no step of that one could start."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +25,20 @@ def here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_a_preempted_job_of_an_array_is_requeued_and_returns_its_result(digests: list[int], tmp_path: Path) -> None:
+def test_a_preempted_job_of_an_array_is_requeued_and_returns_its_result(
+    digests: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in AROUND.items():
+        monkeypatch.setenv(name, value)
     overrides = [f"run.output_dir={tmp_path}", f"es.generations={GENERATIONS}", "data.num_eval=2"]
     job, other = submit(TINY_RUN, overrides, array={"sigma": ["3e-3", "2e-3"]}, nodes=2, time_limit="30:00")
     deadline = time.monotonic() + PATIENCE_S
     while " 1/" not in (job.stdout() or ""):
         assert time.monotonic() < deadline, f"{job.stdout()}{job.stderr()}"
         time.sleep(0.05)
-    subprocess.run(["scancel", "--batch", "--signal=USR2", job.job_id], check=True)  # as `--signal` has Slurm do
+    for _ in range(2):  # as `--signal` has Slurm do before the limit, and a preemption while submitit requeues
+        subprocess.run(["scancel", "--batch", "--signal=USR2", job.job_id], check=True)
+        time.sleep(0.2)
     result = job.result()
     assert job.stdout().count("Caught signal SIGUSR2") == 1
     assert job.stdout().count("resuming from generation") == 1
