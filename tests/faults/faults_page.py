@@ -27,6 +27,7 @@ HAPPENS = {
 
 VARIES = (
     (r"^(esmpi: )?(\[?rank \d+( of \d+)?( on HOST\])?:? )?", ""),
+    (r"^.*(?=MemoryError$)", ""),
     (r"^\w*Error: (?=engine:)", ""),
     (r"theta of generation \d+", "theta of generation N"),
     (r"[\d,]+ bytes", "N bytes"),
