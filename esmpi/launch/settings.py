@@ -20,6 +20,8 @@ _FIXED = ("run.name", "run.output_dir")
 """Keys with one value in a sweep: the names of its runs are made of the other keys and values."""
 _DRAWS_EACH = 100
 """Draws for each setting that is wanted: if too few of them differ, there are no more."""
+MOST_SETTINGS = 10_000
+"""Of a grid."""
 _LONGEST_WORD = 60
 """Characters of a value in the name of a run."""
 
@@ -87,6 +89,11 @@ class Search:
             if isinstance(axis, Range):
                 raise UserError(f"{key}: values of a range are drawn: say how many settings, with --random NUMBER")
             lists.append(axis.values)
+        if (count := math.prod(map(len, lists))) > MOST_SETTINGS:
+            raise UserError(
+                f"the grid has {count:,} settings, more than {MOST_SETTINGS:,}: leave values out, or draw some "
+                f"settings with --random NUMBER"
+            )
         return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*lists)]
 
     def _draw(self, count: int, seed: int) -> list[dict[str, Any]]:
