@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from esmpi.config.overrides import Override, overrides_of, read_yaml
+from esmpi.config.overrides import YAML_ERRORS, Override, overrides_of, read_yaml
 from esmpi.errors import UserError
 from esmpi.es.random_streams import stream
 
@@ -194,7 +194,7 @@ def _range(name: str, text: str) -> Range | None:
     found = re.fullmatch(r"(log|uniform):(.*):(.*)", text)
     if found is None:
         return None
-    low, high = (read_yaml(end) for end in found.groups()[1:])
+    low, high = map(_value, found.groups()[1:])
     is_log = found[1] == "log"
     if not all(type(end) in (int, float) and math.isfinite(end) for end in (low, high)) or not low < high:
         raise UserError(
@@ -203,6 +203,13 @@ def _range(name: str, text: str) -> Range | None:
     if is_log and low <= 0:
         raise UserError(f"{name}: {text}: both ends of a range on a logarithmic scale must be above 0")
     return Range(low, high, is_log)
+
+
+def _value(text: str) -> Any:
+    try:
+        return read_yaml(text)
+    except YAML_ERRORS:
+        return None
 
 
 def _word(text: str) -> str:
