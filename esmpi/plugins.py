@@ -158,8 +158,15 @@ def _imported(code: bytes, folder: Path, package: Path) -> Iterator[Path]:
             for depth in range(1, name.count(".") + 2):
                 place = start.joinpath(*name.split(".")[:depth])
                 for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
-                    if file.is_file() and file.resolve().is_relative_to(folder):
+                    if _is_file(file) and file.resolve().is_relative_to(folder):
                         yield file.resolve()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long for one
+        return False
 
 
 def execute_file(key: str, path: str, source: bytes) -> ModuleType:

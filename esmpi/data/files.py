@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import date, time
@@ -106,7 +107,7 @@ def _csv(path: str, text: str) -> Iterator[tuple[str, Any]]:
     except csv.Error as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     names = rows[0] if rows else []
-    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if not rows or twice:
         raise ValueError(f"cannot read {path}: " + (f"two columns are called {twice[0]!r}" if rows else "it is empty"))
     for number, row in enumerate(rows[1:], start=1):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from esmpi.config.overrides import Override, overrides_of, read_yaml
+from esmpi.config.overrides import YAML_ERRORS, Override, overrides_of, read_yaml
 from esmpi.errors import UserError
 from esmpi.es.random_streams import stream
 
@@ -20,6 +20,8 @@ _FIXED = ("run.name", "run.output_dir")
 """Keys with one value in a sweep: the names of its runs are made of the other keys and values."""
 _DRAWS_EACH = 100
 """Draws for each setting that is wanted: if too few of them differ, there are no more."""
+MOST_SETTINGS = 10_000
+"""Of a grid."""
 _LONGEST_WORD = 60
 """Characters of a value in the name of a run."""
 
@@ -87,6 +89,11 @@ class Search:
             if isinstance(axis, Range):
                 raise UserError(f"{key}: values of a range are drawn: say how many settings, with --random NUMBER")
             lists.append(axis.values)
+        if (count := math.prod(map(len, lists))) > MOST_SETTINGS:
+            raise UserError(
+                f"the grid has {count:,} settings, more than {MOST_SETTINGS:,}: leave values out, or draw some "
+                f"settings with --random NUMBER"
+            )
         return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*lists)]
 
     def _draw(self, count: int, seed: int) -> list[dict[str, Any]]:
@@ -187,7 +194,7 @@ def _range(name: str, text: str) -> Range | None:
     found = re.fullmatch(r"(log|uniform):(.*):(.*)", text)
     if found is None:
         return None
-    low, high = (read_yaml(end) for end in found.groups()[1:])
+    low, high = map(_value, found.groups()[1:])
     is_log = found[1] == "log"
     if not all(type(end) in (int, float) and math.isfinite(end) for end in (low, high)) or not low < high:
         raise UserError(
@@ -196,6 +203,13 @@ def _range(name: str, text: str) -> Range | None:
     if is_log and low <= 0:
         raise UserError(f"{name}: {text}: both ends of a range on a logarithmic scale must be above 0")
     return Range(low, high, is_log)
+
+
+def _value(text: str) -> Any:
+    try:
+        return read_yaml(text)
+    except YAML_ERRORS:
+        return None
 
 
 def _word(text: str) -> str:

@@ -112,6 +112,13 @@ class BaseModel:
         parts = [((row, min(row + each, rows)), (0, columns)) for row in range(0, rows, each)]
         return all(torch.equal(self.read(name, *part), self.read(other.name, *part)) for part in parts)
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in a JSON file of the folder; raise UserError if it holds none."""
+        try:
+            return _read_json(self.folder / name)
+        except (ValueError, OSError) as error:
+            raise UserError(f"model.path: {self.folder} is damaged or incomplete: {error}") from error
+
     def _list_tensors(self) -> None:
         for file in self._weight_files():
             with safe_open(file, framework="numpy") as stored:

@@ -1,6 +1,5 @@
 """What a run file has of a run, as its sinks are told of it: figures of generations and evaluations, in their order."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from esmpi.errors import UserError
 from esmpi.es.member_columns import OK
 from esmpi.es.population import idle_seconds
+from esmpi.files import read_json_lines
 from esmpi.store.run_file import RunFile, member_samples_path
 
 GENERATION = "generation"
@@ -83,7 +84,13 @@ def _generation(run: RunFile, generation: int) -> Past:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """Return JSON lines, none if the file is not there or is not as esmpi writes it: sinks are for watching alone."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
+        lines = list(read_json_lines(path, inside=path.parents[1]))
+    except (OSError, UserError):
         return []
-    return lines if all(isinstance(line, dict) and line.keys() >= _OF_SAMPLES for line in lines) else []
+    return lines if all(map(_is_sample, lines)) else []
+
+
+def _is_sample(line: Any) -> bool:
+    if not (isinstance(line, dict) and line.keys() >= _OF_SAMPLES and isinstance(line["figures"], dict)):
+        return False
+    return all(isinstance(value, int | float) for value in line["figures"].values())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esmpi.errors import UserError
+from esmpi.files import open_regular
 from esmpi.model.base_model import BaseModel
 from esmpi.report.facts import citations
 from esmpi.report.of_run import title_of
@@ -20,6 +21,8 @@ from esmpi.wording import counted, visible, visible_line
 log = logging.getLogger(__name__)
 
 CURVE = "curve.png"
+_MOST_CARD_BYTES = 100_000
+"""Of a model's card, in which its metadata come first."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _LICENSE_FILES = re.compile(r"(licen[cs]e|notice|copying)([._-].*)?", re.IGNORECASE)
@@ -106,10 +109,11 @@ def license_of(folder: Path) -> dict[str, str]:
     Only plain lines of the metadata are read, as the hub writes them.
     """
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        with open_regular(folder / "README.md") as file:
+            text = file.read(_MOST_CARD_BYTES).decode(errors="replace")
+    except (OSError, UserError):
         return {}
-    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    head = re.match(r"---[ \t\r]*\n(.*?)\n---", text, re.DOTALL)
     found = re.findall(rf"^({'|'.join(_LICENSE_KEYS)}):[ \t]*(\S.*?)[ \t]*$", head[1], re.MULTILINE) if head else []
     return {key: value.strip("'\"") for key, value in found if value[0] not in "[{|>&*!"}
 
@@ -225,8 +229,8 @@ def generation_config(run: RunFile, base: BaseModel) -> dict[str, Any]:
     Other defaults of the base played no part in the run, and are left out; so is what transformers has no key for, and
     stop strings, with which it does not generate unless it is given the tokenizer, too.
     """
-    path = base.folder / "generation_config.json"
-    own = json.loads(path.read_text()) if path.exists() else base.config
+    name = "generation_config.json"
+    own = base.read_json(name) if (base.folder / name).exists() else base.config
     tokens = {key: value for key, value in own.items() if key.endswith("token_id") and value is not None}
     sampling, temperature = run.attributes["config"]["sampling"], run.attributes["config"]["eval"]["temperature"]
     chosen = {"do_sample": temperature > 0, "max_new_tokens": sampling["max_tokens"]}

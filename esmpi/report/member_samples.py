@@ -1,6 +1,5 @@
 """Completions of members, which `log.samples` keeps of each generation: those that a page has room for."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from esmpi.errors import UserError
+from esmpi.files import read_json_lines
 from esmpi.report.samples import cut, problem_text
 from esmpi.report.text import num_bytes
 from esmpi.store.history import History
@@ -94,9 +94,8 @@ def read_generation(run: History, generation: int) -> SampledGeneration:
     """Return the first completions of the members of a generation; raise as `choose_generations` does."""
     path = member_samples_path(run.path, generation)
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         members: dict[str, list[Mapping[str, Any]]] = {}
-        for line in lines:
+        for line in read_json_lines(path, inside=run.path.parent):
             members.setdefault(str(line["which"]), []).append(line)
         return SampledGeneration(
             generation=generation,
@@ -110,7 +109,7 @@ def read_generation(run: History, generation: int) -> SampledGeneration:
                 for which, rows in members.items()
             ],
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 

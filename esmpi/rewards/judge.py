@@ -10,6 +10,7 @@ from typing import Any
 
 from esmpi.data.problem import Example, Prompt
 from esmpi.errors import UserError, said
+from esmpi.tasks.answers import MAX_TAGGED_TEXT
 from esmpi.tasks.base import load_extra
 
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?|\.\d+))(?:\s*(?:/|out of)\s*\d+(?:\.\d+)?)?"
@@ -92,7 +93,7 @@ class Judge:
             raise RuntimeError(f"{url} cannot be reached: {said(error)}") from error
         if response.status_code != 200:
             raise RuntimeError(f"{url} answers {response.status_code}: {response.text[:_LONGEST_TEXT]}")
-        return self._read(response.json()["choices"][0]["message"]["content"] or "")
+        return self._read(_text_of(url, response))
 
     def _messages(self, prompt: Prompt, completion: str, example: Example) -> list[Mapping[str, str]]:
         if not isinstance(self._rubric, str):
@@ -108,7 +109,7 @@ class Judge:
             result = self._parse(reply)
             reward = result.get("reward") if isinstance(result, Mapping) else result
         else:
-            found = list(re.finditer(self._parse, reply))
+            found = list(re.finditer(self._parse, reply[-MAX_TAGGED_TEXT:]))
             if not found:
                 raise ValueError(f"the judge's reply has no reward: {reprlib.repr(reply)}")
             result = reward = float(found[-1][1] if found[-1].re.groups else found[-1][0])
@@ -120,6 +121,19 @@ class Judge:
     def _headers(self) -> dict[str, str]:
         key = os.environ.get("OPENAI_API_KEY") if self._api_key is None else _expanded("api_key", self._api_key)
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _text_of(url: str, response: Any) -> str:
+    """Return the text of a reply; raise RuntimeError if there is none."""
+    try:
+        content = response.json()["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise RuntimeError(
+            f"{url} answers with what is no reply: {said(error)}: {response.text[:_LONGEST_TEXT]}"
+        ) from None
+    if not isinstance(content, str | None):
+        raise RuntimeError(f"{url} answers with {reprlib.repr(content)}, which is no text")
+    return content or ""
 
 
 def _expanded(name: str, text: str) -> str:

@@ -34,6 +34,8 @@ class Outcome:
 
     passed: tuple[bool, ...]
     """For each test, whether it ran without an exception."""
+    parsed: bool = True
+    """Whether it is a program of Python at all."""
     problem: str = ""
     """What went wrong first: an exception in one line, or the limit that ended the program; empty if nothing did."""
 
@@ -73,7 +75,7 @@ class Sandbox:
         if self._server is None or self._server.poll() is not None:
             self._start()
         said = self._ask({"program": program, "tests": list(tests)})
-        return Outcome(passed=tuple(said["passed"]), problem=said["problem"])
+        return Outcome(passed=tuple(said["passed"]), parsed=said["parsed"], problem=said["problem"])
 
     def close(self) -> None:
         """End the server."""

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _ALSO = ("_strptime", "encodings.ascii", "encodings.idna", "encodings.latin_1", "linecache", "traceback", "warnings")
@@ -33,6 +33,7 @@ _ALLOWED = tuple(_TEXT.split())
 _LONGEST = 500
 """Characters of what went wrong."""
 _LONGEST_LINE = 10_000
+_PARSED = 0x400  # ast.PyCF_ONLY_AST
 _KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -80,11 +81,12 @@ def run(program: str, tests: list[str], settings: dict[str, Any]) -> dict[str, A
         work(program, tests, settings, theirs, word)
     os.close(theirs)
     try:
-        results = list(read_results(ours, word, settings["time_limit_s"], len(tests) + 1))
+        results = list(read_results(ours, word, settings["time_limit_s"], len(tests) + 2))
     finally:
         os.close(ours)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+    parsed = any(done for kind, done, _ in results if kind == "parsed")
     passed = [done for kind, done, _ in results if kind == "test"][: len(tests)]
     problem = next((text for _, _, text in results if text), "")
     if len(passed) < len(tests) and not problem:
@@ -95,7 +97,8 @@ def run(program: str, tests: list[str], settings: dict[str, Any]) -> dict[str, A
             problem = f"the program was ended by {signal.Signals(number).name}"
         else:
             problem = "the program ended before its tests did"
-    return {"passed": passed + [False] * (len(tests) - len(passed)), "problem": problem[:_LONGEST]}
+    passed += [False] * (len(tests) - len(passed))
+    return {"parsed": parsed, "passed": passed, "problem": problem[:_LONGEST]}
 
 
 def read_results(pipe: int, word: str, limit_s: float, most: int) -> Iterator[tuple[str, bool, str]]:
@@ -136,20 +139,28 @@ def work(program: str, tests: list[str], settings: dict[str, Any], pipe: int, wo
         def tell(kind: str, done: bool, text: str) -> None:
             os.write(results, (json.dumps([word, kind, done, text[:_LONGEST]]) + "\n").encode())
 
+        # here, not where rewards are computed: some texts take long to parse, or much memory
+        failed = attempt(lambda: compile(program, "<program>", "exec", _PARSED, dont_inherit=True))
+        tell("parsed", not failed, failed)
         namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
-        failed = attempt(program, namespace)
+        failed = failed or attempt(lambda: execute(program, namespace))
         tell("program", not failed, failed)
         for test in tests if not failed else ():
-            failed = attempt(test, namespace)
+            failed = attempt(lambda test=test: execute(test, namespace))
             tell("test", not failed, failed)
     finally:
         os._exit(0)
 
 
-def attempt(source: str, namespace: dict[str, Any]) -> str:
-    """Execute source; return what it raised in one line, empty if nothing."""
+def execute(source: str, namespace: dict[str, Any]) -> None:
+    """Execute source in a namespace."""
+    exec(compile(source, "<program>", "exec", dont_inherit=True), namespace)
+
+
+def attempt(function: Callable[[], object]) -> str:
+    """Call a function; return what it raised in one line, empty if nothing."""
     try:
-        exec(compile(source, "<program>", "exec", dont_inherit=True), namespace)
+        function()
     except BaseException as error:  # SystemExit as well
         return " ".join(traceback.format_exception_only(error)[-1].split()) or type(error).__name__
     return ""
@@ -158,12 +169,19 @@ def attempt(source: str, namespace: dict[str, Any]) -> str:
 def limit(settings: dict[str, Any]) -> None:
     """Set limits that the system keeps."""
     seconds = int(settings["time_limit_s"]) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    lower(resource.RLIMIT_CPU, seconds)
+    lower(resource.RLIMIT_CORE, 0)
     # of what the modules take already, and what the program may have besides
     with open("/proc/self/statm", encoding="ascii") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + settings["memory"],) * 2)
+    lower(resource.RLIMIT_AS, taken + settings["memory"])
+
+
+def lower(kind: int, value: int) -> None:
+    """Set a limit for good, unless the one that holds already is lower."""
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
 
 
 def forbid() -> None:

@@ -149,7 +149,8 @@ def _write_weights(base: BaseModel, read: Callable[[str], "torch.Tensor"], out: 
     index = out / "model.safetensors.index.json"
     if index.exists():
         content = json.loads(index.read_text())
-        content.setdefault("metadata", {})["total_size"] = total
+        metadata = content.get("metadata")
+        content["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": total}
         index.write_text(json.dumps(content, indent=2) + "\n")
 
 

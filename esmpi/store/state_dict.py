@@ -31,6 +31,10 @@ def read_state_dict(path: Path, base: BaseModel) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is no torch file of tensors alone, so it is not loaded: {error}") from error
     if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
         raise UserError(f"{path} is not a state dict: it must map names to tensors")
+    if odd := [str(name) for name, value in stored.items() if not _is_plain(value)]:
+        raise UserError(
+            f"{path} is not a state dict of weights: {odd[0]} is sparse, quantized, complex or without values"
+        )
     values: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
     for name, tensor in stored.items():
@@ -53,16 +57,21 @@ def read_state_dict(path: Path, base: BaseModel) -> dict[str, torch.Tensor]:
     return values
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    is_dense = tensor.layout == torch.strided and not tensor.is_quantized
+    return is_dense and not tensor.is_complex() and tensor.device.type == "cpu"
+
+
 def _split(name: str, tensor: torch.Tensor, base: BaseModel) -> dict[str, torch.Tensor]:
     """Return the parts of a fused tensor under their own names, and without rows that only pad the vocabulary."""
     if name in base.tensors:
         num_rows = matrix_shape(base.tensors[name].shape)[0]
-        padded = name.endswith(("embed_tokens.weight", "lm_head.weight")) and len(tensor) > num_rows
+        padded = name.endswith(("embed_tokens.weight", "lm_head.weight")) and tensor.ndim > 0 and len(tensor) > num_rows
         return {name: tensor[:num_rows] if padded else tensor}
     for fused, parts in _FUSED.items():
         names = [name.replace(fused, part) for part in parts]
         if f".{fused}." in name and all(part in base.tensors for part in names):
             sizes = [base.tensors[part].shape[0] for part in names]
-            if sum(sizes) == len(tensor):
+            if tensor.ndim > 0 and sum(sizes) == len(tensor):
                 return dict(zip(names, tensor.split(sizes), strict=True))
     return {name: tensor}

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from esmpi.config.keys import key
 from esmpi.data.problem import Example, Prompt
 from esmpi.sandbox import MODULES, Sandbox
+from esmpi.tasks.answers import MAX_TAGGED_TEXT
 from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
@@ -70,14 +71,11 @@ class Code(Task):
     def score(self, completion: str, example: Example) -> Score:
         program = program_of(completion, example, goes_on=self.config.chat_format == "none")
         if not program.strip() or len(program) > MAX_LENGTH:
-            return self._score(0.0, parsed=False, problem=f"the program has {len(program)} characters")
-        try:
-            ast.parse(_future_first(program))
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            return self._score(0.0, parsed=False, problem=f"{type(error).__name__}: {error}")
+            wrong = f"has more than {MAX_LENGTH:,} characters" if program.strip() else "is empty"
+            return self._score(0.0, parsed=False, problem=f"the program {wrong}")
         setup, tests = tests_of(example)
         outcome = self._sandbox.run(_future_first(f"{setup}\n{program}" if setup else program), tests)
-        return self._score(sum(outcome.passed) / len(tests), parsed=True, problem=outcome.problem)
+        return self._score(sum(outcome.passed) / len(tests), parsed=outcome.parsed, problem=outcome.problem)
 
     def _score(self, share: float, *, parsed: bool, problem: str) -> Score:
         reward = share if self.config.partial_credit else float(share == 1)
@@ -114,8 +112,9 @@ def program_of(completion: str, example: Example, *, goes_on: bool) -> str:
         Whether the completion goes on where the prompt, a text, ends.
     """
     start = example["prompt"] if "entry_point" in example else ""
-    if blocks := _BLOCK.findall(completion):
+    if blocks := _BLOCK.findall(completion[-MAX_TAGGED_TEXT:]):
         return _before(start) + str(blocks[-1])
+    completion = completion[: MAX_LENGTH + 1]  # one more than a program may have
     if goes_on and start:
         return start + _body(completion)
     return _before(start) + completion
@@ -151,7 +150,9 @@ def _future_first(program: str) -> str:
     """Return a program with its imports from __future__ in front, where Python wants them."""
     lines = program.splitlines(keepends=True)
     future = [line for line in lines if line.startswith("from __future__ ")]
-    return "".join([*future, *(line for line in lines if line not in future)]) if future else program
+    return (
+        "".join([*future, *(line for line in lines if not line.startswith("from __future__ "))]) if future else program
+    )
 
 
 def _body(completion: str) -> str:

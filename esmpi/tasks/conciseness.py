@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from esmpi.data.problem import Example, Part, Prompt
+from esmpi.tasks.answers import MAX_TAGGED_TEXT
 from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
@@ -62,7 +63,7 @@ class Conciseness(Task):
         word = rf"(?<!\w){re.escape(answer)}(?!\w)"
         return Score(
             reward=float(reward),
-            correct=re.search(word, completion, re.IGNORECASE) is not None,
+            correct=re.search(word, completion[-MAX_TAGGED_TEXT:], re.IGNORECASE) is not None,
             parsed=bool(completion.strip()),
             figures={"scaled_reward": 1 + reward / _WORST},
         )

@@ -171,7 +171,7 @@ async def _reply(method: str, path: str, body: bytes, ask: Ask) -> dict[str, Any
         raise LookupError(f"{method} {path} is not known here: there are /chat/completions, /completions and /models")
     try:
         fields = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError("the body must be a JSON object")

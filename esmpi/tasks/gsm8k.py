@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
 from esmpi.data.problem import Example, Prompt
-from esmpi.tasks.answers import last_boxed, last_number
+from esmpi.tasks.answers import MAX_TAGGED_TEXT, last_boxed, last_number
 from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
@@ -72,7 +72,7 @@ def _marked(completion: str) -> Fraction | None:
     """Return the number on the line of the last mark, else in the last box, None without either."""
     _, mark, rest = completion.rpartition(_MARK)
     if mark:
-        lines = rest.strip().splitlines()
+        lines = rest.lstrip()[:MAX_TAGGED_TEXT].rstrip().splitlines()
         return last_number(lines[0]) if lines else None
     boxed = last_boxed(completion)
     return None if boxed is None else last_number(boxed)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from esmpi.errors import UserError, said
+from esmpi.tasks.answers import MAX_TAGGED_TEXT
 from esmpi.tasks.environments.base import Environment
 
 Call = Mapping[str, Any] | str
@@ -22,6 +23,8 @@ Call = Mapping[str, Any] | str
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _LONGEST_RESULT = 10_000
 """Characters of a result that the model gets to see."""
+MAX_CALLS = 100
+"""Calls in a completion; of more, none is made."""
 _INSTRUCTION = """You may call functions. These are their signatures, one in each line:
 <tools>
 {schemas}
@@ -65,17 +68,25 @@ def described(made: Sequence[Mapping[str, Any]]) -> str:
 
 def calls_in(completion: str) -> list[Call]:
     """Return the calls in a completion."""
-    texts = _CALL.findall(completion)
+    texts = _CALL.findall(completion[-MAX_TAGGED_TEXT:])
+    if len(texts) > MAX_CALLS:
+        return [f"there are {len(texts)} calls, more than {MAX_CALLS}, and none of them was made"]
     if texts:
         return [_read(text) for text in texts]
     alone = completion.strip().removeprefix("<|python_tag|>")
-    if alone.startswith("{") and isinstance(call := _read(alone), Mapping):
+    if alone.startswith("{") and len(alone) <= MAX_TAGGED_TEXT and isinstance(call := _read(alone), Mapping):
         return [call]
     return []
 
 
 def result_of(environment: Environment, call: Call) -> str:
     """Call a tool of an environment; return its result as text, or in place of it what went wrong, for the model."""
+    # an error may quote what the model wrote, of any length, and half a character, which is no text
+    text = _result_of(environment, call).encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST_RESULT else text[:_LONGEST_RESULT] + " ..."
+
+
+def _result_of(environment: Environment, call: Call) -> str:
     if isinstance(call, str):
         return f"error: {call}"
     functions = {function.__name__: function for function in environment.tools}
@@ -96,7 +107,7 @@ def result_of(environment: Environment, call: Call) -> str:
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         return f"error: the result of {call['name']} is no text: {said(error)}"
-    return text if len(text) <= _LONGEST_RESULT else text[:_LONGEST_RESULT] + " ..."
+    return text
 
 
 def response(result: str) -> str:

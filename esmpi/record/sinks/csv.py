@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from esmpi.record.sinks.base import Sink, first_gap
 from esmpi.wording import visible_line
 
 _HEAD = ["group", "generation", "name", "value"]
+_GENERATION = re.compile("[0-9]{1,18}")
 
 
 class Csv(Sink):
@@ -19,8 +21,8 @@ class Csv(Sink):
 
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         path = directory / "figures.csv"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows = [row for row in csv.reader(lines[1:]) if len(row) == len(_HEAD) and row[1].isdecimal()]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        rows = [row for line in lines[1:] if (row := _row(line)) is not None]
         self.lacks_from = first_gap({int(row[1]) for row in rows if row[0] == GENERATION}, first)
         kept = io.StringIO(newline="")
         csv.writer(kept).writerows([_HEAD, *(row for row in rows if int(row[1]) < self.lacks_from)])
@@ -37,6 +39,16 @@ class Csv(Sink):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _row(line: str) -> list[str] | None:
+    """Return the cells of a line, None for what is no such line, as a killed process may leave it."""
+    try:
+        rows = list(csv.reader([line]))
+    except csv.Error:
+        return None
+    is_row = len(rows) == 1 and len(rows[0]) == len(_HEAD) and _GENERATION.fullmatch(rows[0][1]) is not None
+    return rows[0] if is_row else None
 
 
 def _cell(name: str) -> str:

@@ -16,9 +16,9 @@ class JsonLines(Sink):
 
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         path = directory / "figures.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         known = [(line, *_of(line)) for line in lines]
-        self.lacks_from = first_gap({int(number) for _, group, number in known if group == GENERATION}, first)
+        self.lacks_from = first_gap({number for _, group, number in known if group == GENERATION}, first)
         write_whole(path, "".join(f"{line}\n" for line, _, number in known if number < self.lacks_from).encode())
         self._file = path.open("a", encoding="utf-8")
 
@@ -31,9 +31,10 @@ class JsonLines(Sink):
 
 
 def _of(line: str) -> tuple[str, float]:
-    """Return the group and the generation of a line, infinity for what a killed process left half written."""
+    """Return the group and the generation of a line, infinity for what is no such line."""
     try:
         row = json.loads(line)
-        return str(row["group"]), float(row["generation"])
-    except (ValueError, KeyError, TypeError):
+        group, generation = row["group"], row["generation"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "", math.inf
+    return (str(group), generation) if type(generation) is int else ("", math.inf)

@@ -6,7 +6,6 @@ reward are those of the task `countdown`, whose keys for problems are the parame
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from esmpi.data.problem import Example
@@ -14,7 +13,7 @@ from esmpi.tasks.countdown import MAX_LENGTH, Countdown, CountdownConfig, evalua
 from esmpi.tasks.environments._of_task import OfTask, keys_of
 from esmpi.tasks.environments.base import Answer
 
-_EXPRESSION = re.compile(r"[-+*/()0-9 \t]*\Z")
+_OF_EXPRESSIONS = "-+*/()0123456789 \t"
 
 
 class CountdownCalculator(OfTask):
@@ -49,9 +48,8 @@ class CountdownCalculator(OfTask):
 
 def _value_before(text: str) -> str:
     """Return the value of the expression at the end of a text; empty if there is none, or if it has no value."""
-    found = _EXPRESSION.search(text[-MAX_LENGTH:])
-    assert found is not None  # an empty one is always there
+    end = text[-MAX_LENGTH:]
     try:
-        return str(evaluate(found.group()))
+        return str(evaluate(end[len(end.rstrip(_OF_EXPRESSIONS)) :]))
     except ValueError:
         return ""
