@@ -42,7 +42,7 @@ INTRODUCTION = """\
 This page is for people who want to know what a run loses if a process, a node or a file system fails at the worst
 moment. In short: nothing that is committed is lost, and the same command resumes the run and leads to the same theta.
 
-Each part of a run was disturbed in each way and in each phase, once, by the real program. A run that ends must end
+Each part of a run is disturbed in each way and in each phase, once, by the real program. A run that ends must end
 within {limit_s} s and leave no process behind. The generations that it has committed must be those of an undisturbed
 run, and the same command must then lead to the same theta and to the same evaluations, bit for bit, and leave no
 temporary files. {num_measured} of {num_cells} such runs were made, the last on {date}, on two cores that were busy
