@@ -149,7 +149,7 @@ def _grader(name: str) -> Make:
 
 def _gym(folder: Path) -> Target:
     """All data sets of reasoning-gym that the task accepts; the first line of an input names one."""
-    import reasoning_gym
+    import reasoning_gym  # type: ignore[import-untyped]
 
     tasks: dict[str, tuple[Task, Example]] = {}
     makers = {}

@@ -107,7 +107,7 @@ def _csv(folder: Path) -> Target:
 def _parquet(folder: Path) -> Target:
     import datetime
 
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     _cached_in(folder)

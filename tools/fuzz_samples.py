@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from esmpi.config.reader import parse_config
+from esmpi.es.member_columns import MEMBER_DTYPE
 from esmpi.shipped import __file__ as shipped
 from esmpi.store import generations as generation_table
 from esmpi.store import members as member_table
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "report"))
-from made_runs import make_run
+from made_runs import make_run  # type: ignore[import-not-found]  # of the tests
 
 CONFIG: dict[str, Any] = {
     "run": {"name": "x"},
@@ -33,7 +34,7 @@ def example_run(folder: Path) -> RunFile:
 def segmented_run(folder: Path) -> RunFile:
     """Write a run that has segments of members and of generations; return it."""
     sizes = member_table.SEGMENT_BYTES, generation_table.SEGMENT_BYTES
-    member_table.SEGMENT_BYTES = 200 * member_table.MEMBER_DTYPE.itemsize
+    member_table.SEGMENT_BYTES = 200 * MEMBER_DTYPE.itemsize
     generation_table.SEGMENT_BYTES = 16 * GENERATION_DTYPE.itemsize
     try:
         run = make_run(folder, generations=40, members=20)

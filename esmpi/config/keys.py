@@ -46,6 +46,8 @@ class Key:
         """Return what is wrong with a value, None if nothing is. A key may be left open, so the value None is valid."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
+        if isinstance(value, int) and value.bit_length() > 63:
+            return f"must be between -2^63 and 2^63, got an integer of {value.bit_length():,} bits"
         low_ok = (self.minimum is None or value >= self.minimum) and (self.above is None or value > self.above)
         high_ok = (self.maximum is None or value <= self.maximum) and (self.below is None or value < self.below)
         return None if low_ok and high_ok and not math.isnan(value) else f"must be {self.range()}, got {value}"

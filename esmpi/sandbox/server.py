@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 _ALSO = ("_strptime", "encodings.ascii", "encodings.idna", "encodings.latin_1", "linecache", "traceback", "warnings")
@@ -143,10 +144,10 @@ def work(program: str, tests: list[str], settings: dict[str, Any], pipe: int, wo
         failed = attempt(lambda: compile(program, "<program>", "exec", _PARSED, dont_inherit=True))
         tell("parsed", not failed, failed)
         namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
-        failed = failed or attempt(lambda: execute(program, namespace))
+        failed = failed or attempt(partial(execute, program, namespace))
         tell("program", not failed, failed)
         for test in tests if not failed else ():
-            failed = attempt(lambda test=test: execute(test, namespace))
+            failed = attempt(partial(execute, test, namespace))
             tell("test", not failed, failed)
     finally:
         os._exit(0)

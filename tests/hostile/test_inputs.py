@@ -91,6 +91,8 @@ LAUGHS = "&a0 [x,x,x,x,x,x,x,x,x]" + "".join(f", &a{i + 1} [{','.join([f'*a{i}']
         LEAST + f"engine: {{kind: vllm, vllm_args: {{x: [{LAUGHS}]}}}}",
         LEAST + "engine: {kind: vllm, vllm_args: &a {x: *a}}",
         LEAST + "run: {name: z}",
+        LEAST + f"data: {{num_train: 1{'0' * 400}}}",
+        LEAST + f"scoring: {{failure_reward: -1{'0' * 400}}}",
         *(
             "[" * 10_000,
             "{a: " * 10_000,

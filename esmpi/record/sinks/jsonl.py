@@ -18,7 +18,7 @@ class JsonLines(Sink):
         path = directory / "figures.jsonl"
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         known = [(line, *_of(line)) for line in lines]
-        self.lacks_from = first_gap({number for _, group, number in known if group == GENERATION}, first)
+        self.lacks_from = first_gap({int(number) for _, group, number in known if group == GENERATION}, first)
         write_whole(path, "".join(f"{line}\n" for line, _, number in known if number < self.lacks_from).encode())
         self._file = path.open("a", encoding="utf-8")
 
