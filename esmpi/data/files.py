@@ -67,7 +67,8 @@ def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tup
         except ValueError as error:
             raise UserError(f"{what}: {error}") from None
     found = []
-    for number, row in enumerate(islice(_data_set(what, source, path, split), limit), start=1):
+    rows_of_set = _decoded(what, source, _data_set(what, source, path, split))
+    for number, row in enumerate(islice(rows_of_set, limit), start=1):
         place = f"{source} row {number}"
         try:
             found.append((place, {key: _plain(value, key) for key, value in row.items()}))
@@ -164,6 +165,14 @@ def _checked(place: str, row: Any) -> dict[str, Any]:
             f"{place}: half a character (a lone surrogate, \\ud800 to \\udfff), which is no text"
         ) from None
     return row
+
+
+def _decoded(what: str, source: str, rows: Iterable[Any]) -> Iterator[Any]:
+    """Yield rows, which the library decodes only now; raise UserError if they are damaged."""
+    try:
+        yield from rows
+    except Exception as error:  # of several libraries
+        raise UserError(f"{what}: cannot read {source}: {said(error).rstrip('.')}") from error
 
 
 def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:

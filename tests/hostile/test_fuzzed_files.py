@@ -53,6 +53,15 @@ def test_a_table_of_many_columns(tmp_path: Path) -> None:
     assert time.process_time() - began < 5
 
 
+def test_texts_of_a_saved_data_set_that_are_none(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"a": ["xyz", "b"]}).save_to_disk(str(tmp_path / "saved"))
+    [path] = (tmp_path / "saved").glob("*.arrow")
+    path.write_bytes(path.read_bytes().replace(b"xyz", b"\xff\xff\xff"))
+    with pytest.raises(UserError, match=r"data\.train: cannot read .*saved"):
+        read_rows("data.train", str(tmp_path / "saved"), "train", None)
+
+
 @pytest.mark.parametrize("value", [DEEP, '{"which": "best", "member": Infinity}', "5", "\\ud800"], ids=lambda v: v[:9])
 def test_completions_of_members(value: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", generations=2, every=2)
