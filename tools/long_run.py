@@ -33,10 +33,10 @@ from esmpi.store.run_file import RunFile
 CONFIG = {
     "model": {"path": "esmpi:tiny_countdown", "dtype": "float32"},
     "engine": {"num_threads": 1},
-    "es": {"population_size": 4, "sigma": 3e-3, "alpha": 5e-4},
+    "es": {"population_size": 4, "sigma": 3e-3, "alpha": 2e-4},
     "task": {"name": "countdown", "num_numbers": [3], "number_range": [1, 20], "target_range": [1, 99]},
     "data": {"num_train": 40, "num_eval": 2, "batch_size": 2},
-    "sampling": {"max_tokens": 34},
+    "sampling": {"max_tokens": 34, "temperature": 1.0},
     "eval": {"every": 500},
     "snapshot": {"every": 50, "keep": 2},
 }
@@ -70,7 +70,7 @@ def main() -> int:
     found = broken.summary(other)
     digests = [[row["theta_digest"] for row in run.generations] for run in (whole, other)]
     found["same_theta"] = digests[0] == digests[1]
-    found["updates"] = sum(before != after for before, after in itertools.pairwise(digests[0]))
+    found["updates"] = sum(int(before != after) for before, after in itertools.pairwise(digests[0]))
     if arguments.plot:
         draw(broken.record, other, arguments.plot)
     print(json.dumps(found))
