@@ -234,6 +234,8 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
     for key, value in keys.items():
         if key not in fields:
             raise ConfigError(f"{section}.{key}: unknown key{nearest(str(key), fields)}")
+        if not _is_text(value):
+            raise ConfigError(f"{section}.{key}: must be text in UTF-8: {reprlib.repr(value)}")
         choices, names = _choices(hints[key]), key_of(fields[key]).choices()
         if (choices and value not in choices) or (names and isinstance(value, str) and value not in names):
             raise ConfigError(
@@ -259,6 +261,17 @@ def _parse_section(section: str, section_type: type, keys: dict[str, Any]) -> An
             example = json.dumps(keys[key].strip("[]"))
             raise ConfigError(f"{section}.{key}: must be a list: '{section}.{key}=[{example}]'") from None
         raise ConfigError(f"{section}.{key}: {message.replace('`', '')}: {reprlib.repr(keys.get(key))}") from None
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether the texts in a value can be encoded: a word with other bytes on a command line cannot."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    inner = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return all(map(_is_text, inner))
 
 
 def _check_inner(place: str, hint: Any, value: Any) -> None:

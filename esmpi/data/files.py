@@ -187,6 +187,8 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
             return datasets.load_dataset(path.suffix[1:], data_files=str(path), split="train")
         if path.is_dir():
             found = datasets.load_from_disk(str(path))
+            for part in found.values() if isinstance(found, dict) else [found]:
+                part.data.validate(full=True)  # a damaged offset would end this process when a text is read
         else:
             name, _, subset = source.partition(":")
             # otherwise it would retry for half a minute

@@ -53,11 +53,18 @@ def test_a_table_of_many_columns(tmp_path: Path) -> None:
     assert time.process_time() - began < 5
 
 
-def test_texts_of_a_saved_data_set_that_are_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [(b"xyz", b"\xff\xff\xff"), (np.int32([0, 3, 4]).tobytes(), np.int32([0, 3, 2**30]).tobytes())],
+    ids=["bytes", "an offset"],
+)
+def test_texts_of_a_saved_data_set_that_are_none(part: bytes, damaged: bytes, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"a": ["xyz", "b"]}).save_to_disk(str(tmp_path / "saved"))
     [path] = (tmp_path / "saved").glob("*.arrow")
-    path.write_bytes(path.read_bytes().replace(b"xyz", b"\xff\xff\xff"))
+    whole = path.read_bytes()
+    assert whole.count(part) == 1
+    path.write_bytes(whole.replace(part, damaged))
     with pytest.raises(UserError, match=r"data\.train: cannot read .*saved"):
         read_rows("data.train", str(tmp_path / "saved"), "train", None)
 

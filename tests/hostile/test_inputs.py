@@ -93,6 +93,7 @@ LAUGHS = "&a0 [x,x,x,x,x,x,x,x,x]" + "".join(f", &a{i + 1} [{','.join([f'*a{i}']
         LEAST + "run: {name: z}",
         LEAST + f"data: {{num_train: 1{'0' * 400}}}",
         LEAST + f"scoring: {{failure_reward: -1{'0' * 400}}}",
+        LEAST + 'data: {columns: {a: ["\\udcff"]}}',
         *(
             "[" * 10_000,
             "{a: " * 10_000,
@@ -117,6 +118,14 @@ def test_configs(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         load_config(tmp_path / "config.yaml")
     assert time.monotonic() - began < 10
+
+
+def test_words_that_are_no_text(tmp_path: Path) -> None:
+    """A command line may hold any bytes."""
+    (tmp_path / "config.yaml").write_text(LEAST)
+    for key in ("run.output_dir", "model.path", "es.sigma"):
+        with pytest.raises(UserError, match=f"{key}: must be text in UTF-8"):
+            load_config(tmp_path / "config.yaml", [os.fsdecode(f"{key}=".encode() + b"\xff")])
 
 
 @pytest.mark.parametrize(
