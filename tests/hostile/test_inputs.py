@@ -68,10 +68,10 @@ PROMISE = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0
 def test_model_folders(how: Callable[[Path], object], model: Path) -> None:
     (model.parent / "outside.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     how(model)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match=r"model|not a regular file"):
         BaseModel(model)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_files_that_are_links_are_read(model: Path) -> None:
@@ -114,10 +114,10 @@ LAUGHS = "&a0 [x,x,x,x,x,x,x,x,x]" + "".join(f", &a{i + 1} [{','.join([f'*a{i}']
 )
 def test_configs(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError):
         load_config(tmp_path / "config.yaml")
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_words_that_are_no_text(tmp_path: Path) -> None:
