@@ -93,4 +93,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def _is_sample(line: Any) -> bool:
     if not (isinstance(line, dict) and line.keys() >= _OF_SAMPLES and isinstance(line["figures"], dict)):
         return False
-    return all(isinstance(value, int | float) for value in line["figures"].values())
+    return all(map(_is_number, line["figures"].values()))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -79,7 +79,7 @@ def test_completions_of_members(value: str, tmp_path: Path) -> None:
     assert all(not past.samples for past in past_of(run, 0) if past.generation == 0)
 
 
-@pytest.mark.parametrize("figures", [5, {"x": "y"}, {"x": None}])
+@pytest.mark.parametrize("figures", [5, {"x": "y"}, {"x": None}, {"x": 10**400}], ids=lambda value: str(value)[:12])
 def test_figures_of_completions(figures: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", generations=2, every=2)
     path = member_samples_path(run.path, 0)
