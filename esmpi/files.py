@@ -87,9 +87,10 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     FullError
         If there is no room, on the disk or in the quota.
     ForbiddenError
-        If it may not be written.
+        If it is in a run directory that this process holds, and may not be written any more.
     OSError
-        If it does not work after several tries. In each case the old file is as it was.
+        If it does not work for another reason, after several tries where that may help. In each case the old file is as
+        it was.
     """
     for wait_s in (*_WAITS_S, None):
         try:
@@ -103,7 +104,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
                     f"no room for {len(data):,} bytes at {path} ({error.strerror}); nothing is lost. Make room, then "
                     f"rerun the same command to resume from the last committed generation"
                 ) from error
-            if error.errno in _FORBIDDEN:
+            if error.errno in _FORBIDDEN and is_held(path):
                 raise ForbiddenError(
                     f"{path} cannot be written any more ({error.strerror}); nothing that is committed is lost. Let "
                     f"esmpi write there, then rerun the same command to resume from the last committed generation"

@@ -131,7 +131,7 @@ def open_setup(
             harness=harness,
         )
         _check_prompts(setup)
-        _check_numbers(setup)
+        _check_numbers(setup, comm)
     if place.memory is not None and not place.memory.num_taken:
         log.warning("engine.share_theta: has no effect, as theta is not in host memory")
     everyone = comm.allgather_object([place.host, engine.gpus()])
@@ -315,12 +315,14 @@ def _check_prompts(setup: Setup) -> None:
                 )
 
 
-def _check_numbers(setup: Setup) -> None:
+def _check_numbers(setup: Setup, comm: Comm) -> None:
     """Warn of live weights that overflowed; raise UserError if the base model's outputs are not numbers."""
     model, engine, problems = setup.config.model, setup.engine, setup.problems
-    if num_infinite := engine.weights.num_infinite():
+    # float32 holds what the checkpoint holds
+    if model.dtype != "float32" and (num_infinite := engine.weights.num_infinite()):
         count = counted(num_infinite, "live weight")
-        log.warning("theta: %s overflowed %s to infinity: set model.dtype=float32", count, model.dtype)
+        tell = log.warning if comm.is_root else log.info  # all ranks have the same
+        tell("theta: %s overflowed %s to infinity: set model.dtype=float32", count, model.dtype)
     own = [examples for suite, examples in problems.suites.items() if suite not in setup.harness]
     if first := next(filter(None, (problems.train, *own)), None):
         prompt = setup.prompt(first[0])

@@ -46,11 +46,13 @@ class Key:
         """Return what is wrong with a value, None if nothing is. A key may be left open, so the value None is valid."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        if isinstance(value, int) and value.bit_length() > 63:
-            return f"must be between -2^63 and 2^63, got an integer of {value.bit_length():,} bits"
         low_ok = (self.minimum is None or value >= self.minimum) and (self.above is None or value > self.above)
         high_ok = (self.maximum is None or value <= self.maximum) and (self.below is None or value < self.below)
-        return None if low_ok and high_ok and not math.isnan(value) else f"must be {self.range()}, got {value}"
+        num_bits = value.bit_length() if isinstance(value, int) else 0
+        got = f"an integer of {num_bits:,} bits" if num_bits > 64 else value
+        if not (low_ok and high_ok) or (isinstance(value, float) and math.isnan(value)):
+            return f"must be {self.range()}, got {got}"
+        return f"must be between -2^63 and 2^63, got {got}" if num_bits > 63 else None
 
     def range(self) -> str:
         """Return the bounds in words, such as "at least 1"; empty without any."""

@@ -67,7 +67,7 @@ def read_rows(what: str, source: str, split: str, limit: int | None) -> list[tup
         except ValueError as error:
             raise UserError(f"{what}: {error}") from None
     found = []
-    rows_of_set = _decoded(what, source, _data_set(what, source, path, split))
+    rows_of_set = _decoded(what, source, _data_set(what, source, path, split, limit))
     for number, row in enumerate(islice(rows_of_set, limit), start=1):
         place = f"{source} row {number}"
         try:
@@ -175,8 +175,8 @@ def _decoded(what: str, source: str, rows: Iterable[Any]) -> Iterator[Any]:
         raise UserError(f"{what}: cannot read {source}: {said(error).rstrip('.')}") from error
 
 
-def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
-    """Return what the library `datasets` reads."""
+def _data_set(what: str, source: str, path: Path, split: str, limit: int | None) -> Iterable[Any]:
+    """Return what the library `datasets` reads, of which the first `limit` rows are wanted."""
     try:
         import datasets
     except ImportError:
@@ -187,8 +187,6 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
             return datasets.load_dataset(path.suffix[1:], data_files=str(path), split="train")
         if path.is_dir():
             found = datasets.load_from_disk(str(path))
-            for part in found.values() if isinstance(found, dict) else [found]:
-                part.data.validate(full=True)  # a damaged offset would end this process when a text is read
         else:
             name, _, subset = source.partition(":")
             # otherwise it would retry for half a minute
@@ -203,7 +201,18 @@ def _data_set(what: str, source: str, path: Path, split: str) -> Iterable[Any]:
         if split not in found:
             raise UserError(f"{what}: {source} has no split {split!r}{nearest(split, list(found))}")
         found = found[split]
+    if path.is_dir():
+        _check_offsets(what, source, found, limit)
     return found
+
+
+def _check_offsets(what: str, source: str, found: Any, limit: int | None) -> None:
+    """Raise UserError if texts reach beyond their table: reading one would end this process."""
+    table = found.data if limit is None or found._indices is not None else found.data.slice(0, limit)
+    try:
+        table.validate(full=True)
+    except Exception as error:  # of pyarrow
+        raise UserError(f"{what}: cannot read {source}: {said(error).rstrip('.')}") from error
 
 
 def hub_answers(name: str = "any/name") -> bool:

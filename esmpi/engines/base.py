@@ -249,9 +249,11 @@ def require_unquantized(base: "BaseModel", quantization: object = None) -> None:
 def require_numbers(logprobs: Iterable[float], model: ModelConfig, base: "BaseModel") -> None:
     """Raise UserError if log probabilities of the base model are not numbers: no reward could tell members apart."""
     if any(map(math.isnan, logprobs)):
-        why = "its weights are damaged, or too large"
-        if model.dtype != "float32":
-            why = "its weights or activations are too large for that: set model.dtype=float32"
+        why = {
+            "float32": "its weights are damaged, or too large",
+            "bfloat16": "its weights are damaged, or too large: try model.dtype=float32",
+            "float16": "its weights or activations are too large for that: set model.dtype=float32",
+        }[model.dtype]
         raise UserError(f"model.path: the outputs of {base.folder} in {model.dtype} are not numbers (NaN): {why}")
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +203,9 @@ class Comm:
         """
         try:
             yield
+            if self._survives:  # without this, one rank may go on while another knows of a loss
+                with self._losses_told():
+                    wait(self._mpi.Iagree(np.ones(1, np.int32)))
         except RankLostError:
             size = self.size
             lost = self.shrink()
@@ -221,6 +224,8 @@ class Comm:
             # no call that needs the others: they may have left
             found = self._mpi.group.Translate_ranks(None, self._mpi.Get_failed())
             return [rank for rank, place in enumerate(found) if place != MPI.UNDEFINED]
+        with suppress(RankLostError):
+            self.barrier()  # a rank that leaves before the others have passed the first one would seem lost to them
         return []
 
     @contextmanager

@@ -8,7 +8,7 @@ MAX_DIGITS = 100
 MAX_NUMBER_TEXT = 20_000
 """Characters at the end of a text in which a number is looked for."""
 MAX_TAGGED_TEXT = 100_000
-"""Characters at the end of a text in which tags, calls of tools and programs are looked for."""
+"""Characters at the end of a text in which tags and calls of tools are looked for."""
 MAX_BOX = 20_000
 """Characters of a box; what is longer is no answer."""
 

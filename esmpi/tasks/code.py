@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from esmpi.config.keys import key
 from esmpi.data.problem import Example, Prompt
 from esmpi.sandbox import MODULES, Sandbox
-from esmpi.tasks.answers import MAX_TAGGED_TEXT
 from esmpi.tasks.base import Score, Task
 from esmpi.tasks.chat import ChatTaskConfig, chat
 
@@ -112,7 +111,7 @@ def program_of(completion: str, example: Example, *, goes_on: bool) -> str:
         Whether the completion goes on where the prompt, a text, ends.
     """
     start = example["prompt"] if "entry_point" in example else ""
-    if blocks := _BLOCK.findall(completion[-MAX_TAGGED_TEXT:]):
+    if blocks := _BLOCK.findall(completion):
         return _before(start) + str(blocks[-1])
     completion = completion[: MAX_LENGTH + 1]  # one more than a program may have
     if goes_on and start:

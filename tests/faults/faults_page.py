@@ -40,9 +40,10 @@ INTRODUCTION = """\
 # What happens when something fails
 
 This page is for people who want to know what a run loses if a process, a node or a file system fails at the worst
-moment. In short: nothing that is committed is lost, and the same command resumes the run and leads to the same theta.
+moment. In short: nothing that is committed is lost, unless the run directory itself is deleted, and the same command
+resumes the run and leads to the same theta.
 
-Each part of a run is disturbed in each way and in each phase, once, by the real program. A run that ends must end
+Each part of a run is to be disturbed in each way and in each phase, once, by the real program. A run that ends must end
 within {limit_s} s and leave no process behind. The generations that it has committed must be those of an undisturbed
 run, and the same command must then lead to the same theta and to the same evaluations, bit for bit, and leave no
 temporary files. {num_measured} of {num_cells} such runs were made, the last on {date}, on two cores that were busy
@@ -79,7 +80,7 @@ def page() -> str:
 def _about(victim: str, measured: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield what is said of a part of a run."""
     mine = [cell for cell in cells() if cell.victim == victim]
-    yield "| fault | phases | what happens | s | the user reads |"
+    yield "| fault | phases | what happens | s | the user reads, most often |"
     yield "|---|---|---|---|---|"
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for fault in FAULTS:

@@ -29,10 +29,10 @@ MEANING = {
     "memory": "an allocation is refused",
     "disk": "no more room for files",
     "renamed": "the run directory is renamed, and has its name back afterwards",
-    "deleted": "the run directory is deleted",
+    "deleted": "the run directory is deleted; the same command begins anew afterwards",
     "read-only": "the run directory becomes read-only, and can be written again afterwards",
     "network": "the network is cut for a while",
-    "clock": "the clock is set back by an hour",
+    "clock": "Python's clock is set back by an hour in that process",
 }
 
 ENDS, STOPS, SURVIVES, REFUSES = "ends", "stops", "survives", "refuses"
@@ -154,7 +154,7 @@ def _of_worker(fault: str, phase: str) -> dict[str, str]:
         return {"outcome": ENDS, "says": "a worker process of vLLM has ended"}
     if fault in ("STOP", "TERM"):
         return {"outcome": SURVIVES}
-    if phase not in ("load", "self-test", "generate", "update", "evaluate", "export"):
+    if phase not in ("load", "self-test", "generate", "update", "snapshot", "evaluate", "export"):
         return {"impossible": "it is asked for nothing in this phase"}
     return {
         "outcome": ENDS,

@@ -21,7 +21,7 @@ from support import LEAST_CONFIG
 from esmpi import files
 from esmpi.__main__ import main
 from esmpi.errors import UserError
-from esmpi.files import ForbiddenError, FullError, locked, replacing
+from esmpi.files import ForbiddenError, FullError, locked, replacing, write_whole
 from esmpi.store import seal
 from esmpi.store.run_file import GENERATION_DTYPE, MEMBER_DTYPE, RunFile, run_file_path, samples_path
 
@@ -269,11 +269,22 @@ def test_what_may_pass_is_tried_again(path: Path, monkeypatch: pytest.MonkeyPatc
         errno.EIO: (OSError, os.strerror(number)),
         errno.EDQUOT: (FullError, "no room for"),
     }.get(number, (ForbiddenError, rf"run.h5 cannot be written any more \({os.strerror(number)}\)"))
-    with pytest.raises(error, match=said):
+    with locked(path.parent), pytest.raises(error, match=said):
         run.commit(row_of(3), members_of(3))
     assert count == tries
     assert path.read_bytes() == before
-    assert [entry.name for entry in path.parent.iterdir()] == ["run.h5"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".lock", "run.h5"]
+
+
+def test_a_file_of_no_run_may_be_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a page, whose writer has its own words for it."""
+
+    def fail(descriptor: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(PermissionError):
+        write_whole(tmp_path / "page.html", b"page")
 
 
 def test_a_block_that_raises_replaces_nothing(tmp_path: Path) -> None:

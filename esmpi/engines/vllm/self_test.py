@@ -91,7 +91,7 @@ class SelfTest:
                 f"engine: vLLM reads prompts with these weights, but generates with a copy that does not follow: "
                 f"{', '.join(stale)}: choose engine.kind=hf"
             )
-        # rounding makes less than a 50th with bfloat16, and nothing with float32 on a CPU
+        # on a CPU, rounding makes less than a 50th with bfloat16, and nothing with float32
         if _difference(before, alone) > largest / 8:
             raise UserError(
                 "engine: what vLLM makes of a prompt depends on the other prompts of its batch, so a member's fitness "

@@ -59,16 +59,19 @@ class Workers:
         """Say that a worker has ended if that is why the block raises: vLLM itself says `cancelled`, or anything."""
         try:
             yield
-        except Exception:
+        except Exception as error:
             connection.wait([process.sentinel for process in self._processes], _DEATH_SEEN_S if self._processes else 0)
             codes = sorted({process.exitcode for process in self._processes if process.exitcode})
             if not codes:
                 raise
             how = ", ".join(f"killed by signal {-code}" if code < 0 else f"exit code {code}" for code in codes)
+            why = "What vLLM printed before says why."
+            if -signal.SIGKILL in codes:
+                why = "The kernel kills processes when memory runs out."
             raise RuntimeError(
-                f"engine: a worker process of vLLM has ended ({how}). The kernel kills processes when memory runs out. "
-                f"Nothing that is committed is lost: rerun the same command to resume"
-            ) from None
+                f"engine: a worker process of vLLM has ended ({how}). {why} Nothing that is committed is lost: rerun "
+                f"the same command to resume"
+            ) from error
 
 
 @contextmanager
