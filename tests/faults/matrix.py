@@ -156,6 +156,8 @@ def _of_worker(fault: str, phase: str) -> dict[str, str]:
         return {"outcome": SURVIVES}
     if phase not in ("load", "self-test", "generate", "update", "snapshot", "evaluate", "export"):
         return {"impossible": "it is asked for nothing in this phase"}
+    if phase == "snapshot":
+        return {"outcome": SURVIVES, "says": "no snapshot of generation"}
     return {
         "outcome": ENDS,
         "says": {"exception": "Worker failed.*the fault of the test", "memory": "MemoryError"}[fault],
