@@ -102,11 +102,11 @@ def _starting_without_signals() -> Iterator[None]:
             start(self)
 
     start_tracker()
-    SpawnProcess.start = start_held_back  # type: ignore[method-assign]
+    SpawnProcess.start = start_held_back  # type: ignore[method-assign]  # vLLM has no hook for this
     try:
         yield
     finally:
-        SpawnProcess.start = start  # type: ignore[method-assign]
+        SpawnProcess.start = start  # type: ignore[method-assign]  # as above
 
 
 def ignore_signals() -> None:
