@@ -1,7 +1,8 @@
-"""The worst completions that `tools/fuzz.py` has found: no grader takes more than 10 ms for any of them.
+"""The worst completions that `tools/fuzz.py` has found, a million characters each: no grader dwells on them.
 
-What math-verify does is left out. It takes tens of milliseconds for ordinary answers, and what bounds it is
-`scoring.time_limit_s`, after which the process is replaced: see tests/scoring.
+`tools/fuzz.py` holds graders to 10 ms. Tests run on machines of any speed with other tests beside them, so they allow
+ten times as much; a grader whose time grows faster than the text takes seconds or minutes. What math-verify does is
+left out: what bounds it is `scoring.time_limit_s`, after which the process is replaced (see tests/scoring).
 """
 
 import json
@@ -20,7 +21,7 @@ from esmpi.tasks.env import EnvTask
 from esmpi.tasks.environments.base import Environment
 from esmpi.tasks.tools import MAX_CALLS, calls_in, result_of
 
-LIMIT_S = 0.010
+LIMIT_S = 0.1
 LONG = 1_000_000
 
 

@@ -20,7 +20,7 @@ TRIAL_SEED = 100
 WORKS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 5, "steps": 45, "every": 5, "keys": ()},
     "smollm2": {
-        "seeds": 2,
+        "seeds": 5,
         "steps": 45,
         "every": 9,
         "keys": ("es.population_size=30", "es.generations=12", "eval.every=3"),
