@@ -1,12 +1,10 @@
 """Communication between ranks: few, small, collective messages, for which ranks wait asleep."""
 
 import json
-import logging
 import os
 import re
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,13 +17,13 @@ import numpy as np
 from esmpi import leave
 from esmpi.errors import SharedError, UserError
 from esmpi.masking import masked_text
-from esmpi.mpi.launcher import Launcher, launcher
-from esmpi.mpi.nodes import ANSWER_EVERY_S, Nodes, host_name, unlink_shared_memory, wait
+from esmpi.mpi.counter import Counter
+from esmpi.mpi.launcher import launcher
+from esmpi.mpi.library import library_name, start_mpi
+from esmpi.mpi.nodes import Nodes, host_name, unlink_shared_memory, wait
 
 if TYPE_CHECKING:
     from esmpi.mpi.node_memory import NodeMemory
-
-log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 0.5
 _ULFM_ENABLED = "OMPI_MCA_mpi_ft_enable"
@@ -80,7 +78,7 @@ class Comm:
         if started_by is None or started_by.size == 1:
             return
         try:
-            self._mpi = _start_mpi(started_by)
+            self._mpi = start_mpi(started_by)
         except (ImportError, RuntimeError) as error:
             raise UserError(
                 f"{started_by.name} started {started_by.size} ranks, but MPI cannot be loaded: {error}\n"
@@ -91,7 +89,7 @@ class Comm:
             alone = ", so that each would be a run of its own" if self.size == 1 else ""
             raise UserError(
                 f"{started_by.name} started {started_by.size} ranks, but MPI sees a world of {self.size}{alone}: the "
-                f"launcher does not fit the MPI library ({_library()}).\n"
+                f"launcher does not fit the MPI library ({library_name()}).\n"
                 f"Under srun try --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI); else use the mpiexec of that library."
             )
         wait(self._mpi.Ibarrier())
@@ -146,12 +144,12 @@ class Comm:
         """
         if self._mpi is None:
             return
-        found = re.match(r"Open MPI v(\d+)", _library())
+        found = re.match(r"Open MPI v(\d+)", library_name())
         is_known = found is not None and int(found[1]) >= 5
         if not is_known or os.environ.get(_ULFM_ENABLED, "0") in ("0", "false"):
             raise UserError(
                 f"run.on_rank_loss: shrink needs Open MPI 5 or later, started by its mpiexec with `--with-ft ulfm`, "
-                f"but this is {_library()}{' without that' if is_known else ''}: set run.on_rank_loss=stop"
+                f"but this is {library_name()}{' without that' if is_known else ''}: set run.on_rank_loss=stop"
             )
         from mpi4py import MPI
 
@@ -243,13 +241,13 @@ class Comm:
                 raise RankLostError(str(error)) from error
             raise
 
-    def counter(self) -> "Counter":
+    def counter(self) -> Counter:
         """Collective. Return a counter that all ranks share."""
         return Counter(self._mpi)
 
     def library(self) -> str | None:
         """Return the name and version of the MPI library, None if none is loaded."""
-        return None if self._mpi is None else _library()
+        return None if self._mpi is None else library_name()
 
     def barrier(self) -> None:
         """Collective. Return when all ranks are here."""
@@ -329,98 +327,3 @@ class Comm:
             "".join(where + line for line in masked_text(traceback.format_exc()).splitlines(keepends=True)),
             file=sys.stderr,
         )
-
-
-class Counter:
-    """A shared counter that starts at 0. Taking a number raises it by one. It is on rank 0, which need not do anything.
-
-    MPI's one-sided operations promise the latter, but only within a node, or where the network adapter does the
-    arithmetic, do they keep it. Elsewhere rank 0's MPI answers when rank 0 is next inside some call of MPI: perhaps
-    not for the seconds that an engine takes. So while members are given out, a thread of rank 0 looks in now and
-    then; MPI's own threads for that would spin, and have to be asked for before the start. A rank that takes a number
-    uses the operation that has a request, as one can wait for that asleep.
-    """
-
-    def __init__(self, mpi: Any):
-        self._mpi = mpi
-        self._taken = np.zeros(1, np.int64)
-        self._window: Any = None
-        if mpi is None:
-            return
-        from mpi4py import MPI
-
-        self._may_answer = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        if not self._may_answer and mpi.rank == 0:
-            log.warning(
-                "es.dispatch: this MPI allows one thread only: where it needs rank 0 for giving out a member, a rank "
-                "waits until rank 0 has finished its own"
-            )
-        # of MPI's own memory, which on one node all ranks share
-        self._window = MPI.Win.Allocate(8 if mpi.rank == 0 else 0, 8, comm=mpi)
-        if mpi.rank == 0:
-            self._window.Lock(0)
-            np.frombuffer(self._window.tomemory(), np.int64)[0] = 0
-            self._window.Unlock(0)
-        wait(mpi.Ibarrier())
-        unlink_shared_memory()
-        self._window.Lock_all(MPI.MODE_NOCHECK)
-
-    def take(self) -> int:
-        """Return the number and raise it."""
-        if self._window is None:
-            self._taken += 1
-            return int(self._taken[0]) - 1
-        wait(self._window.Rget_accumulate(np.ones(1, np.int64), self._taken, 0))  # adds, if not told otherwise
-        return int(self._taken[0])
-
-    @contextmanager
-    def answered(self) -> Iterator[None]:
-        """Have rank 0 answer the others during the block, whatever it does itself."""
-        if self._window is None or self._mpi.rank != 0 or not self._may_answer:
-            yield
-            return
-        over = threading.Event()
-
-        def answer() -> None:
-            while not over.wait(ANSWER_EVERY_S):
-                self._mpi.Iprobe()  # lets MPI process the messages that have arrived
-
-        thread = threading.Thread(target=answer, name="esmpi-counter", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    def close(self) -> None:
-        """Collective. Free the counter."""
-        if self._window is not None:
-            self._window.Unlock_all()
-            self._window.Free()
-
-
-def _start_mpi(started_by: Launcher) -> Any:
-    """Load MPI, start it, and return the world."""
-    import mpi4py
-
-    mpi4py.rc(initialize=False, finalize=True)
-    from mpi4py import MPI
-
-    # Slurm's pmi2 cuts a line at 1,024 bytes, though it promises values of that size beside their keys. An MPICH that
-    # has both UCX and libfabric takes UCX, whose addresses it sends as 4 KiB of memory, in lines as long as what
-    # happens to lie there: some starts fail, or hang. Its addresses over libfabric are a few bytes.
-    if started_by.name == "srun" and re.search(r"ch4:ucx.*\bofi\b", MPI.Get_library_version()):
-        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
-    if not MPI.Is_initialized():
-        MPI.Init_thread()
-    return MPI.COMM_WORLD
-
-
-def _library() -> str:
-    from mpi4py import MPI
-
-    text = MPI.Get_library_version().strip("\0 ")
-    if text.startswith("MPICH"):
-        return " ".join(text.split()[:3]).replace("Version: ", "")
-    return text.split("\n")[0].split(",")[0]

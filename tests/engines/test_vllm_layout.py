@@ -104,7 +104,7 @@ def test_the_config_prepares_before_mpi_is_loaded(tmp_path: Path) -> None:
         "import os, sys; from esmpi.mpi import comm, launcher; from esmpi import run\n"
         "def start(started_by):\n"
         "    print('MPI starts with', os.environ['CUDA_VISIBLE_DEVICES']); raise SystemExit(0)\n"
-        "comm._start_mpi = start\n"
+        "comm.start_mpi = start\n"
         "run.main(sys.argv[1:])"
     )
     environment = os.environ | dict.fromkeys(("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"), "3")
