@@ -23,9 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fuzz_graders
-import fuzz_readers
-from fuzz_inputs import Target
+from fuzzing import graders, readers
+from fuzzing.inputs import Target
 
 from esmpi.errors import UserError
 
@@ -72,7 +71,7 @@ def main() -> int:
 def targets(folder: Path, only: list[str] | None = None) -> dict[str, Target]:
     """Return the targets by name; those that a part of this machine is missing for are left out, with a word why."""
     made = {}
-    for name, make in {**fuzz_readers.TARGETS, **fuzz_graders.TARGETS}.items():
+    for name, make in {**readers.TARGETS, **graders.TARGETS}.items():
         if only and name not in only:
             continue
         own = folder / name.replace(" ", "_")

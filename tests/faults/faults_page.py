@@ -46,7 +46,7 @@ resumes the run and leads to the same theta.
 Each part of a run is to be disturbed in each way and in each phase, once, by the real program. A run that ends must end
 within {limit_s} s and leave no process behind. The generations that it has committed must be those of an undisturbed
 run, and the same command must then lead to the same theta and to the same evaluations, bit for bit, and leave no
-temporary files. {num_measured} of {num_cells} such runs were made, the last on {date}, on two cores that were busy
+temporary files. {share} {num_cells} such runs were made, the last on {date}, on two cores that were busy
 with other programs. `s` are the seconds from the fault to the end of the job, which includes the rest of the run
 where it goes on. A process was stopped for {pause_s:.0f} s.
 
@@ -60,10 +60,11 @@ def page() -> str:
     """Return docs/faults.md."""
     measured = json.loads(MEASURED.read_text())
     tried = [cell for cell in cells() if cell.runs]
+    num_measured = sum(cell.name in measured["cells"] for cell in tried)
     introduction = INTRODUCTION.format(
         limit_s=LIMIT_S,
         num_cells=len(tried),
-        num_measured=sum(cell.name in measured["cells"] for cell in tried),
+        share="All" if num_measured == len(tried) else f"{num_measured} of",
         date=measured["date"],
         pause_s=measured["pause_s"],
     )

@@ -10,7 +10,7 @@ from support import ROOT
 
 sys.path.append(str(ROOT / "tools"))
 import fuzz
-from fuzz_inputs import Target
+from fuzzing.inputs import Target
 
 NAMES = ["run file", "config", "jsonl", "model.safetensors", "grader countdown"]
 

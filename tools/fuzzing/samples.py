@@ -15,7 +15,7 @@ from esmpi.store import generations as generation_table
 from esmpi.store import members as member_table
 from esmpi.store.run_file import GENERATION_DTYPE, RunFile
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "report"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "report"))
 from made_runs import make_run  # type: ignore[import-not-found]  # of the tests
 
 CONFIG: dict[str, Any] = {

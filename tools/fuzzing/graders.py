@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_inputs import GRADER_S, LONGEST_TEXT, Make, Target, json_text, odd_json, of_texts
-from fuzz_samples import section_of
 
 from esmpi.tasks import Example, Task, find_task, math
 from esmpi.tasks.code import Code
 from esmpi.tasks.env import EnvTask
 from esmpi.tasks.environments.base import Environment
+from fuzzing.inputs import GRADER_S, LONGEST_TEXT, Make, Target, json_text, odd_json, of_texts
+from fuzzing.samples import section_of
 
 MATH_S = 1.0
 """What is slow for `math`: sympy, by which math-verify compares, takes tens of milliseconds for ordinary answers. What

@@ -9,12 +9,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from fuzz_inputs import Make, Target, json_text, odd_json, of_bytes, of_json, of_json_lines
-from fuzz_samples import example_run, segmented_run
 
 from esmpi.__main__ import main
 from esmpi.store.run_file import RunFile, member_samples_path, samples_path
 from esmpi.store.seal import LIBVER, checksum, seal
+from fuzzing.inputs import Make, Target, json_text, odd_json, of_bytes, of_json, of_json_lines
+from fuzzing.samples import example_run, segmented_run
 
 
 def _run_file(folder: Path) -> Target:

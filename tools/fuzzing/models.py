@@ -6,10 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fuzz_inputs import Make, Target, damaged, of_bytes, of_json
-from fuzz_samples import adapter_folder, example_run, model_folder, small_model
-
 from esmpi.model.base_model import BaseModel, matrix_shape
+from fuzzing.inputs import Make, Target, damaged, of_bytes, of_json
+from fuzzing.samples import adapter_folder, example_run, model_folder, small_model
 
 
 def _model_config(folder: Path) -> Target:

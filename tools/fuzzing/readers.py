@@ -12,19 +12,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import fuzz_models
-import fuzz_runs
-from fuzz_inputs import Make, Target, damaged, of_bytes, of_json, of_json_lines
-from fuzz_samples import CONFIG
-
 from esmpi.config.overrides import overrides_of
 from esmpi.config.reader import load_config, parse_config
 from esmpi.data.files import read_rows
 from esmpi.errors import UserError
+from fuzzing import models, runs
+from fuzzing.inputs import Make, Target, damaged, of_bytes, of_json, of_json_lines
+from fuzzing.samples import CONFIG
 
 
 def _config(folder: Path) -> Target:
-    samples = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))]
+    samples = [path.read_bytes() for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))]
     path = folder / "config.yaml"
     return Target(make=of_bytes(*samples), check=_written(path, load_config))
 
@@ -262,8 +260,8 @@ TARGETS: dict[str, Make] = {
     "task file": _task_file,
     "request": _request,
     "judge": _judge,
-    **fuzz_runs.TARGETS,
-    **fuzz_models.TARGETS,
+    **runs.TARGETS,
+    **models.TARGETS,
 }
 
 

@@ -1,0 +1,1 @@
+"""What `tools/fuzz.py` fuzzes, by readers and graders, and how inputs are made."""
