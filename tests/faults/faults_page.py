@@ -43,10 +43,10 @@ This page is for people who want to know what a run loses if a process, a node o
 moment. In short: nothing that is committed is lost, unless the run directory itself is deleted, and the same command
 resumes the run and leads to the same theta.
 
-Each part of a run is to be disturbed in each way and in each phase, once, by the real program. A run that ends must end
+In runs of the real program, each part was disturbed once in each way and in each phase. A run that ends must end
 within {limit_s} s and leave no process behind. The generations that it has committed must be those of an undisturbed
 run, and the same command must then lead to the same theta and to the same evaluations, bit for bit, and leave no
-temporary files. {share} {num_cells} such runs were made, the last on {date}, on two cores that were busy
+temporary files. {share} {num_cells} runs were made, the last on {date}, on two cores that were busy
 with other programs. `s` are the seconds from the fault to the end of the job, which includes the rest of the run
 where it goes on. A process was stopped for {pause_s:.0f} s.
 
