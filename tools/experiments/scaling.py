@@ -17,7 +17,7 @@ from common import FOLDER, ROOT, Results, Row, checked, made, markdown, run, scr
 
 NAME = "scaling"
 CONFIG = FOLDER / "tiny.yaml"
-SEEDS = 2
+SEEDS = 5
 EVALUATIONS = 3
 
 
