@@ -23,6 +23,7 @@ from http import HTTPStatus
 from typing import Any
 
 from esmpi.data.problem import Prompt
+from esmpi.tasks import openai_messages
 
 Ask = Callable[[Prompt], "Future[str]"]
 """Makes a request a turn of an episode; raises ValueError if it cannot be one."""
@@ -32,17 +33,14 @@ _lock = threading.Lock()
 _LARGEST_BODY = 2**24
 _SILENT = {"model", "timeout", "user"}
 """Fields of a request that change nothing here."""
-_PROMPTS = {"messages", "prompt"}
+_KNOWN = {"messages", "prompt", *openai_messages.FIELDS}
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "stream": (),
     "stream_options": (),
-    "tools": ([],),
-    "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
-    "parallel_tool_calls": (True,),
     "response_format": ({"type": "text"},),
     "logprobs": (),
     "top_logprobs": (),
@@ -65,32 +63,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
                     f"{name}={reprlib.repr(value)} is not supported here: each request is a turn of an episode, and "
                     f"its reply is one text"
                 )
-        elif name not in _SILENT | _PROMPTS:
+        elif name not in _SILENT | _KNOWN:
             warnings.warn(f"{name} of a request has no effect: the config's section sampling has it", stacklevel=3)
-
-
-def plain_messages(messages: Any) -> list[dict[str, str]]:
-    """Return the messages of a request, each with a role and a text; raise ValueError if there is more to them."""
-    if not isinstance(messages, list | tuple) or not messages:
-        raise ValueError(f"messages={reprlib.repr(messages)}: they must be a list with `role` and `content` each")
-    return [{"role": _role(turn), "content": _content(turn)} for turn in messages]
-
-
-def _role(turn: Any) -> str:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise ValueError(f"messages: {reprlib.repr(turn)} has no `role`")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise ValueError("messages: calls of tools are not supported here: write them as text, or an Environment")
-    return str(turn["role"])
-
-
-def _content(turn: Mapping[str, Any]) -> str:
-    content = turn.get("content")
-    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
-        return "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise ValueError(f"messages: the content {reprlib.repr(content)} is no text")
-    return content
 
 
 class Endpoint:
@@ -181,12 +155,17 @@ async def _reply(method: str, path: str, body: bytes, ask: Ask) -> dict[str, Any
         prompt = fields.get("prompt")
         if not isinstance(prompt, str) or not prompt:
             raise ValueError(f"prompt={reprlib.repr(prompt)}: it must be a text")
+        if fields.get("tools"):
+            raise ValueError(
+                "tools: a prompt that is a text goes on as it is; ask /chat/completions for calls of tools"
+            )
         text = await asyncio.wrap_future(ask(prompt))
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
         return {"id": "cmpl-esmpi", "object": "text_completion", "created": 0, "model": name, "choices": [choice]}
-    text = await asyncio.wrap_future(ask(plain_messages(fields.get("messages"))))
-    said = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": said, "finish_reason": "stop", "logprobs": None}
+    messages = openai_messages.plain_messages(fields.get("messages"), openai_messages.tools_offered(fields))
+    said = openai_messages.reply_of(await asyncio.wrap_future(ask(messages)), fields["messages"], fields)
+    reason = "tool_calls" if "tool_calls" in said else "stop"
+    choice = {"index": 0, "message": said, "finish_reason": reason, "logprobs": None}
     return {"id": "chatcmpl-esmpi", "object": "chat.completion", "created": 0, "model": name, "choices": [choice]}
 
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks._problems import problems_of
-from esmpi.tasks.endpoint import check_fields, endpoint, plain_messages
+from esmpi.tasks.endpoint import check_fields, endpoint
 from esmpi.tasks.environments.base import Answer, Environment
+from esmpi.tasks.openai_messages import plain_messages, reply_of, tools_offered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,13 @@ class Message(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+def _with_attributes(value: Any) -> Any:
+    """Return what JSON can hold with its objects as `Message`."""
+    if isinstance(value, dict):
+        return Message({name: _with_attributes(one) for name, one in value.items()})
+    return [_with_attributes(one) for one in value] if isinstance(value, list) else value
 
 
 class ModelClient:
@@ -136,9 +144,10 @@ class ModelClient:
 
     async def _create(self, *, messages: Sequence[dict[str, str]], **arguments: Any) -> SimpleNamespace:
         check_fields(arguments)
-        text = await self.complete(plain_messages(messages))
-        message = Message(role="assistant", content=text)
-        return SimpleNamespace(choices=[SimpleNamespace(index=0, message=message, finish_reason="stop")])
+        text = await self.complete(plain_messages(messages, tools_offered(arguments)))
+        message = _with_attributes({"tool_calls": None} | reply_of(text, messages, arguments))
+        reason = "tool_calls" if message["tool_calls"] else "stop"
+        return SimpleNamespace(choices=[SimpleNamespace(index=0, message=message, finish_reason=reason)])
 
 
 class Program(Environment):

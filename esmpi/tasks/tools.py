@@ -79,6 +79,11 @@ def calls_in(completion: str) -> list[Call]:
     return []
 
 
+def call_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return the text of a call."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
 def result_of(environment: Environment, call: Call) -> str:
     """Call a tool of an environment; return its result as text, or in place of it what went wrong, for the model."""
     # an error may quote what the model wrote, of any length, and half a character, which is no text
@@ -120,13 +125,15 @@ def without_tool_turns(
 ) -> list[dict[str, str]]:
     """Return messages for a chat template that knows no tools.
 
-    The system turn tells of the tools, whose schemas are `made`, and users give their results.
+    The system turn tells of the tools, whose schemas are `made`, if there are any, and users give their results.
     """
-    text = described(made)
     turns = [
         {"role": "user", "content": response(turn["content"])} if turn["role"] == "tool" else dict(turn)
         for turn in messages
     ]
+    text = described(made)
+    if not text:
+        return turns
     if turns[0]["role"] != "system":
         return [{"role": "system", "content": text}, *turns]
     return [{"role": "system", "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]

@@ -70,11 +70,6 @@ def _load(name: str, params: str) -> Any:
         loaded = verifiers.load_environment(name, **json.loads(params))
     except Exception as error:  # the environment's own code: whatever it raises is about its name and parameters
         raise UserError(f"task.name: verifiers cannot load {name} with {params}: {said(error)}") from error
-    if getattr(loaded, "oai_tools", None):
-        raise UserError(
-            f"task.name: {name} of verifiers has tools that the model calls by OpenAI's interface, which is not "
-            f"supported: write an environment of esmpi with `tools`"
-        )
     if not hasattr(loaded, "rubric") or not hasattr(loaded.rubric, "score_rollout"):
         raise UserError(f"task.name: {name} is {reprlib.repr(loaded)}, which is no environment of verifiers")
     return loaded
@@ -89,6 +84,8 @@ async def _roll_out(environment: Any, client: ModelClient, example: Example) -> 
         "task": example.get("task") or "default",
         "info": _info(example.get("info")),
     }
+    if getattr(environment, "oai_tools", None):
+        its["info"].setdefault("oai_tools", environment.oai_tools)  # as the library does when it generates
     own = openai.AsyncOpenAI(
         base_url=client.base_url,
         api_key=client.api_key,

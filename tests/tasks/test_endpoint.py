@@ -114,6 +114,52 @@ async def wrong(client, example):
     return 1.0
 
 
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}}}}
+
+
+async def by_tools(create, parallel=True):
+    """Ask, do the calls of a reply, and ask again, until there are none."""
+    messages = [{"role": "system", "content": "Add."}, *said("What is 1 + 2?")]
+    while True:
+        reply = (await create(model="x", messages=messages, tools=[ADD], parallel_tool_calls=parallel)).choices[0]
+        message = reply.message
+        seen.append((reply.finish_reason, message.content, [call.id for call in message.tool_calls or ()]))
+        if not message.tool_calls:
+            return float(message.content)
+        messages.append(message)
+        for call in message.tool_calls:
+            result = sum(json.loads(call.function.arguments).values())
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": str(result)})
+
+
+async def tools_inside(client, example):
+    return await by_tools(client.chat.completions.create, **example)
+
+
+async def tools_outside(client, example):
+    import openai
+    own = openai.AsyncOpenAI(base_url=client.base_url, api_key=client.api_key)
+    return await by_tools(own.chat.completions.create, **example)
+
+
+async def wrong_tools(client, example):
+    for fields in (
+        {"tools": ["add"]},
+        {"tools": [ADD], "tool_choice": "required"},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}]},
+        {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "add"}}]},
+    ):
+        _, body = await asyncio.to_thread(ask, client, **{"messages": said("x")} | fields)
+        seen.append(body["error"]["message"])
+    _, body = await asyncio.to_thread(ask, client, "completions", prompt="x", tools=[ADD])
+    seen.append(body["error"]["message"])
+    _, body = await asyncio.to_thread(ask, client, messages=said("not described"), tools=[ADD], tool_choice="none")
+    return float(body["choices"][0]["message"]["content"] == CALL)
+
+
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+
+
 async def endless(client, example):
     while True:
         await asyncio.to_thread(ask, client, messages=said("more"))
@@ -200,12 +246,71 @@ def test_what_cannot_be_is_refused_with_the_reason(clients: Path) -> None:
     assert [one[0] for one in seen[:-1]] == [400] * 6 + [404]
     assert seen[-1] == 200
     for part, (_, message) in zip(
-        ("n=2 is not", "response_format={'type'", "calls of tools", "is no text", "must be a list", "must be a text"),
+        (
+            "n=2 is not",
+            "response_format={'type'",
+            "are no calls of tools",
+            "is no text",
+            "must be a list",
+            "must be a text",
+        ),
         seen[:6],
         strict=True,
     ):
         assert part in message
     assert seen[6][1].startswith("POST /v1/embeddings is not known here: there are /chat/completions")
+
+
+def call(**arguments: int) -> str:
+    return f'<tool_call>\n{{"name": "add", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("function", ["tools_inside", "tools_outside"])
+def test_tools_of_a_request_are_offered_and_called(clients: Path, function: str) -> None:
+    require("verifiers", find_spec("openai") is not None, "pip install 'esmpi[env]', which brings openai")
+    task, seen, _ = made(clients, function)
+    seen.clear()
+    [system, user] = task.play({}, 0, [])
+    assert isinstance(system, dict)
+    assert system["content"].startswith("Add.\n\nYou may call functions.")
+    assert '"name": "add"' in system["content"]
+    both = "I add.\n" + call(a=1, b=2) + "\n" + call(a=4)
+    answered = [
+        {"role": "assistant", "content": "I add.\n" + call(a=1, b=2) + "\n" + call(a=4)},
+        {"role": "user", "content": "<tool_response>\n3\n</tool_response>"},
+        {"role": "user", "content": "<tool_response>\n4\n</tool_response>"},
+    ]
+    assert task.play({}, 0, [both]) == [system, user, *answered]
+    assert len(task.play({}, 0, [both, call(a=7)])) == 7  # type: ignore[arg-type]
+    assert task.play({}, 0, [both, call(a=7), "7"]) == Score(reward=7.0, correct=True, figures={"turns": 3.0})
+    assert seen == [
+        ("tool_calls", "I add.", ["call_0", "call_1"]),
+        ("tool_calls", None, ["call_2"]),
+        ("stop", "7", []),
+    ]
+    seen.clear()
+    assert len(task.play({"parallel": False}, 0, [both])) == 4, "one of the two"  # type: ignore[arg-type]
+    # what is no call that can be read is what the model says
+    with pytest.raises(ValueError, match="could not convert string to float: '<tool_call>"):
+        task.play({}, 1, ['<tool_call>{"name": "add"'])
+
+
+def test_what_cannot_be_of_tools_is_refused(clients: Path) -> None:
+    task, seen, _ = made(clients, "wrong_tools")
+    assert task.play({}, 0, []) == [{"role": "user", "content": "not described"}]
+    assert task.play({}, 0, [call(a=1).replace("\n", "")]) == Score(reward=1.0, correct=True, figures={"turns": 1.0})
+    for part, message in zip(
+        (
+            "tools=['add']: each must have the type `function`",
+            "tool_choice='required' is not supported here",
+            "are no calls of tools",
+            "`function_call` is not supported here: use `tool_calls`",
+            "tools: a text goes on as it is",
+        ),
+        seen,
+        strict=True,
+    ):
+        assert part in message
 
 
 def test_an_episode_that_a_limit_ends_is_told_so(clients: Path) -> None:

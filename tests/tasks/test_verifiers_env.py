@@ -38,9 +38,7 @@ def says_little(completion, **kwargs):
     return 1.0 / (1 + sum(len(turn["content"]) for turn in completion if turn["role"] == "assistant"))
 
 
-def load_environment(num_turns=3, tools=False):
-    if tools:
-        return vf.ToolEnv(dataset=Dataset.from_list([{"question": "?"}]), tools=[load_environment])
+def load_environment(num_turns=3):
     rows = [{"question": f"Count on from {i}", "answer": str(i + 1)} for i in range(6)]
     rubric = vf.Rubric(funcs=[right_numbers, says_little], weights=[1.0, 0.5])
     return CountUp(
@@ -67,6 +65,32 @@ def load_environment():
     return vf.SingleTurnEnv(dataset=Dataset.from_list(rows), rubric=rubric, parser=parser)
 """
 
+TOOLS = '''
+import verifiers as vf
+from datasets import Dataset
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiply two numbers.
+
+    Args:
+        a: A number.
+        b: Another one.
+    """
+    return a * b
+
+
+def is_right(completion, answer, **kwargs):
+    return float(completion[-1]["content"] == answer)
+
+
+def load_environment():
+    rubric = vf.ToolRubric(tools=[multiply])
+    rubric.add_reward_func(is_right)
+    rows = [{"question": "12 * 34", "answer": "408"}]
+    return vf.ToolEnv(dataset=Dataset.from_list(rows), tools=[multiply], rubric=rubric, max_turns=4)
+'''
+
 
 @pytest.fixture(scope="module")
 def _environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -75,7 +99,8 @@ def _environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     except ImportError:
         require("verifiers", False, "pip install 'esmpi[env]'")
     folder = tmp_path_factory.mktemp("environments")
-    for name, text in (("esmpi_test_count_up", COUNT_UP), ("esmpi_test_one_turn", ONE_TURN)):
+    names = {"esmpi_test_count_up": COUNT_UP, "esmpi_test_one_turn": ONE_TURN, "esmpi_test_tools": TOOLS}
+    for name, text in names.items():
         Path(folder, f"{name}.py").write_text(text, encoding="utf-8")
     sys.path.insert(0, str(folder))
     yield
@@ -124,10 +149,29 @@ def test_one_turn_with_a_parser_and_info() -> None:
 
 
 @pytest.mark.usefixtures("_environments")
+def test_tools_are_called() -> None:
+    task = made("esmpi-test-tools")
+    [example] = task.problems("train")
+    task.check(example)
+    [system, user] = task.play(example, 0, [])
+    assert isinstance(system, dict)
+    assert "Multiply two numbers." in system["content"]
+    assert user == {"role": "user", "content": "12 * 34"}
+    said = '<tool_call>\n{"name": "multiply", "arguments": {"a": 12, "b": 34}}\n</tool_call>'
+    result = {"role": "user", "content": "<tool_response>\n408\n</tool_response>"}
+    assert task.play(example, 0, [said]) == [system, user, {"role": "assistant", "content": said}, result]
+    score = task.play(example, 0, [said, "408"])
+    assert isinstance(score, Score)
+    assert score.figures == {"turns": 2.0, "total_tool_calls": 1.0, "multiply_calls": 1.0, "is_right": 1.0}
+    assert score.reward == 1.0
+    wrong = task.play(example, 0, [said.replace("multiply", "divide"), "?"])
+    assert isinstance(wrong, Score), "the model is told by the library that there is no such tool"
+    assert wrong.reward == 0
+
+
+@pytest.mark.usefixtures("_environments")
 def test_what_cannot_be_loaded_is_told() -> None:
     with pytest.raises(UserError, match=r"task\.name: verifiers cannot load none-such with \{\}: .*none-such"):
         made("none-such")
     with pytest.raises(UserError, match=r'verifiers cannot load esmpi-test-count-up with \{"turns": 3\}: .*turns'):
         made("esmpi-test-count-up", params={"turns": 3})
-    with pytest.raises(UserError, match="has tools that the model calls by OpenAI's interface"):
-        made("esmpi-test-count-up", params={"tools": True})
