@@ -156,9 +156,7 @@ async def _reply(method: str, path: str, body: bytes, ask: Ask) -> dict[str, Any
         if not isinstance(prompt, str) or not prompt:
             raise ValueError(f"prompt={reprlib.repr(prompt)}: it must be a text")
         if fields.get("tools"):
-            raise ValueError(
-                "tools: a prompt that is a text goes on as it is; ask /chat/completions for calls of tools"
-            )
+            raise ValueError("tools: a text goes on as it is; ask /chat/completions for calls of tools")
         text = await asyncio.wrap_future(ask(prompt))
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
         return {"id": "cmpl-esmpi", "object": "text_completion", "created": 0, "model": name, "choices": [choice]}

@@ -41,6 +41,8 @@ class Message(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
+            if name == "tool_calls":  # the client's reply has it in any case
+                return None
             raise AttributeError(name) from None
 
 
@@ -145,8 +147,8 @@ class ModelClient:
     async def _create(self, *, messages: Sequence[dict[str, str]], **arguments: Any) -> SimpleNamespace:
         check_fields(arguments)
         text = await self.complete(plain_messages(messages, tools_offered(arguments)))
-        message = _with_attributes({"tool_calls": None} | reply_of(text, messages, arguments))
-        reason = "tool_calls" if message["tool_calls"] else "stop"
+        message = _with_attributes(reply_of(text, messages, arguments))
+        reason = "tool_calls" if message.tool_calls else "stop"
         return SimpleNamespace(choices=[SimpleNamespace(index=0, message=message, finish_reason=reason)])
 
 
