@@ -86,7 +86,8 @@ def test_grpo_in_the_small(tmp_path: Path) -> None:
 
 def test_public_code_in_the_small(tmp_path: Path) -> None:
     [row] = small("public_code", tmp_path)
-    assert len(row["seconds_of_generations"]) == 1
+    [seconds] = row["processor_seconds_of_generations"]
+    assert seconds > 0
 
 
 def test_smollm2_in_the_small(tmp_path: Path) -> None:

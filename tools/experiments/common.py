@@ -145,12 +145,38 @@ def execute(command: Sequence[str | Path], watch: Callable[[int, str], None] | N
     return process.returncode, "".join(lines), spent
 
 
-def checked(command: Sequence[str | Path]) -> tuple[str, Spent]:
-    """Run a program that must succeed; return its output and what it cost."""
-    code, output, spent = execute(command)
+def checked(command: Sequence[str | Path], watch: Callable[[int, str], None] | None = None) -> tuple[str, Spent]:
+    """Run a program that must succeed; return its output and what it cost. `watch` as for `execute`."""
+    code, output, spent = execute(command, watch)
     if code != 0:
         raise SystemExit(f"{' '.join(map(str, command))}\n{output}")
     return output, spent
+
+
+def descendants(process: int) -> list[int]:
+    """Return the ids of all processes that a process has started, and those have."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listed.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found, new = [], [process]
+    while new:
+        new = [child for parent in new for child in children.get(parent, [])]
+        found += new
+    return found
+
+
+def processor_seconds(process: int) -> float:
+    """Return what a process, and all that it started, have taken of a processor so far: user and system."""
+    ticks = 0
+    for one in [process, *descendants(process)]:
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:  # it has ended, and its parent has its time
+            continue
+        ticks += sum(map(int, fields[11:15]))  # its own, and that of those it has waited for
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def esmpi_command(config: Path, keys: Sequence[str], ranks: int = 1) -> list[str]:

@@ -9,13 +9,25 @@ import itertools
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import FOLDER, Results, Row, Spent, checked, esmpi_command, execute, made, markdown, run, scratch
+from common import (
+    FOLDER,
+    Results,
+    Row,
+    Spent,
+    checked,
+    descendants,
+    esmpi_command,
+    execute,
+    made,
+    markdown,
+    run,
+    scratch,
+)
 
 NAME = "exactness"
 CONFIG = FOLDER / "exactness.yaml"
@@ -76,20 +88,6 @@ def killed(command: Sequence[str]) -> Spent:
     if not done or code == 0:
         raise SystemExit(f"the run ended before it could be killed:\n{output}")
     return spent
-
-
-def descendants(process: int) -> list[int]:
-    """Return the ids of all processes that a process has started, and those have."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    children: dict[int, list[int]] = {}
-    for line in listed.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found, new = [], [process]
-    while new:
-        new = [child for parent in new for child in children.get(parent, [])]
-        found += new
-    return found
 
 
 def outcome(directory: Path) -> dict[str, Any]:
