@@ -2,7 +2,7 @@
 
 The held-out products are never trained on. Two suites show what else changes: sums, which are asked for in the same
 form, and capitals. Training decodes greedily, or it samples at temperature 1; or it decodes greedily while alpha falls
-to a tenth in half as many generations. Evaluations during training are greedy; the base model and the last generation
+to a tenth, in as many generations or in half as many. Evaluations during training are greedy; the base model and the last generation
 are also evaluated with samples at temperature 1.
 """
 
@@ -20,6 +20,7 @@ DECODING = {
     "greedy": (),
     "sampled": ("sampling.temperature=1",),
     "greedy, alpha falls": ("es.alpha_schedule=cosine", "es.generations=24"),
+    "greedy, alpha falls slowly": ("es.alpha_schedule=cosine",),
 }
 SAMPLED = ("eval.temperature=1", "eval.num_samples=4")
 SUITES = {"held_out": "held-out products", "sums": "sums (not trained)", "capitals": "capitals (not trained)"}
