@@ -2,8 +2,8 @@
 
 The held-out products are never trained on. Two suites show what else changes: sums, which are asked for in the same
 form, and capitals. Training decodes greedily, or it samples at temperature 1; or it decodes greedily while alpha falls
-to a tenth, in as many generations or in half as many. Evaluations during training are greedy; the base model and the last generation
-are also evaluated with samples at temperature 1.
+to a tenth, in as many generations or in half as many. Evaluations during training are greedy; the base model and the
+last generation are also evaluated with samples at temperature 1.
 """
 
 import sys
