@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from esmpi.arguments import parse
 from esmpi.commands import commands
 from esmpi.errors import UserError
-from esmpi.leave import leave
+from esmpi.leave import leave, open_streams
 from esmpi.stop.signals import signals_restored
 from esmpi.version import __version__
 
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code: that of the command, or 2 after an error that is the user's to mend.
     """
+    if argv is None:
+        open_streams()
     arguments = parse(_parser(), argv)
     try:
         # a program that calls this goes on afterwards; a process of esmpi's own ignores signals until it ends

@@ -5,10 +5,26 @@ import ctypes
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 takes_leave_of_mpi = True
 """Whether MPI is finalized at the end. Where ranks were lost, that would wait for them."""
+
+
+def open_streams() -> None:
+    """Let standard streams that this process was started without lead nowhere, as after `>&-` or in some daemons.
+
+    Otherwise the next files that are opened, such as the run file, would have their numbers, and get what is printed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue  # Python alone has none
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 (for the whole process)
 
 
 def leave(code: int) -> NoReturn:

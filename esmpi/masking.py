@@ -12,10 +12,12 @@ from typing import Any
 MASK = "<secret>"
 
 _SECRET = re.compile(
-    r"(?i)(?:^|[_\W])(?:token|(?:api|access|secret|private)_?key|secret|passw(?:or)?d|auth|authorization|credentials?)$"
+    r"(?i)(?:(?:^|[_\W])(?:token|(?:api|access|secret|private)_?keys?|secret|auth|authorization|credentials?|jwt)"
+    r"|passw(?:or)?d|passphrase)$"
 )
 _NO_SECRET = re.compile(r"(?i)(?:^|[_\W])(?:[be]os|pad|unk|sep|cls|mask|stop|start|end|image|special)_token$")
-_VALUE = r"""['"]?\s*[:=]\s*['"]?(?P<value>[^\s'",}&]+)"""
+_VALUE = r"""['"]?\s*[:=]\s*(?P<value>"[^"\n]+"|'[^'\n]+'|\[[^\]\n]+\]|[^\s'",}&\[]+)"""
+"""A quoted text, which may hold blanks and commas, a list, or a word."""
 _TEXTS = (
     re.compile(r"""(?<=://)[^/\s@'"]+(?=@)"""),
     re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{16,}"),
@@ -25,6 +27,11 @@ _TEXTS = (
         r"(?i)(?:(?:hf|auth|access|refresh)_token|(?:api|access|secret|private)[_-]?key|passw(?:or)?d)" + _VALUE
     ),
     re.compile(r"""(?i)(?<=[{,.])\s*['"]?(?:token|secret|auth)""" + _VALUE),
+    # in the address of a file, as hubs and clouds sign them, and in the head of a request
+    re.compile(
+        r"(?i)(?<=[?&])(?:x-amz-(?:signature|security-token)|signature|sig|token|secret|auth)=(?P<value>[^\s'\"&]+)"
+    ),
+    re.compile(r"(?i)(?<=authorization: basic )[A-Za-z0-9+/=]+"),
 )
 _LEAST_CHARACTERS = 8
 """Of the value of an environment variable that is looked for in other texts."""
@@ -53,13 +60,19 @@ def masked(value: Any) -> Any:
     if isinstance(value, str):
         return masked_text(value)
     if isinstance(value, Mapping):
-        return {
-            key: MASK if isinstance(item, str) and item and names_a_secret(str(key)) else masked(item)
-            for key, item in value.items()
-        }
+        return {key: _all_masked(item) if names_a_secret(str(key)) else masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [masked(item) for item in value]
     return value
+
+
+def _all_masked(value: Any) -> Any:
+    """Return a value that is called a secret with `MASK` in place of its texts and numbers; None and booleans stay."""
+    if isinstance(value, Mapping):
+        return {key: _all_masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_all_masked(item) for item in value]
+    return value if isinstance(value, bool | None) or value == "" else MASK
 
 
 def secrets_in(tree: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -82,4 +95,5 @@ def _mask(found: re.Match[str]) -> str:
     if "value" not in found.re.groupindex:
         return MASK
     start = found.start("value") - found.start()
-    return found[0][:start] + MASK
+    quote = found["value"][0] if found["value"][0] in "'\"" else ""
+    return f"{found[0][:start]}{quote}{MASK}{quote}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from esmpi.arguments import add_config, parse, positive, read_config
 from esmpi.config.sections import Config
 from esmpi.errors import UserError
-from esmpi.leave import leave
+from esmpi.leave import leave, open_streams
 from esmpi.mpi.launcher import launcher, speaks_for_all
 from esmpi.mpi.world import let_waiting_threads_sleep, on_all_ranks
 from esmpi.stop import STOPPED
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. 0: the run has all its generations. `STOPPED`: it was stopped before that, and the same command
         resumes it. 2: an error that is the user's to mend. 1: any other error.
     """
+    if argv is None:
+        open_streams()
     parser = argparse.ArgumentParser(
         prog="python -m esmpi.run",
         description="Fine-tune a language model with Evolution Strategies. Run it alone, or as "

@@ -41,12 +41,14 @@ def process(arguments: argparse.Namespace) -> int:
 def _export_model(arguments: argparse.Namespace) -> None:
     from esmpi.report.card import card_files
     from esmpi.store.export import check_target, export
-    from esmpi.store.hub import check_push, push
+    from esmpi.store.hub import check_links, check_push, push
 
     check_target(arguments.out)  # before the work of minutes
     if arguments.push is not None:
         check_push(arguments.push, arguments.public)
     file, base, weights, generation = _theta.rebuild(arguments)
+    if arguments.push is not None:
+        check_links(base.folder)
     theta = {view.name: tensor.view(view.shape) for view, tensor in weights.theta()}
     files = card_files(file, generation, base, arguments.best)
     export(base, theta, file.attributes["aliases"], arguments.out, arguments.dtype, file.describe(generation), files)

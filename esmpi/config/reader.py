@@ -31,6 +31,8 @@ a `PlugIn` or None, `plug_ins()`, those that ship with esmpi by their names, and
 """
 
 
+_MOST_BYTES = 4 * 2**20
+"""Of a config's file. What is longer may have no end, such as a device."""
 _agreed: set[str] = set()
 """Names of plug-ins in configs that were read to be run, in this process: their files have been executed."""
 
@@ -58,7 +60,11 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """Return what a YAML file of a config says, unchecked; raise ConfigError if it is no such file."""
     path = Path(path)
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path} has more than {_MOST_BYTES:,} bytes, which is no config")
+        tree = read_yaml(content.decode())
     except OSError as error:
         siblings = [str(path.parent / entry.name) for entry in path.parent.glob("*.yaml")]
         raise ConfigError(f"cannot read config {path}: {error.strerror}{nearest(str(path), siblings)}") from None

@@ -21,6 +21,7 @@ from esmpi.mpi.counter import Counter
 from esmpi.mpi.launcher import launcher
 from esmpi.mpi.library import library_name, start_mpi
 from esmpi.mpi.nodes import Nodes, host_name, unlink_shared_memory, wait
+from esmpi.wording import visible
 
 if TYPE_CHECKING:
     from esmpi.mpi.node_memory import NodeMemory
@@ -321,9 +322,12 @@ class Comm:
             self._mpi.Abort(exit_code)
 
     def report_failure(self) -> None:
-        """Print the exception being handled, with this rank's number, where all will see it."""
+        """Print the exception being handled, with this rank's number, where all will see it.
+
+        It may quote what a stranger wrote: nothing in it acts on a terminal, and no secret is in it.
+        """
         where = f"[rank {self.rank} of {self.size} on {socket.gethostname()}] " if self.size > 1 else ""
         print(
-            "".join(where + line for line in masked_text(traceback.format_exc()).splitlines(keepends=True)),
+            "".join(where + line for line in visible(masked_text(traceback.format_exc())).splitlines(keepends=True)),
             file=sys.stderr,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from esmpi.config.problems import HELD_OUT
 from esmpi.errors import UserError
-from esmpi.files import write_whole
+from esmpi.files import open_regular, write_whole
 from esmpi.report import facts
 from esmpi.report.compare import table
 from esmpi.report.draw import style
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _SECTIONS = {LEARNING: "learned", COMPLETIONS: "completions", MODEL: "model", COST: "cost"}
 """Parts of a page that have figures, in their order, with the names that the template has for them."""
+_BEGIN = b"<!doctype html>"
 _MOST_BYTES = 1_300_000
 """Of the completions of a page, with what marks them."""
 _MOST_BYTES_OF_MEMBERS = 500_000
@@ -46,11 +47,19 @@ _MOST_INTERVALS = 3000
 
 
 def write_page(page: str, path: Path) -> None:
-    """Write a page; raise UserError if it cannot be written."""
+    """Write a page; raise UserError if it cannot be written, or would replace something else than a page."""
     try:
+        if path.exists() and not path.is_dir() and not _is_page(path):
+            raise UserError(f"{path} exists and is not a page: choose another place with --out")
         write_whole(path, page.encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: choose another place with --out") from error
+
+
+def _is_page(path: Path) -> bool:
+    """Return whether a file is a page, or empty: a run file that is named by mistake must stay."""
+    with open_regular(path) as file:
+        return file.read(len(_BEGIN)).lower() in (_BEGIN, b"")
 
 
 def page_of_run(run: RunFile) -> str:

@@ -1,5 +1,6 @@
 """Upload a model folder to the Hugging Face hub, or another server that speaks its protocol (HF_ENDPOINT)."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,26 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file of a base model, which an export copies, is a link to a file of the user's own.
+
+    A stranger's folder may have such links, and what they lead to would be uploaded. In the hub's cache all files are
+    links to blobs.
+
+    Raises
+    ------
+    UserError
+        If one leads out of the folder.
+    """
+    real = folder.resolve()
+    for file in sorted(folder.iterdir()):
+        target = Path(os.path.realpath(file))
+        if file.suffix == ".safetensors":
+            continue  # whose values are theta's
+        if not (target.is_relative_to(real) or target.parent == real.parent.parent / "blobs"):
+            raise UserError(f"--push: {file} leads out of the model's folder, to {target}: put a copy in its place")
 
 
 def check_push(repository: str, public: bool) -> None:

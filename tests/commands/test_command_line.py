@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support import ROOT
+from support import ROOT, TINY_RUN
 
 from esmpi import run
 from esmpi.__main__ import main
 from esmpi.commands import commands
 from esmpi.commands._theta import verified
 from esmpi.files import is_locked_elsewhere, locked
+from esmpi.store.run_file import RunFile
 
 CONFIG = """\
 run: {{name: try}}
@@ -337,6 +338,18 @@ def test_output_that_nobody_takes(config_file: Path, monkeypatch: pytest.MonkeyP
     assert "No space left" in done.stderr
     done = subprocess.run(["bash", "-c", '"$@" >&-', "bash", *command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_run_without_standard_streams(closed: str, tmp_path: Path) -> None:
+    """Processes that compute rewards inherit them, and the next file that is opened would have their number."""
+    words = ["es.population_size=2", "es.generations=1", "data.num_eval=2", "data.batch_size=2"]
+    command = [sys.executable, "-m", "esmpi.run", str(TINY_RUN), f"run.output_dir={tmp_path}", *words]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}', "bash", *command], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert RunFile.open(tmp_path / "tiny" / "run.h5").num_generations == 1
 
 
 @pytest.mark.parametrize(

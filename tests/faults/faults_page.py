@@ -21,7 +21,6 @@ HAPPENS = {
     (STOPS, 0): "the run is at its end, and ends as always",
     (SURVIVES, None): "the run goes on",
     (REFUSES, None): "the run ends with a message",
-    (REFUSES, 0): "the run goes on, and says what it does without",
 }
 """What happens, by the outcome and the exit code; None stands for the others."""
 

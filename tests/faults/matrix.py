@@ -37,7 +37,7 @@ MEANING = {
 
 ENDS, STOPS, SURVIVES, REFUSES = "ends", "stops", "survives", "refuses"
 """What a run does: it fails; it commits its generation and stops, unless it was at its end already; it goes on; or it
-ends with a message, or says what it does without. See `faults_page.HAPPENS`."""
+ends with a message. See `faults_page.HAPPENS`."""
 LIMIT_S = 30
 """How long an end may take on a machine that has other things to do, too. Runs that go on may take a few times that."""
 
@@ -116,7 +116,7 @@ def _of_rank(rank: int, fault: str, phase: str) -> dict[str, str]:
         "TERM": {"outcome": STOPS},
         "STOP": {"outcome": SURVIVES},
         "clock": {"outcome": SURVIVES},
-        "disk": {"outcome": REFUSES, "says": "no room for|cannot write|continues without"},
+        "disk": {"outcome": REFUSES, "says": "no room for|cannot write"},
         "renamed": gone,
         "deleted": gone,
         "read-only": {"outcome": REFUSES, "says": "Read-only file system"},

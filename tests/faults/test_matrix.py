@@ -112,10 +112,10 @@ def check_end(cell: Cell, done: "subprocess.CompletedProcess[str]", text: str) -
     elif cell.outcome == STOPS:
         assert done.returncode in (0, STOPPED), text
     elif cell.outcome == REFUSES:
-        assert done.returncode in (0, 2), text
+        assert done.returncode == 2, text
     else:
         assert done.returncode == 0, text
-    if cell.says and not (cell.outcome == REFUSES and done.returncode == 0):
+    if cell.says:
         assert re.search(cell.says, text), text
     if cell.outcome != ENDS:
         own = [

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from esmpi.launch.sweep import plan_sweep
 from esmpi.model.base_model import BaseModel
 from esmpi.plugins import digest_of_code
 from esmpi.record.past import past_of
+from esmpi.record.sinks.base import Sink
 from esmpi.record.sinks.csv import Csv
 from esmpi.record.sinks.jsonl import JsonLines
 from esmpi.report import card
@@ -112,6 +116,18 @@ def test_figures_in_a_table(line: str, tmp_path: Path) -> None:
     sink.close()
     assert sink.lacks_from == 2
     assert path.read_text().split()[1:] == good
+
+
+@pytest.mark.parametrize(("sink", "name"), [(Csv, "figures.csv"), (JsonLines, "figures.jsonl")])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_figures_that_are_no_file(sink: type[Sink], name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / name)
+    signal.alarm(60)
+    try:
+        with pytest.raises(UserError, match=f"{name} is not a regular file"):
+            sink(tmp_path, {}, 5)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.mark.parametrize("unit", ["\n", " \n", "\r\n"], ids=repr)

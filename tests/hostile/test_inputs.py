@@ -9,13 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esmpi.config.reader import load_config
+from esmpi.config.sections import ModelConfig
 from esmpi.data.files import read_rows
+from esmpi.engines.hf import HfConfig
+from esmpi.engines.hf.engine import HfEngine
 from esmpi.errors import UserError
 from esmpi.model.base_model import BaseModel
+from esmpi.mpi.comm import Place
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +86,27 @@ def test_files_that_are_links_are_read(model: Path) -> None:
     assert BaseModel(model).num_weights == 822_656
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *(("config.json", {key: value}) for key, value in (("num_attention_heads", 0), ("hidden_size", -1))),
+        *(("config.json", {key: value}) for key, value in (("hidden_act", "none-such"), ("vocab_size", "many"))),
+        ("config.json", {"rope_scaling": {"rope_type": "none-such"}}),
+        ("config.json", {"dtype": "none-such"}),
+        ("generation_config.json", {"watermarking_config": {"x": 1}}),
+        ("tokenizer_config.json", {"eos_token": {"x": 1}}),
+        ("tokenizer_config.json", {"model_max_length": "many"}),
+        ("tokenizer.json", None),
+    ],
+    ids=str,
+)
+def test_values_that_transformers_cannot_use(name: str, values: dict[str, Any] | None, model: Path) -> None:
+    known = json.loads((model / name).read_text()) if values is not None else {}
+    (model / name).write_text(json.dumps(known | (values or {})))
+    with pytest.raises(UserError, match=r"^model\.path: transformers cannot load "):
+        HfEngine(ModelConfig(path=str(model)), HfConfig(device="cpu"), BaseModel(model), Place("here", 0, 1, (0,)))
+
+
 LEAST = "run: {name: x}\nmodel: {path: y}\nes: {generations: 1}\ntask: {name: countdown}\n"
 LAUGHS = "&a0 [x,x,x,x,x,x,x,x,x]" + "".join(f", &a{i + 1} [{','.join([f'*a{i}'] * 9)}]" for i in range(9))
 
@@ -118,6 +144,11 @@ def test_configs(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         load_config(tmp_path / "config.yaml")
     assert time.process_time() - began < 10
+
+
+def test_a_config_without_an_end() -> None:
+    with pytest.raises(UserError, match=r"/dev/zero has more than 4,194,304 bytes"):
+        load_config("/dev/zero")
 
 
 def test_words_that_are_no_text(tmp_path: Path) -> None:

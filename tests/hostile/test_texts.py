@@ -83,6 +83,17 @@ def test_errors_and_messages_show_them(run: Path, capfd: pytest.CaptureFixture[s
     assert not _ACTS.search("".join(capfd.readouterr()))
 
 
+def test_tracebacks_show_them(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise KeyError(ACTING.encode(), ACTING) from ValueError(ACTING)
+    except KeyError:
+        Comm().report_failure()
+    err = capsys.readouterr().err
+    assert "evil" in err
+    assert "\nTraceback" in err
+    assert not _ACTS.search(err)
+
+
 def test_the_page_shows_them(run: Path, tmp_path: Path) -> None:
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()

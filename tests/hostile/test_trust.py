@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -196,11 +197,29 @@ def test_a_run_keeps_no_secret(tmp_path: Path) -> None:
     ("name", "is_secret"),
     [
         *(("hf_token", True), ("WANDB_API_KEY", True), ("apiKey", True), ("password", True), ("authorization", True)),
+        *(("PGPASSWORD", True), ("SLURM_JWT", True), ("api_keys", True), ("SSH_PASSPHRASE", True)),
         *(("max_tokens", False), ("pad_token", False), ("stop_token_ids", False), ("key", False), ("tokenizer", False)),
     ],
 )
 def test_names_of_secrets(name: str, is_secret: bool) -> None:
     assert names_a_secret(name) == is_secret
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *({"api_key": ["SECRET", "SECRET"]}, {"password": 5432154321}, {"auth": {"user": "SECRET"}}),
+        *("https://host/x?a=1&token=SECRET", "https://host/x?X-Amz-Signature=SECRET&x=1", "https://host/x?sig=SECRET"),
+        *('{"password": "SECRET, a SECRET"}', "api_key: [SECRET, SECRET]", "hf_token = 'SECRET SECRET'"),
+        *("authorization: Basic SECRET", "engine.vllm_args={api_key: SECRET}", 'x={"token": "SECRET SECRET"}'),
+    ],
+    ids=str,
+)
+def test_forms_of_secrets(value: Any) -> None:
+    found = str(masked(value))
+    assert MASK in found
+    assert not re.search("SECRET|54321", found)
+    assert masked(masked(value)) == masked(value)
 
 
 def test_what_is_no_secret_stays() -> None:

@@ -1,6 +1,7 @@
 """The page as a text: complete, small, and without anything of a stranger that could act."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -263,3 +264,17 @@ def test_the_command_writes_the_page_and_the_figures(tmp_path: Path, capsys: pyt
     (tmp_path / "file").write_text("")
     assert main(["report", str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "file" / "x.html")]) == 2
     assert "choose another place with --out" in capsys.readouterr().err
+
+
+def test_nothing_but_a_page_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run file that is named by mistake is lost otherwise, and so is a device, for root."""
+    run = make_run(tmp_path / "run", generations=2, every=2).path
+    before = run.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["report", str(run.parent), "--out", str(run)]) == 2
+    assert f"{run} exists and is not a page: choose another place with --out" in capsys.readouterr().err
+    assert main(["report", str(run.parent), "--out", str(tmp_path / "pipe")]) == 2
+    assert run.read_bytes() == before
+    (tmp_path / "page.html").touch()
+    for _ in range(2):
+        assert main(["report", str(run.parent), "--out", str(tmp_path / "page.html")]) == 0

@@ -1,7 +1,9 @@
 """`esmpi export --push`, against a stand-in for the hub: what is uploaded, how private it is, and what is told."""
 
+import shutil
 import socket
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from support import TINY_RUN
 
 from esmpi.__main__ import main
 from esmpi.errors import UserError
-from esmpi.store.hub import check_push, push
+from esmpi.store.hub import check_links, check_push, push
 
 
 @pytest.fixture
@@ -51,6 +53,25 @@ def test_a_model_is_exported_and_pushed(server: Hub, tmp_path: Path, capsys: pyt
     assert main(words) == 2
     assert "someone/counts exists and has files, such as README.md" in capsys.readouterr().err
     assert repository.commits == 1
+
+
+def test_no_file_that_is_a_link_to_elsewhere_is_uploaded(
+    server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "models--org--x" / "snapshots" / "1"
+    shutil.copytree(str(files("esmpi") / "assets" / "tiny_countdown"), model)
+    blobs = model.parent.parent / "blobs"
+    blobs.mkdir()
+    (model / "config.json").rename(blobs / "0")
+    (model / "config.json").symlink_to("../../blobs/0")  # as in the hub's cache
+    check_links(model)
+    (tmp_path / "key").write_text("private")
+    (model / "LICENSE").symlink_to(tmp_path / "key")
+    small = ("es.generations=1", "es.population_size=2", "data.num_eval=4", "run.export_dtype=none")
+    assert main(["run", str(TINY_RUN), f"run.output_dir={tmp_path}", f"model.path={model}", *small]) == 0
+    assert main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out"), "--push", "someone/x"]) == 2
+    assert f"{model / 'LICENSE'} leads out of the model's folder, to {tmp_path / 'key'}" in capsys.readouterr().err
+    assert "someone/x" not in server.repositories
 
 
 def test_a_repository_is_public_if_asked_for_and_an_empty_one_is_filled(server: Hub, folder: Path) -> None:

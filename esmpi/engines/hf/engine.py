@@ -24,7 +24,7 @@ from esmpi.engines.hf.processors import processors
 from esmpi.engines.hf.quantized import quantize_layers
 from esmpi.engines.hf.stop import StopStrings
 from esmpi.engines.hf.views import find_views
-from esmpi.errors import UserError
+from esmpi.errors import UserError, said
 from esmpi.model.base_model import BaseModel, kinds_of
 from esmpi.model.quantization import quantized_names, require_noise_in_outputs
 from esmpi.mpi.comm import Place
@@ -59,13 +59,7 @@ class HfEngine(Engine):
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         require_unquantized(base)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                base.folder, padding_side="left", trust_remote_code=model.trust_remote_code
-            )
-            self._model = _load(model, base)
-        except (OSError, ValueError, ImportError) as error:  # unknown architecture, missing file or package, ...
-            raise UserError(f"model.path: transformers cannot load {base.folder}: {error}") from error
+        self.tokenizer, self._model = _load(model, base)
         self._model.eval().requires_grad_(False)
         head = self._model.get_output_embeddings()
         if head is not None:
@@ -258,7 +252,23 @@ class HfEngine(Engine):
         return found
 
 
-def _load(model: ModelConfig, base: BaseModel) -> Any:
+def _load(model: ModelConfig, base: BaseModel) -> tuple[Any, Any]:
+    """Return the tokenizer and the model of a folder."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.folder, padding_side="left", trust_remote_code=model.trust_remote_code
+        )
+        tokenizer("x")  # one that is loaded need not be able to read a text
+        return tokenizer, _load_model(model, base)
+    except (OSError, ValueError, ImportError) as error:  # unknown architecture, missing file or package, ...
+        raise UserError(f"model.path: transformers cannot load {base.folder}: {error}") from error
+    except Exception as error:  # odd values in the folder's files raise whatever comes of them
+        if model.trust_remote_code or isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise UserError(f"model.path: transformers cannot load {base.folder}: {said(error)}") from error
+
+
+def _load_model(model: ModelConfig, base: BaseModel) -> Any:
     """Return the model of a folder. One with images is loaded with them if transformers has no other class for it."""
     # a folder may hold pickles, too, whose loading can run code
     keys = {

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from esmpi.errors import UserError
+from esmpi.files import open_regular
+
 
 class Sink(ABC):
     """A place that draws figures over generations."""
@@ -54,6 +57,23 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Write what is still held back."""
+
+
+def earlier_lines(path: Path) -> list[str]:
+    """Return the lines that an earlier start wrote into a sink's file.
+
+    Raises
+    ------
+    UserError
+        If it is a pipe or a device: a run directory may come from a stranger.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except UserError as error:
+        raise UserError(f"log.sinks: {path.suffix[1:]} cannot be opened: {error}") from None
 
 
 def first_gap(known: Container[int], first: int) -> int:

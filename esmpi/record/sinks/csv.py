@@ -9,7 +9,7 @@ from typing import Any
 
 from esmpi.files import write_whole
 from esmpi.record.past import GENERATION
-from esmpi.record.sinks.base import Sink, first_gap
+from esmpi.record.sinks.base import Sink, earlier_lines, first_gap
 from esmpi.wording import visible_line
 
 _HEAD = ["group", "generation", "name", "value"]
@@ -21,7 +21,7 @@ class Csv(Sink):
 
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         path = directory / "figures.csv"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        lines = earlier_lines(path)
         rows = [row for line in lines[1:] if (row := _row(line)) is not None]
         self.lacks_from = first_gap({int(row[1]) for row in rows if row[0] == GENERATION}, first)
         kept = io.StringIO(newline="")

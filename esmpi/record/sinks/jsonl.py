@@ -8,7 +8,7 @@ from typing import Any
 
 from esmpi.files import write_whole
 from esmpi.record.past import GENERATION
-from esmpi.record.sinks.base import Sink, first_gap
+from esmpi.record.sinks.base import Sink, earlier_lines, first_gap
 
 
 class JsonLines(Sink):
@@ -16,7 +16,7 @@ class JsonLines(Sink):
 
     def __init__(self, directory: Path, attributes: Mapping[str, Any], first: int):
         path = directory / "figures.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        lines = earlier_lines(path)
         known = [(line, *_of(line)) for line in lines]
         self.lacks_from = first_gap({int(number) for _, group, number in known if group == GENERATION}, first)
         write_whole(path, "".join(f"{line}\n" for line, _, number in known if number < self.lacks_from).encode())
