@@ -23,10 +23,10 @@ WORKS: dict[str, dict[str, Any]] = {
         "seeds": 5,
         "steps": 45,
         "every": 3,
-        "keys": ("es.population_size=30", "es.generations=12", "eval.every=1"),
+        "keys": ("model.dtype=float32", "es.population_size=30", "es.generations=12", "eval.every=1"),
     },
 }
-"""GRPO's steps, of 64 completions each, make as many completions as esmpi's 12 generations of 30 x 8. (The trials with
+"""GRPO's steps, of 64 completions each, make as many completions as esmpi's 12 generations of 30 x 8. (GRPO's trials with
 SmolLM2 were evaluated a third as often.)"""
 TRIALS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "tiny": {
