@@ -26,8 +26,8 @@ WORKS: dict[str, dict[str, Any]] = {
         "keys": ("model.dtype=float32", "es.population_size=30", "es.generations=12", "eval.every=1"),
     },
 }
-"""GRPO's steps, of 64 completions each, make as many completions as esmpi's 12 generations of 30 x 8. (GRPO's trials with
-SmolLM2 were evaluated a third as often.)"""
+"""GRPO's steps, of 64 completions each, make as many completions as esmpi's 12 generations of 30 x 8. Its trials with
+SmolLM2 were evaluated a third as often as its other runs."""
 TRIALS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "tiny": {
         "ES": {
