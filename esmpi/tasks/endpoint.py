@@ -161,9 +161,7 @@ async def _reply(method: str, path: str, body: bytes, ask: Ask) -> dict[str, Any
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
         return {"id": "cmpl-esmpi", "object": "text_completion", "created": 0, "model": name, "choices": [choice]}
     messages = openai_messages.plain_messages(fields.get("messages"), openai_messages.tools_offered(fields))
-    said = openai_messages.reply_of(await asyncio.wrap_future(ask(messages)), fields["messages"], fields)
-    reason = "tool_calls" if "tool_calls" in said else "stop"
-    choice = {"index": 0, "message": said, "finish_reason": reason, "logprobs": None}
+    choice = openai_messages.choice_of(await asyncio.wrap_future(ask(messages)), fields) | {"logprobs": None}
     return {"id": "chatcmpl-esmpi", "object": "chat.completion", "created": 0, "model": name, "choices": [choice]}
 
 

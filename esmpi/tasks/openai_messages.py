@@ -81,24 +81,23 @@ def _content(turn: Mapping[str, Any]) -> str:
     return "\n".join([content, *texts] if content else texts)
 
 
-def reply_of(text: str, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the message with which a completion answers a request.
+def choice_of(text: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the choice with which a completion answers a request: its message, and why it ended there.
 
     Parameters
     ----------
     text : str
         The completion.
-    messages : sequence of dict
-        Those of the request.
-    fields : dict
-        The request: `tools` that it offers, and whether `parallel_tool_calls` are false.
+    request : dict
+        Its `messages`, the `tools` that it offers, and whether `parallel_tool_calls` are false.
     """
-    calls = calls_in(text) if tools_offered(fields) else []
-    if not calls or any(isinstance(call, str) for call in calls):  # what is no call is text, as from other servers
-        return {"role": "assistant", "content": text}
-    if fields.get("parallel_tool_calls") is False:
+    found = calls_in(text) if tools_offered(request) else []
+    calls = [call for call in found if not isinstance(call, str)]
+    if not calls or len(calls) < len(found):  # what is no call is text, as from other servers
+        return {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    if request.get("parallel_tool_calls") is False:
         calls = calls[:1]
-    before = sum(len(turn.get("tool_calls") or ()) for turn in messages)
+    before = sum(len(turn.get("tool_calls") or ()) for turn in request["messages"])
     made = [
         {
             "id": f"call_{number}",
@@ -106,7 +105,8 @@ def reply_of(text: str, messages: Sequence[Mapping[str, Any]], fields: Mapping[s
             "function": {"name": call["name"], "arguments": json.dumps(call["arguments"])},
         }
         for number, call in enumerate(calls, before)
-        if not isinstance(call, str)
     ]
+    # a call without tags is all that the model said
     content = text.partition("<tool_call>")[0].strip() if "<tool_call>" in text else ""
-    return {"role": "assistant", "content": content or None, "tool_calls": made}
+    message = {"role": "assistant", "content": content or None, "tool_calls": made}
+    return {"index": 0, "message": message, "finish_reason": "tool_calls"}

@@ -24,7 +24,7 @@ from esmpi.data.problem import Example, Part, Prompt
 from esmpi.tasks._problems import problems_of
 from esmpi.tasks.endpoint import check_fields, endpoint
 from esmpi.tasks.environments.base import Answer, Environment
-from esmpi.tasks.openai_messages import plain_messages, reply_of, tools_offered
+from esmpi.tasks.openai_messages import choice_of, plain_messages, tools_offered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,9 +147,7 @@ class ModelClient:
     async def _create(self, *, messages: Sequence[dict[str, str]], **arguments: Any) -> SimpleNamespace:
         check_fields(arguments)
         text = await self.complete(plain_messages(messages, tools_offered(arguments)))
-        message = _with_attributes(reply_of(text, messages, arguments))
-        reason = "tool_calls" if message.tool_calls else "stop"
-        return SimpleNamespace(choices=[SimpleNamespace(index=0, message=message, finish_reason=reason)])
+        return SimpleNamespace(choices=[_with_attributes(choice_of(text, {"messages": messages, **arguments}))])
 
 
 class Program(Environment):

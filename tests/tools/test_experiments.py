@@ -18,6 +18,7 @@ import grpo
 import page
 import paper
 import products
+import public_code
 from common import COMMITTED, Results, execute, read_rows
 
 FOLDER = ROOT / "tools" / "experiments"
@@ -88,6 +89,22 @@ def test_public_code_in_the_small(tmp_path: Path) -> None:
     [row] = small("public_code", tmp_path)
     [seconds] = row["processor_seconds_of_generations"]
     assert seconds > 0
+
+
+def test_public_code_is_edited_or_refused(tmp_path: Path) -> None:
+    script = tmp_path / "theirs" / "countdown" / "es_fine-tuning_countdown.py"
+    script.parent.mkdir(parents=True)
+    known = "POPULATION_SIZE = 30\nNUM_ITERATIONS = 500 # many\nmax_new_tokens = 9\nload(\n  device_map=0,\n)\n"
+    script.write_text(f"{known}  tokenizer.save_pretrained(folder)\nrest = 30\n")
+    (tmp_path / "copy").mkdir()
+    command = public_code.public_command(tmp_path / "theirs", tmp_path / "copy", "2 prompts")
+    edited = Path(command[1]).read_text()
+    assert edited.splitlines()[:3] == ["POPULATION_SIZE = 8", "NUM_ITERATIONS = 2 # many", "max_new_tokens = 32"]
+    assert edited.splitlines()[4:] == ['  device_map="cpu",', ")", "  pass", "rest = 30"]
+    script.write_text(known)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SystemExit, match="another one than this experiment knows"):
+        public_code.public_command(tmp_path / "theirs", tmp_path / "other", "2 prompts")
 
 
 def test_smollm2_in_the_small(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def public_command(theirs: Path | None, folder: Path, work: str) -> list[str]:
         (r"device_map=.*", 'device_map="cpu",'),
         (r"(?m)^( +)(original_model|tokenizer)\.save_pretrained\(.*", r"\1pass"),
     ]
-    for pattern, text_instead in edits:
-        text, count = re.subn(pattern, text_instead, text)
+    for pattern, instead in edits:
+        text, count = re.subn(pattern, instead, text)
         if count == 0:
             raise SystemExit(f"the public code is another one than this experiment knows: it has no {pattern}")
     script.write_text(text, encoding="utf-8")
