@@ -5,11 +5,19 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from support import ROOT, require
+
+from esmpi.config.reader import load_config
+from esmpi.data.problems import load_problems
+from esmpi.tasks import make_task
 
 sys.path.append(str(ROOT / "tools" / "experiments"))
 
@@ -67,7 +75,8 @@ def test_exactness_in_the_small_is_killed_and_has_one_theta(tmp_path: Path) -> N
     assert one["fitness_sha256"] == other["fitness_sha256"]
     assert one["replay_agrees"]
     assert other["replay_agrees"]
-    assert other["processor_seconds"] > one["processor_seconds"] > 0
+    assert one["processor_seconds"] > 0
+    assert other["processor_seconds"] > 0
     exactness.draw(results.rows, tmp_path / "exactness.png")
     assert exactness.facts(results.rows)["different"] == "1"
 
@@ -81,26 +90,44 @@ def test_grpo_in_the_small(tmp_path: Path) -> None:
     assert (first["accuracy"], first["reward"], first["tokens"]) == (other["accuracy"], other["reward"], 0)
     for curve in curves.values():
         assert (curve[0]["step"], curve[-1]["step"]) == (0, 2)
-        assert curve[-1]["tokens"] > 0
-        assert curve[-1]["processor_seconds"] > 0
+        for name in ("tokens", "seconds", "processor_seconds"):
+            assert curve[-1][name] > 0
 
 
 def test_public_code_in_the_small(tmp_path: Path) -> None:
     [row] = small("public_code", tmp_path)
-    [seconds] = row["processor_seconds_of_generations"]
-    assert seconds > 0
+    for name in ("seconds_of_generations", "processor_seconds_of_generations", "tokens_of_generations"):
+        [value] = row[name]
+        assert value > 0
 
 
-def test_public_code_is_edited_or_refused(tmp_path: Path) -> None:
+def test_public_code_and_esmpi_train_on_the_same_problems(tmp_path: Path) -> None:
+    data = tmp_path / "theirs" / "countdown" / "data" / "countdown.json"
+    data.parent.mkdir(parents=True)
+    problem = {"context": "Using the numbers [1 2 3] ...", "numbers": [1, 2, 3], "solution": "1 + 2 + 3"}
+    data.write_text(json.dumps([problem | {"target": str(target)} for target in (6, 7, 8)]))
+    command = public_code.own_command(tmp_path / "theirs", tmp_path, "2 prompts", "esmpi, hf")
+    config = load_config(command[3], command[4:])
+    task = make_task(config.task)
+    problems = load_problems(config.data, task, config.run.seed, {})
+    assert [(one["numbers"], one["target"]) for one in problems.train] == [([1, 2, 3], 6), ([1, 2, 3], 7)]
+
+
+def test_public_code_is_edited_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "theirs" / "countdown" / "es_fine-tuning_countdown.py"
     script.parent.mkdir(parents=True)
     known = "POPULATION_SIZE = 30\nNUM_ITERATIONS = 500 # many\nmax_new_tokens = 9\nload(\n  device_map=0,\n)\n"
-    script.write_text(f"{known}  tokenizer.save_pretrained(folder)\nrest = 30\n")
+    script.write_text(f"{known}  outputs = model.generate(input_ids)\n  tokenizer.save_pretrained(folder)\nrest = 30\n")
     (tmp_path / "copy").mkdir()
     command = public_code.public_command(tmp_path / "theirs", tmp_path / "copy", "2 prompts")
     edited = Path(command[1]).read_text()
     assert edited.splitlines()[:3] == ["POPULATION_SIZE = 8", "NUM_ITERATIONS = 2 # many", "max_new_tokens = 32"]
-    assert edited.splitlines()[4:] == ['  device_map="cpu",', ")", "  pass", "rest = 30"]
+    assert edited.splitlines()[4:7] == ['  device_map="cpu",', ")", "  outputs = model.generate(input_ids)"]
+    assert edited.splitlines()[-2:] == ["  pass", "rest = 30"]
+    # the count of new tokens, of a row that has ended and one that has not
+    names = {"outputs": torch.tensor([[5, 6, 7, 8], [5, 6, 7, 0]]), "input_ids": torch.tensor([[5], [5]])}
+    exec(textwrap.dedent("\n".join(edited.splitlines()[7:9])), names | {"tokenizer": SimpleNamespace(pad_token_id=0)})
+    assert capsys.readouterr().out == "new tokens 6\n"
     script.write_text(known)
     (tmp_path / "other").mkdir()
     with pytest.raises(SystemExit, match="another one than this experiment knows"):
@@ -197,11 +224,13 @@ def test_the_command_lists_its_experiments() -> None:
 
 def test_first_accuracies_and_chosen_trials() -> None:
     def row(setting: str, seed: int, *accuracies: float) -> dict[str, Any]:
-        curve = [{"accuracy": value, "tokens": 10 * i} for i, value in enumerate(accuracies)]
+        places = np.linspace(0, 100, len(accuracies))
+        curve = [{"accuracy": value, "completions": x} for x, value in zip(places, accuracies, strict=True)]
         return {"run": {"work": "tiny", "side": "ES", "setting": setting, "seed": seed}, "curve": curve}
 
-    rows = [row("a", 100, 0.9, 0.1, 0.3), row("b", 100, 0.0, 0.2, 0.4), row("a", 0, 0.9, 0.9, 0.9)]
-    assert grpo.chosen(rows, "tiny", "ES") == "b"  # neither the base model's accuracy nor other run seeds count
-    assert grpo.first_at(rows[1], 0.2, "tokens") == 10
-    assert grpo.first_at(rows[1], 0.5, "tokens") is None
+    rows = [row("a", 100, 0.2, 0.2, 0.2), row("b", 100, 0.2, 0.4), row("a", 0, 0.9, 0.9, 0.9)]
+    assert grpo.chosen(rows, "tiny", "ES") == "b"  # other run seeds do not count
+    assert grpo.over_training(rows[1]) == grpo.over_training(row("b", 100, 0.2, 0.25, 0.3, 0.35, 0.4))
+    assert grpo.first_at(rows[1], 0.3, "completions") == 100
+    assert grpo.first_at(rows[1], 0.5, "completions") is None
     assert grpo.spread([1.0, 3.0]) == "2.0 ± 1.4"

@@ -179,10 +179,14 @@ def processor_seconds(process: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def on_ranks(ranks: int) -> list[str]:
+    """Return the beginning of a command that runs a program of Python on so many ranks of MPI."""
+    return [*(["mpiexec", "-n", str(ranks)] if ranks > 1 else []), sys.executable]
+
+
 def esmpi_command(config: Path, keys: Sequence[str], ranks: int = 1) -> list[str]:
     """Return the command that trains with esmpi on so many ranks."""
-    launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
-    return [*launcher, sys.executable, "-m", "esmpi.run", str(config), *keys]
+    return [*on_ranks(ranks), "-m", "esmpi.run", str(config), *keys]
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Train with esmpi in this process; the last line is a JSON object: the curve of held-out accuracy.
+"""Train with esmpi in this process; the last line, of rank 0, is a JSON object: the curve of held-out accuracy.
 
-    python tools/experiments/curve_es.py CONFIG [section.key=value ...]
+    [mpiexec -n RANKS] python tools/experiments/curve_es.py CONFIG [section.key=value ...]
 
 Each point has the generation, the completions and tokens that training has made, its seconds by the clock and of the
-processor (all threads of this process, without start and evaluations), and accuracy and mean reward.
+processor (all threads of all ranks, without start and evaluations), and accuracy and mean reward.
 """
 
 import json
@@ -25,17 +25,24 @@ def main() -> None:
     spent = [(0.0, 0.0)]
     run_generation = esmpi.train.run_generation
 
+    rank = 0
+
     def timed(session: Session, watch: Stopwatch) -> bool:
+        nonlocal rank
+        rank = session.comm.rank
         began = time.perf_counter(), time.process_time()
         stop = run_generation(session, watch)
-        took = time.perf_counter() - began[0], time.process_time() - began[1]
-        spent.append((spent[-1][0] + took[0], spent[-1][1] + took[1]))
+        wall = time.perf_counter() - began[0]
+        processor = sum(session.comm.allgather_object(time.process_time() - began[1]))
+        spent.append((spent[-1][0] + wall, spent[-1][1] + processor))
         return stop
 
     esmpi.train.run_generation = timed
     code = esmpi.run.main(sys.argv[1:])
     if code != 0:
         raise SystemExit(code)
+    if rank != 0:
+        return
     run = open_run(config.directory)
     tokens = [0, *run.generations["tokens"].cumsum().tolist()]
     completions = config.es.population_size * config.data.batch_size * config.sampling.num_samples

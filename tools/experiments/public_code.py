@@ -1,20 +1,22 @@
-"""Processor seconds of a generation of the paper's public code and of esmpi, for the same model, problems and tokens.
+"""Seconds of a generation of the paper's public code and of esmpi, for the same model, problems and tokens.
 
 The public code is no part of this project. Clone it, and name the folder in the environment:
 
     PUBLIC_CODE=es-fine-tuning-paper bash tools/reproduce.sh public_code
 
-Without it, only esmpi's half is measured. Of its script for Countdown an edited copy runs: the number of members,
-generations and new tokens are other ones, the model is on the CPU, and it is not saved at the end. Nothing of what is
-computed in a generation is changed. Each program has one thread, and what all its processes take of a processor is
-counted from the end of the start, or of a generation, to the end of the next: on a shared machine seconds by the clock
-say little.
+Both then train on the first problems of its data. Without it, only esmpi is measured, on problems of the same form. Of
+the public script for Countdown an edited copy runs: the number of members, generations and new tokens are other ones,
+the model is on the CPU and is not saved at the end, and the new tokens of each member are printed. Nothing of what is
+computed in a generation is changed. Each program has one thread. The seconds are counted from the end of the start, or
+of a generation, to the end of the next: by the clock, and what all processes of the program take of a processor.
 """
 
+import json
 import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,12 +31,16 @@ CODES = {
     "esmpi, hf, rank 1 in waves": ("es.noise=low_rank", "engine.wave_size=8"),
     "esmpi, vllm": ("engine.kind=vllm", "engine.max_model_len=512", "engine.enforce_eager=true"),
 }
-WORKS = {"2 prompts": (8, 2), "16 prompts": (4, 16)}
+WORKS = {"2 prompts": (8, 2), "32 prompts": (6, 32)}
 """Members and prompts."""
 GENERATIONS, TOKENS = 2, 32
+SECONDS = {"seconds_of_generations": "seconds", "processor_seconds_of_generations": "processor seconds"}
 SMALL = ("model.path=esmpi:tiny_countdown", "es.generations=1", "es.population_size=2", "data.batch_size=4")
 _STARTED = re.compile(r"held-out at generation 0:|Model loaded successfully")
 _DONE = re.compile(r"generation \d+ .* done|Iteration \d+/\d+, Time")
+_TOKENS = re.compile(r"^new tokens (\d+)$")
+_COUNTED = r"\1\2\n\1new = outputs[:, input_ids.shape[1]:] != tokenizer.pad_token_id"
+_COUNTED += r"\n\1print('new tokens', int(new.sum() + (~new).any(dim=1).sum()))"
 
 
 def measure(results: Results, small: bool) -> None:
@@ -45,18 +51,27 @@ def measure(results: Results, small: bool) -> None:
             if not results.missing({"work": work, "code": code}) or (CODES[code] is None and theirs is None):
                 continue
             with scratch() as folder:
-                command = (
-                    public_command(theirs, folder, work) if CODES[code] is None else own_command(folder, work, code)
-                )
-                seconds = seconds_of_generations([*command, *(SMALL if small else ())])
-            results.add({"work": work, "code": code}, {"processor_seconds_of_generations": seconds})
+                if CODES[code] is None:
+                    command = public_command(theirs, folder, work)
+                else:
+                    command = [*own_command(theirs, folder, work, code), *(SMALL if small else ())]
+                found = generations_of(command)
+                if CODES[code] is not None:
+                    found["tokens_of_generations"] = tokens_of(folder / CONFIG.stem)
+            problems = "generated" if theirs is None else "of the public code"
+            results.add({"work": work, "code": code}, {"problems": problems, **found})
 
 
-def own_command(folder: Path, work: str, code: str) -> list[str]:
-    """Return the command that trains with esmpi."""
+def own_command(theirs: Path | None, folder: Path, work: str, code: str) -> list[str]:
+    """Return the command that trains with esmpi, on the problems of the public code if it is there."""
     members, prompts = WORKS[work]
     keys = [f"es.population_size={members}", f"es.generations={GENERATIONS}", f"sampling.max_tokens={TOKENS}"]
     keys += [f"data.batch_size={prompts}", f"run.output_dir={folder}", *(CODES[code] or ())]
+    if theirs is not None:
+        problems = json.loads((theirs / "countdown" / "data" / "countdown.json").read_text(encoding="utf-8"))[:prompts]
+        lines = [json.dumps({"numbers": one["numbers"], "target": int(one["target"])}) for one in problems]
+        (folder / "problems.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        keys += [f"data.train={folder / 'problems.jsonl'}", f"data.num_train={prompts}"]
     return esmpi_command(CONFIG, keys)
 
 
@@ -71,6 +86,7 @@ def public_command(theirs: Path | None, folder: Path, work: str) -> list[str]:
     edits += [
         (r"device_map=.*", 'device_map="cpu",'),
         (r"(?m)^( +)(original_model|tokenizer)\.save_pretrained\(.*", r"\1pass"),
+        (r"(?m)^( +)(outputs = model\.generate\(.*)", _COUNTED),
     ]
     for pattern, instead in edits:
         text, count = re.subn(pattern, instead, text)
@@ -82,16 +98,30 @@ def public_command(theirs: Path | None, folder: Path, work: str) -> list[str]:
     return [sys.executable, str(script), *(f"--{name}={value}" for name, value in options.items())]
 
 
-def seconds_of_generations(command: Sequence[str]) -> list[float]:
-    """Run a program, and return what each of its generations took of a processor, in seconds."""
-    marks: list[float] = []
+def generations_of(command: Sequence[str]) -> Row:
+    """Run a program; return what each of its generations took, in seconds, and the new tokens if it prints them."""
+    marks: list[tuple[float, float]] = []
+    tokens = [0]
 
     def watch(process: int, line: str) -> None:
+        if counted := _TOKENS.match(line):
+            tokens[-1] += int(counted[1])
         if (_DONE if marks else _STARTED).search(line):
-            marks.append(processor_seconds(process))
+            if marks:
+                tokens.append(0)
+            marks.append((time.perf_counter(), processor_seconds(process)))
 
     checked(command, watch)
-    return [round(float(value), 1) for value in np.diff(marks)]
+    seconds = np.diff(np.array(marks), axis=0).T.round(1).tolist()
+    found: Row = dict(zip(("seconds_of_generations", "processor_seconds_of_generations"), seconds, strict=True))
+    return found | ({"tokens_of_generations": tokens[:-1]} if any(tokens) else {})
+
+
+def tokens_of(folder: Path) -> list[int]:
+    """Return the new tokens of each generation of an esmpi run."""
+    from esmpi import open_run
+
+    return [int(tokens) for tokens in open_run(folder).generations["tokens"]]
 
 
 def facts(rows: Sequence[Row]) -> Mapping[str, str]:
@@ -99,19 +129,21 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
     lines = []
     for work, (members, prompts) in WORKS.items():
         own = [row for row in rows if row["run"]["work"] == work]
-        theirs = [mean(row) for row in own if CODES[row["run"]["code"]] is None]
+        theirs = [row for row in own if CODES[row["run"]["code"]] is None]
         for row in own:
-            values = row["processor_seconds_of_generations"]
-            ratio = f"{theirs[0] / mean(row):.2f}" if theirs else ""
-            shown = ", ".join(f"{value:.1f}" for value in values)
-            lines.append([row["run"]["code"], str(members), str(prompts), shown, ratio])
-    head = ["code", "N", "prompts", "processor seconds of a generation", "public code over this"]
+            ratios = [f"{mean(theirs[0], key) / mean(row, key):.2f}" if theirs else "" for key in SECONDS]
+            shown = [", ".join(f"{value:.1f}" for value in row[key]) for key in SECONDS]
+            tokens = ", ".join(map(str, row["tokens_of_generations"]))
+            columns = [column for pair in zip(shown, ratios, strict=True) for column in pair]
+            lines.append([row["run"]["code"], str(members), str(prompts), tokens, *columns])
+    head = ["code", "N", "prompts", "new tokens of a generation"]
+    head += [column for words in SECONDS.values() for column in (f"{words} of a generation", "public code over this")]
     return {"table": markdown(head, lines), "made": made(rows), "tokens": str(TOKENS)}
 
 
-def mean(row: Row) -> float:
+def mean(row: Row, key: str) -> float:
     """Return the mean of the generations of a run."""
-    return float(np.mean(row["processor_seconds_of_generations"]))
+    return float(np.mean(row[key]))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -127,10 +159,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             own = [row for row in rows if row["run"]["work"] == work]
             for y, row in enumerate(own):
                 is_theirs = CODES[row["run"]["code"]] is None
-                axes.barh(y, mean(row), color=LIGHT[color_of(1 if is_theirs else 0)])
-                axes.text(mean(row), y, f" {mean(row):.0f}", va="center")
+                seconds = mean(row, "processor_seconds_of_generations")
+                axes.barh(y, seconds, color=LIGHT[color_of(1 if is_theirs else 0)])
+                axes.text(seconds, y, f" {seconds:.0f}", va="center")
             axes.set_yticks(range(len(own)), [row["run"]["code"] for row in own])
-            highest = max(map(mean, own))
+            highest = max(mean(row, "processor_seconds_of_generations") for row in own)
             axes.set(xlabel="processor seconds of a generation", xlim=(0, 1.2 * highest), ylim=(len(own) - 0.5, -0.5))
             axes.set_title(f"N {WORKS[work][0]}, {work}")
         picture.savefig(path, dpi=110)
