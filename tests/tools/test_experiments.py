@@ -64,10 +64,10 @@ def small(name: str, results: Path) -> list[dict[str, Any]]:
 
 def test_exactness_in_the_small_is_killed_and_has_one_theta(tmp_path: Path) -> None:
     results = Results(tmp_path / "exactness.jsonl")
-    for ranks, dispatch, end in ((1, "static", "unbroken"), (2, "dynamic", "killed")):
+    for ranks, dispatch, end in ((1, "static", "unbroken"), (2, "dynamic", "killed"), (1, "static", exactness.OTHER)):
         setting = {"engine": "hf", "ranks": ranks, "dispatch": dispatch, "end": end}
         exactness.once(results, setting, ("hf", "hf"), small=True)
-    one, other = results.rows
+    one, other, changed = results.rows
     assert (one["starts"], other["starts"]) == (1, 2)
     assert len(other["members_by_rank"]) == 2
     assert one["theta"] == other["theta"]
@@ -78,7 +78,10 @@ def test_exactness_in_the_small_is_killed_and_has_one_theta(tmp_path: Path) -> N
     assert one["processor_seconds"] > 0
     assert other["processor_seconds"] > 0
     exactness.draw(results.rows, tmp_path / "exactness.png")
-    assert exactness.facts(results.rows)["different"] == "1"
+    facts = exactness.facts(results.rows)
+    assert (facts["runs"], facts["different"], facts["shared"]) == ("2", "1", "0")
+    changed["theta"][1] = one["theta"][2]
+    assert exactness.facts(results.rows)["shared"] == "1"
 
 
 def test_grpo_in_the_small(tmp_path: Path) -> None:

@@ -175,24 +175,27 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from esmpi.report.palette import LIGHT, color_of
 
     works = [work for work in WORKS if compared(rows, work)]
+    words = {"tokens": "tokens generated in training", "seconds": "seconds of training on two cores"}
     with style():
         picture = new_figure(7.4, 2.9 * len(works))
         places = picture.subplots(len(works), 2, squeeze=False, sharey="row")
         for line, work in zip(places, works, strict=True):
-            for axes, axis in zip(line, ("tokens", "seconds"), strict=True):
+            for axes, axis in zip(line, words, strict=True):
                 for number, side in enumerate(TRIALS[work]):
                     curves = [row["curve"] for row in of(rows, work, side, trials=False)]
-                    color = LIGHT[color_of(number)]
-                    for curve in curves:
-                        y = [100 * point["accuracy"] for point in curve]
-                        axes.plot([point[axis] for point in curve], y, color=color, alpha=0.25, linewidth=0.8)
                     x, y = (
-                        np.mean([[point[key] for point in curve] for curve in curves], axis=0)
+                        np.array([[point[key] for point in curve[1:]] for curve in curves])
                         for key in (axis, "accuracy")
                     )
-                    axes.plot(x, 100 * y, color=color, label=f"{side}, mean of {len(curves)} seeds", linewidth=1.8)
-                words = {"tokens": "tokens generated in training", "seconds": "seconds of training on two cores"}
-                axes.set_xlabel(words[axis])
+                    color = LIGHT[color_of(number)]
+                    axes.plot(x.T, 100 * y.T, color=color, alpha=0.25, linewidth=0.8)
+                    label = f"{side}, mean of {len(curves)} seeds"
+                    axes.plot(x.mean(axis=0), 100 * y.mean(axis=0), color=color, label=label, linewidth=1.8)
+                base = np.mean([row["curve"][0]["accuracy"] for row in rows if row["run"]["work"] == work])
+                axes.axhline(100 * base, color="gray", linestyle=":", linewidth=1, label="base model")
+                axes.set(xscale="log", xlabel=words[axis])
+                axes.xaxis.set_major_formatter("{x:,g}")
+                axes.xaxis.set_minor_formatter("")
                 axes.set_title({"tiny": "Tiny model, Countdown", "smollm2": "SmolLM2-135M, multiplication table"}[work])
             line[0].set_ylabel("held-out accuracy, %")
             line[0].legend(loc="lower right")

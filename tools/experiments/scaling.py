@@ -51,6 +51,8 @@ SETTINGS = {
     "alpha 2.4e-2": Setting("alpha", ("es.alpha=2.4e-2",)),
     "2 prompts": Setting("prompts", prompts=2),
     "32 prompts": Setting("prompts", prompts=32),
+    "2 prompts, alpha 1.5e-3": Setting("prompts, alpha in proportion", ("es.alpha=1.5e-3",), prompts=2),
+    "32 prompts, alpha 2.4e-2": Setting("prompts, alpha in proportion", ("es.alpha=2.4e-2",), prompts=32),
     "rank 16": Setting("rank", ("es.rank=16",)),
     "full rank": Setting("rank", ("es.noise=full",)),
     "model of 0.2 M weights": Setting("size", ("model.path=models/tiny_0.2M",)),
@@ -118,7 +120,7 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw, for each thing that was varied, accuracy over completions, the mean of the seeds."""
+    """Draw, for each thing that was varied, accuracy over completions: the mean of the seeds, and each of them."""
     from esmpi.report.draw import new_figure, style
     from esmpi.report.palette import LIGHT, color_of
 
@@ -137,6 +139,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 y = 100 * np.mean([[point["accuracy"] for point in curve] for curve in curves], axis=0)
                 label = "base" if name == BASE else name
                 color = LIGHT[color_of(number - 1)]
+                for curve in curves:
+                    axes.plot(x, [100 * point["accuracy"] for point in curve], color=color, alpha=0.25, linewidth=0.8)
                 axes.plot(x, y, label=label, color=color, marker="o")
             axes.set_title(group)
             axes.legend(loc="lower right")
