@@ -13,7 +13,7 @@ MASK = "<secret>"
 
 _SECRET = re.compile(
     r"(?i)(?:(?:^|[_\W])(?:token|(?:api|access|secret|private)_?keys?|secret|auth|authorization|credentials?|jwt)"
-    r"|passw(?:or)?d|passphrase)$"
+    r"|passw(?:or)?d|passphrase|_pass|_pwd)$"
 )
 _NO_SECRET = re.compile(r"(?i)(?:^|[_\W])(?:[be]os|pad|unk|sep|cls|mask|stop|start|end|image|special)_token$")
 _VALUE = r"""['"]?\s*[:=]\s*(?P<value>"[^"\n]+"|'[^'\n]+'|\[[^\]\n]+\]|[^\s'",}&\[]+)"""

@@ -198,6 +198,7 @@ def test_a_run_keeps_no_secret(tmp_path: Path) -> None:
     [
         *(("hf_token", True), ("WANDB_API_KEY", True), ("apiKey", True), ("password", True), ("authorization", True)),
         *(("PGPASSWORD", True), ("SLURM_JWT", True), ("api_keys", True), ("SSH_PASSPHRASE", True)),
+        *(("DB_PASS", True), ("MYSQL_PWD", True), ("PWD", False), ("OLDPWD", False), ("first_pass_tokens", False)),
         *(("max_tokens", False), ("pad_token", False), ("stop_token_ids", False), ("key", False), ("tokenizer", False)),
     ],
 )
