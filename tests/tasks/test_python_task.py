@@ -7,78 +7,20 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from own_tasks import EXAMPLE, MESSAGES, SHAPES, Write, complaint, make, section
 from support import ROOT
 
-from esmpi.config.problems import DataConfig, ScoringConfig
-from esmpi.config.reader import ConfigError, parse_config
-from esmpi.data.problems import Problems, load_problems
+from esmpi.config.problems import ScoringConfig
+from esmpi.config.reader import ConfigError
 from esmpi.errors import UserError
 from esmpi.scoring import Scorer
-from esmpi.tasks import Sample, Task, TaskConfig, make_task
-
-EXAMPLE = {"prompt": "Say four.", "target": "4", "length": 3}
-MESSAGES = [{"role": "user", "content": "Hi."}]
-
-Write = Callable[..., str]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a file and return the name of the task with a function of it."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def call(text: str, function: str = "reward", file: str = "mine.py") -> str:
-        (tmp_path / file).write_text(text)
-        return f"{tmp_path / file}:{function}"
-
-    return call
-
-
-def section(name: str, **keys: Any) -> TaskConfig:
-    tree = {"run": {"name": "x"}, "model": {"path": "x"}, "es": {"generations": 1}, "task": {"name": name} | keys}
-    return parse_config(tree).task
-
-
-def make(name: str, **keys: Any) -> Task:
-    return make_task(section(name, **keys))
-
-
-def complaint(name: str, **keys: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        make(name, **keys)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-SHAPES = {
-    "esmpi": "def reward(completion, example):\n    return float(completion == example['target'])\n",
-    "esmpi, by position": "def reward(text, row, scale=1):\n    return scale * float(text == row['target'])\n",
-    "ES-at-Scale": "def reward(output, target):\n    return ('label', float(output == target))\n",
-    "TRL": (
-        "def reward(prompts, completions, target, **kwargs):\n"
-        "    assert prompts == ['Say four.'] and kwargs['length'] == [3], (prompts, kwargs)\n"
-        "    others = ['completion_ids', 'length', 'log_extra', 'log_metric', 'trainer_state']\n"
-        "    assert sorted(kwargs) == others, kwargs\n"
-        "    return [float(c == t) for c, t in zip(completions, target, strict=True)]\n"
-    ),
-    "TRL, with what it needs": (
-        "def reward(completions, target):\n    return [float(c == t) for c, t in zip(completions, target)]\n"
-    ),
-    "an object": (
-        "class Reward:\n"
-        "    def __call__(self, completion, example):\n"
-        "        return float(completion == example['target'])\n"
-        "reward = Reward()\n"
-    ),
-}
+from esmpi.tasks import Sample, make_task
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -282,77 +224,6 @@ def test_a_file_that_has_changed_is_not_read_by_other_processes(write: Write) ->
     assert make(name).score("x", EXAMPLE).reward == 2
     assert make_task(section(name), task.source).score("x", EXAMPLE).reward == 1
     assert make(name).source != task.source
-
-
-def load(name: str, **keys: Any) -> Problems:
-    task = make(name)
-    return load_problems(DataConfig(**{"batch_size": 1, "train": "builtin", "eval": "builtin"} | keys), task, 0)
-
-
-ROWS = "[{'prompt': str(i), 'target': i} for i in range(6)]"
-ITS_PROBLEMS = {
-    "lists": f"train = {ROWS}\nevaluation = train[4:]\n",
-    "functions": f"def train():\n    yield from {ROWS}\ndef evaluation():\n    return {ROWS}[4:]\n",
-    "batches of a DataLoader": (
-        "from torch.utils.data import DataLoader, Dataset\n"
-        "class Pairs(Dataset):\n"
-        "    def __init__(self, first, end):\n        self.rows = list(range(first, end))\n"
-        "    def __len__(self):\n        return len(self.rows)\n"
-        "    def __getitem__(self, i):\n        return str(self.rows[i]), self.rows[i]\n"
-        "train = DataLoader(Pairs(0, 6), batch_size=4)\n"
-        "def evaluation():\n    return DataLoader(Pairs(4, 6), batch_size=2)\n"
-    ),
-    "batches of lists": (
-        "train = [(['0', '1', '2', '3'], [0, 1, 2, 3]), (['4', '5'], [4, 5])]\nevaluation = train[1:]\n"
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", ITS_PROBLEMS)
-def test_its_own_problems(write: Write, kind: str) -> None:
-    expected = [{"prompt": str(i), "target": i} for i in range(6)]
-    name = write(ITS_PROBLEMS[kind] + SHAPES["esmpi"])
-    problems = load(name)
-    assert problems.train == expected
-    assert problems.held_out == expected[4:]
-    assert all(type(example["target"]) is int for example in problems.train)
-    json.dumps(problems.train)
-    assert load(name, num_train=2).train == expected[:2]
-
-
-@pytest.mark.parametrize(
-    ("problems", "expected"),
-    [
-        ("", "has no `train`: give a file as data.train"),
-        ("train = []", "data.num_train: 1 problems wanted"),
-        ("def train():\n    raise OSError('gone\\naway')", "OSError: gone away"),
-        ("train = [3]", "a problem is an object or a batch (prompts, targets), not 3"),
-        ("train = [{'prompt': ['a', 'b'], 'target': [1, 2]}]", "a batch of objects"),
-        ("train = [(['a', 'b'], [1])]", "zip() argument 2 is shorter"),
-        ("train = [{'prompt': 'a', 'target': {1}}]", "Object of type set is not JSON serializable"),
-        ("train = [{'prompt': 'a'}]", "reward needs a column 'target'"),
-        ("train = [{'Prompt': 'a', 'target': 1}]", "task.template needs a column 'prompt', did you mean Prompt?"),
-        ("train = [{'target': 1}]\ndef prompt(e):\n    return e['question']", "KeyError: 'question'"),
-        ("train = [{'target': 1}]\ndef prompt(e):\n    return 3", "is 3, not text or messages"),
-        ("train = [{'target': 1}]\ndef prompt(e):\n    return ['a']", "is ['a'], not text or messages"),
-        ("train = [{'target': 1}]\ndef prompt(e):\n    return ''", "is '', not text or messages"),
-    ],
-)
-def test_problems_that_cannot_be_used_are_refused(write: Write, problems: str, expected: str) -> None:
-    name = write(problems + "\n" + SHAPES["ES-at-Scale"])
-    with pytest.raises(UserError) as caught:
-        load(name)
-    text = str(caught.value)
-    assert text.startswith("data.")
-    assert expected in text
-    assert "\n" not in text
-
-
-def test_problems_of_a_file_are_checked_alike(write: Write, tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "target": 1}\n{"prompt": "b"}\n')
-    path = str(tmp_path / "train.jsonl")
-    with pytest.raises(UserError, match=r"line 2: reward needs a column 'target'"):
-        load(write(SHAPES["TRL"]), train=path, eval=path, num_train=2)
 
 
 @pytest.mark.parametrize(

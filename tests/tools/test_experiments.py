@@ -21,13 +21,14 @@ from esmpi.tasks import make_task
 
 sys.path.append(str(ROOT / "tools" / "experiments"))
 
+import common
 import exactness
 import grpo
 import page
 import paper
 import products
 import public_code
-from common import COMMITTED, Results, execute, read_rows
+from common import COMMITTED, Results, descendants, execute, read_rows
 
 FOLDER = ROOT / "tools" / "experiments"
 WITH_RESULTS = sorted(path.stem for path in COMMITTED.glob("*.jsonl"))
@@ -219,10 +220,49 @@ def test_a_program_that_fails_costs_what_it_has_used() -> None:
     assert spent.peak_mib > 3
 
 
+def test_a_program_ends_with_the_experiment_that_has_started_it() -> None:
+    def stop(process: int, line: str) -> None:
+        found.extend([process, *descendants(process)])
+        raise KeyboardInterrupt
+
+    found: list[int] = []
+    script = "import subprocess; child = subprocess.Popen(['sleep', '100']); print('started', flush=True); child.wait()"
+    with pytest.raises(KeyboardInterrupt):
+        execute([sys.executable, "-c", script], stop)
+    assert len(found) == 2
+    for process in found:
+        status = Path(f"/proc/{process}/status")
+        assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_few_and_short_runs_have_a_folder_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    for words, folder in ((["--small"], "experiments-small"), ([], "experiments")):
+        monkeypatch.setattr(sys, "argv", ["paper.py", *words])
+        common.run(paper)
+        assert len(read_rows(tmp_path / "runs" / folder / "paper.jsonl")) == len(list(paper.CONFIGS.glob("*.yaml")))
+    path = tmp_path / "runs" / "experiments" / "paper.jsonl"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(SystemExit, match=r"paper\.jsonl has a line that is no JSON"):
+        Results(path)
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [paragraph] = re.findall(r"\n([^\n]*GRPO\b[^#]*?)\n\n", readme[readme.index("## How it compares") :])[-1:]
+    numbers = re.findall(r"\d[\d.,]*\d|\d", re.sub(r"\]\([^)]*\)|SmolLM2-135M|2026", "", paragraph))
+    assert len(numbers) > 8
+    found = page.facts("grpo")
+    tables = found["table_tiny"] + found["table_smollm2"]
+    assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", tables)] == []
+
+
 def test_the_command_lists_its_experiments() -> None:
     done = subprocess.run(["bash", ROOT / "tools" / "reproduce.sh", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.split("experiments:\n")[1].split() == sorted(page.EXPERIMENTS)
+    lines = done.stderr.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == sorted(page.EXPERIMENTS)
+    assert all(line.endswith(".") for line in lines)
 
 
 def test_first_accuracies_and_chosen_trials() -> None:
@@ -236,5 +276,4 @@ def test_first_accuracies_and_chosen_trials() -> None:
     finer = row("b", 100, 0.2, 0.25, 0.3, 0.35, 0.4)
     assert grpo.over_training(finer) == pytest.approx(grpo.over_training(rows[1]))
     assert grpo.first_at(rows[1], 0.3, "completions") == 100
-    assert grpo.first_at(rows[1], 0.5, "completions") is None
     assert grpo.spread([1.0, 3.0]) == "2.0 ± 1.4"

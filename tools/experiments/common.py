@@ -8,12 +8,13 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -72,7 +73,11 @@ class Results:
 
 def read_rows(path: Path) -> list[Row]:
     """Return the runs in a result file, none if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError:
+        raise SystemExit(f"{path} has a line that is no JSON: remove it, and its run is made again") from None
 
 
 def provenance() -> Row:
@@ -86,10 +91,11 @@ def provenance() -> Row:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    cores = len(os.sched_getaffinity(0))
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": (commit or "unknown") + ("+changes" if changed else ""),
-        "machine": f"{len(os.sched_getaffinity(0))} cores of a shared {platform.machine()} machine, no GPU",
+        "machine": f"{cores} core{'' if cores == 1 else 's'} of a shared {platform.machine()} machine, no GPU",
         "python": platform.python_version(),
         "versions": found,
     }
@@ -100,11 +106,13 @@ class Spent:
     """What a program and all that it started have cost."""
 
     seconds: float
-    """By the clock: on a shared machine this says little."""
+    """By the clock: if something else runs on the machine, this says little."""
     processor_seconds: float
     """Of all its processes, user and system."""
     peak_mib: float
     """Resident memory of its largest process."""
+    load_before: float
+    """The machine's load as the program started: how many other processes wanted to compute."""
 
     def row(self) -> Row:
         """Return the figures for a result file."""
@@ -112,6 +120,7 @@ class Spent:
             "seconds": round(self.seconds, 1),
             "processor_seconds": round(self.processor_seconds, 1),
             "peak_mib": round(self.peak_mib),
+            "load_before": round(self.load_before, 1),
         }
 
 
@@ -128,20 +137,25 @@ def execute(command: Sequence[str | Path], watch: Callable[[int, str], None] | N
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    began = time.perf_counter()
+    load, began = os.getloadavg()[0], time.perf_counter()
     process = subprocess.Popen(
         list(map(str, command)), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
     lines = []
-    with process.stdout:
-        for line in process.stdout:
-            lines.append(line)
-            if watch is not None:
-                watch(process.pid, line)
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        with process.stdout:
+            for line in process.stdout:
+                lines.append(line)
+                if watch is not None:
+                    watch(process.pid, line)
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        kill(process.pid)  # what went on would share its cores with the next run
+        process.wait()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
-    spent = Spent(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    spent = Spent(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, load)
     return process.returncode, "".join(lines), spent
 
 
@@ -167,6 +181,13 @@ def descendants(process: int) -> list[int]:
     return found
 
 
+def kill(process: int) -> None:
+    """Kill a process and all that it has started, with SIGKILL."""
+    for one in [*descendants(process), process]:
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
 def processor_seconds(process: int) -> float:
     """Return what a process, and all that it started, have taken of a processor so far: user and system."""
     ticks = 0
@@ -182,6 +203,11 @@ def processor_seconds(process: int) -> float:
 def on_ranks(ranks: int) -> list[str]:
     """Return the beginning of a command that runs a program of Python on so many ranks of MPI."""
     return [*(["mpiexec", "-n", str(ranks)] if ranks > 1 else []), sys.executable]
+
+
+def json_line(output: str) -> Any:
+    """Return the value of the last line of an output that is a list of JSON objects."""
+    return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("[{")))
 
 
 def esmpi_command(config: Path, keys: Sequence[str], ranks: int = 1) -> list[str]:
@@ -224,14 +250,19 @@ def run(experiment: Experiment) -> None:
     parser.add_argument(
         "--results",
         type=Path,
-        default=ROOT / "runs" / "experiments",
         metavar="DIR",
-        help="folder for the result file and the figure; what is there is not run again (default: runs/experiments)",
+        help="folder for the result file and the figure; what is there is not run again (default: runs/experiments, "
+        "and runs/experiments-small with --small)",
     )
     parser.add_argument("--small", action="store_true", help="few and short runs, to see that it works")
     arguments = parser.parse_args()
-    results = Results(arguments.results / f"{experiment.NAME}.jsonl")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    folder = arguments.results or ROOT / "runs" / ("experiments-small" if arguments.small else "experiments")
+    results, picture = Results(folder / f"{experiment.NAME}.jsonl"), folder / f"{experiment.NAME}.png"
     experiment.measure(results, arguments.small)
-    experiment.draw(results.rows, arguments.results / f"{experiment.NAME}.png")
+    if not results.rows:
+        raise SystemExit("nothing could be measured")
+    experiment.draw(results.rows, picture)
     for name, text in experiment.facts(results.rows).items():
         print(f"\n{name}:\n{text}")
+    print(f"\n{results.path} has the runs, {picture} the figure. docs/experiments.md says what we have found.")

@@ -2,9 +2,10 @@
 
     python tools/experiments/curve_grpo.py CONFIG --steps 60 --every 6 --learning-rate 3e-5 [section.key=value ...]
 
-Points are those of curve_es.py. Completions are sampled at temperature 1, 64 a step, 8 of each prompt; the optimizer is
-TRL's AdamW with a constant learning rate; everything else is TRL's default, without a reference model (beta 0).
-Evaluation is greedy, as esmpi's. Needs TRL: pip install trl
+Points are those of curve_es.py. Completions are sampled at temperature 1, 64 a step, 8 of each prompt. Everything else
+is TRL's default, without a reference model, except that the learning rate is constant, that all is computed in float32,
+and that activations are kept, which takes less time and more memory: `--checkpointing` computes them again, as TRL does
+by default. Evaluation is greedy, as esmpi's. Needs TRL: pip install trl
 """
 
 import argparse
@@ -26,8 +27,8 @@ from esmpi.data.problems import load_problems
 from esmpi.model.find import fetch_model
 from esmpi.tasks import Task, make_task
 
-COMPLETIONS = 64
-"""Of a step."""
+COMPLETIONS, SAMPLES = 64, 8
+"""Of a step, and of a prompt. An evaluation also has so many completions in a batch."""
 
 
 def main() -> None:
@@ -38,8 +39,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--every", type=int, required=True, help="steps between evaluations")
     parser.add_argument("--learning-rate", type=float, required=True)
-    parser.add_argument("--samples", type=int, default=8, help="of a prompt (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: %(default)s)")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations again")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = load_config(arguments.config, arguments.keys)
@@ -63,7 +64,7 @@ def main() -> None:
             use_cpu=True,
             seed=config.run.seed,
             per_device_train_batch_size=COMPLETIONS,
-            num_generations=arguments.samples,
+            num_generations=SAMPLES,
             max_completion_length=config.sampling.max_tokens,
             beta=0.0,
             learning_rate=arguments.learning_rate,
@@ -72,7 +73,7 @@ def main() -> None:
             save_strategy="no",
             report_to="none",
             bf16=False,
-            gradient_checkpointing=False,
+            gradient_checkpointing=arguments.checkpointing,
             disable_tqdm=True,
         )
         rows = [{"prompt": task.prompt(example), "number": i} for i, example in enumerate(train)]

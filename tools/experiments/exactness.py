@@ -7,9 +7,7 @@ A last run has another alpha, larger by less than a millionth: its digests must 
 
 import hashlib
 import itertools
-import os
 import re
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +19,9 @@ from common import (
     Row,
     Spent,
     checked,
-    descendants,
     esmpi_command,
     execute,
+    kill,
     made,
     markdown,
     run,
@@ -64,15 +62,13 @@ def once(results: Results, setting: Row, engines: tuple[str, str], small: bool) 
         keys = [f"run.output_dir={folder}", f"es.dispatch={setting['dispatch']}", *(SMALL if small else ())]
         keys += [OTHER_ALPHA] if setting["end"] == OTHER else []
         first, last = (esmpi_command(CONFIG, [*keys, *ENGINES[engine]], setting["ranks"]) for engine in engines)
-        spent, starts = [], 1
+        spent = []
         if setting["end"] == "killed":
             spent.append(killed(first))
-            starts = 2
         elif setting["end"] == "resumed":
             spent.append(checked([*first, f"es.generations={KILL_AFTER}"])[1])
-            starts = 2
         spent.append(checked(last)[1])
-        results.add(setting, {"starts": starts, **outcome(folder / NAME), **total(spent).row()})
+        results.add(setting, {**outcome(folder / NAME), **total(spent).row()})
 
 
 def killed(command: Sequence[str]) -> Spent:
@@ -83,11 +79,7 @@ def killed(command: Sequence[str]) -> Spent:
     def watch(process: int, line: str) -> None:
         if not done and committed.search(line):
             done.append(process)
-            for one in [*descendants(process), process]:
-                try:
-                    os.kill(one, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+            kill(process)
 
     code, output, spent = execute(command, watch)
     if not done or code == 0:
@@ -96,7 +88,7 @@ def killed(command: Sequence[str]) -> Spent:
 
 
 def outcome(directory: Path) -> dict[str, Any]:
-    """Return the digests of theta and of all rewards, and whether a replay of the log leads to the same theta."""
+    """Return how often a run was started, its digests of theta and of all rewards, and whether a replay agrees."""
     from esmpi import open_run
 
     found = open_run(directory)
@@ -104,6 +96,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     fitness = found.members["fitness"].to_numpy("<f8")
     replay, _ = checked([sys.executable, "-m", "esmpi", "replay", directory, "--verify"])
     return {
+        "starts": len(found.attributes["provenance"]),
         "theta": digests,
         "fitness_sha256": hashlib.sha256(fitness.tobytes()).hexdigest(),
         "members_by_rank": [int((found.members["rank"] == rank).sum()) for rank in sorted(set(found.members["rank"]))],
@@ -117,6 +110,7 @@ def total(spent: Sequence[Spent]) -> Spent:
         sum(one.seconds for one in spent),
         sum(one.processor_seconds for one in spent),
         max(one.peak_mib for one in spent),
+        spent[0].load_before,
     )
 
 

@@ -3,18 +3,18 @@
 Two works: the quickstart's tiny model on Countdown, and SmolLM2-135M on the multiplication table. Each side is tuned by
 the same number of trials, all of which the page lists, with a run seed that the comparison does not use; the trial with
 the highest mean accuracy over training wins. The runs of the comparison have two cores, for two ranks of esmpi, or two
-threads of TRL, and nothing else should run beside them, as seconds by the clock are compared. The trials, of which only
-the accuracy counts, have one core. esmpi evaluates its members in waves of rank 1. Evaluations do not count.
+threads of TRL, and nothing else should run beside them, as seconds by the clock are compared. The trials have one core,
+as only their accuracy counts. esmpi evaluates its members in waves of rank 1. Evaluations do not count. A short run of
+GRPO with SmolLM2 computes activations again, as TRL does by default, instead of keeping them.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import FOLDER, ROOT, Results, Row, checked, made, markdown, on_ranks, run, scratch
+from common import FOLDER, ROOT, Results, Row, Spent, checked, json_line, made, markdown, on_ranks, run, scratch
 
 NAME = "grpo"
 TRIAL_SEED = 100
@@ -28,6 +28,7 @@ WORKS: dict[str, dict[str, Any]] = {
 STEPS, EVERY = 45, 3
 """GRPO's steps, of 64 completions each, make as many completions as esmpi's 12 generations of 30 x 8. It is evaluated
 after each 192 completions, esmpi after each 240."""
+CHECKPOINTING = "activations computed again"
 TRIALS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "tiny": {
         "ES": {
@@ -62,6 +63,10 @@ def measure(results: Results, small: bool) -> None:
         for seed in range(1 if small else WORKS[work]["seeds"]):
             for side, names in trials.items():
                 once(results, work, side, next(iter(names)) if small else chosen(results.rows, work, side), seed, small)
+    setting = {"work": "smollm2", "side": "GRPO", "setting": CHECKPOINTING, "seed": 0}
+    if "smollm2" in works and not small and results.missing(setting):
+        command = grpo_command("smollm2", chosen(results.rows, "smollm2", "GRPO"), 0, 2, steps=2 * EVERY)
+        add(results, setting, 2, *checked([*command, "--checkpointing"]))
 
 
 def once(results: Results, work: str, side: str, name: str, seed: int, small: bool) -> None:
@@ -69,23 +74,38 @@ def once(results: Results, work: str, side: str, name: str, seed: int, small: bo
     setting = {"work": work, "side": side, "setting": name, "seed": seed}
     if not results.missing(setting):
         return
-    config, options, cores = FOLDER / f"{work}.yaml", TRIALS[work][side][name], 1 if seed == TRIAL_SEED else 2
-    keys = [f"run.seed={seed}", *WORKS[work]["keys"], *(SMALL if small else ())]
-    command: list[str | Path]
+    cores = 1 if seed == TRIAL_SEED else 2
+    if side == "GRPO":
+        command = grpo_command(work, name, seed, cores, steps=STEPS)
+        add(results, setting, cores, *checked([*command, *((*SMALL, "--steps=2", "--every=1") if small else ())]))
+        return
     with scratch() as folder:
-        if side == "ES":
-            command = [*on_ranks(cores), FOLDER / "curve_es.py", config, *keys, *options, f"run.output_dir={folder}"]
-        else:
-            steps, every = (2, 1) if small else (STEPS, EVERY)
-            command = [sys.executable, FOLDER / "curve_grpo.py", config, *keys, *options]
-            command += [f"--threads={cores}", f"--steps={steps}", f"--every={every}"]
-        output, spent = checked(command)
-    results.add(setting, {"cores": cores, "curve": json.loads(output.splitlines()[-1]), "process": spent.row()})
+        keys = [*keys_of(work, seed), *TRIALS[work][side][name], *(SMALL if small else ()), f"run.output_dir={folder}"]
+        output, spent = checked([*on_ranks(cores), FOLDER / "curve_es.py", FOLDER / f"{work}.yaml", *keys])
+    add(results, setting, cores, output, spent)
+
+
+def keys_of(work: str, seed: int) -> list[str]:
+    """Return the keys of a work's config that both sides have."""
+    return [f"run.seed={seed}", *WORKS[work]["keys"]]
+
+
+def grpo_command(work: str, name: str, seed: int, cores: int, steps: int) -> list[str | Path]:
+    """Return the command that trains with TRL."""
+    keys = [*keys_of(work, seed), *TRIALS[work]["GRPO"][name]]
+    command: list[str | Path] = [sys.executable, FOLDER / "curve_grpo.py", FOLDER / f"{work}.yaml", *keys]
+    return [*command, f"--threads={cores}", f"--steps={steps}", f"--every={EVERY}"]
+
+
+def add(results: Results, setting: Row, cores: int, output: str, spent: Spent) -> None:
+    """Add a run with its curve."""
+    results.add(setting, {"cores": cores, "curve": json_line(output), "process": spent.row()})
 
 
 def of(rows: Sequence[Row], work: str, side: str, trials: bool) -> list[Row]:
     """Return the trials, or the runs of the comparison, of a side."""
     found = [row for row in rows if row["run"]["work"] == work and row["run"]["side"] == side]
+    found = [row for row in found if row["run"]["setting"] != CHECKPOINTING]
     return [row for row in found if (row["run"]["seed"] == TRIAL_SEED) == trials]
 
 
@@ -105,9 +125,9 @@ def chosen(rows: Sequence[Row], work: str, side: str) -> str:
     return str(max(of(rows, work, side, trials=True), key=over_training)["run"]["setting"])
 
 
-def first_at(row: Row, accuracy: float, axis: str) -> float | None:
-    """Return where a curve first has an accuracy, None if it never does."""
-    return next((point[axis] for point in row["curve"] if point["accuracy"] >= accuracy), None)
+def first_at(row: Row, accuracy: float, axis: str) -> float:
+    """Return where a curve first has an accuracy, which it must reach."""
+    return float(next(point[axis] for point in row["curve"] if point["accuracy"] >= accuracy))
 
 
 def facts(rows: Sequence[Row]) -> Mapping[str, str]:
@@ -119,7 +139,21 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
             found[f"trials_{work}"] = markdown(
                 ["side", "trial", "mean over training", "last", ""], list(trial_lines(rows, work))
             )
+        if compared(rows, work):
             found[f"table_{work}"] = markdown(*comparison(rows, work))
+        trained = of(rows, work, "GRPO", trials=True)
+        if trained:
+            seconds = [row["curve"][-1]["processor_seconds"] for row in trained]
+            found[f"one_thread_{work}"] = f"{np.mean(seconds):.0f}"
+    for row in rows:
+        if row["run"]["setting"] == CHECKPOINTING:
+            last = row["curve"][-1]
+            same = next(one for one in of(rows, "smollm2", "GRPO", trials=False) if one["run"]["seed"] == 0)
+            kept = next(point["seconds"] for point in same["curve"] if point["step"] == last["step"])
+            found["checkpointing"] = (
+                f"{last['step']} steps take {last['seconds']:.0f} s instead of {kept:.0f} s, and "
+                f"{row['process']['peak_mib']:,} MiB instead of {same['process']['peak_mib']:,}"
+            )
     return found
 
 
@@ -143,6 +177,7 @@ def comparison(rows: Sequence[Row], work: str) -> tuple[list[str], list[list[str
     lines = []
     for side, own in sides.items():
         reached = {axis: [first_at(row, target, axis) for row in own] for axis in ("tokens", "seconds")}
+        peak = max(row["process"]["peak_mib"] for row in own)
         last = [row["curve"][-1] for row in own]
         lines.append(
             [
@@ -153,14 +188,14 @@ def comparison(rows: Sequence[Row], work: str) -> tuple[list[str], list[list[str
                 spread([point["tokens"] / 1000 for point in last]),
                 spread([point["seconds"] for point in last]),
                 spread([point["processor_seconds"] for point in last]),
-                spread([value / 1000 for value in reached["tokens"] if value is not None]),
-                spread([value for value in reached["seconds"] if value is not None]),
-                f"{max(row['process']['peak_mib'] for row in own):,}",
+                spread([value / 1000 for value in reached["tokens"]]),
+                spread(reached["seconds"]),
+                f"{own[0]['cores']} x {peak:,}" if side == "ES" else f"{peak:,}",
             ]
         )
     to = f"to {100 * target:.0f} %"
     head = ["", "seeds", "mean over training, %", "last, %", "thousand tokens", "seconds", "processor seconds"]
-    return [*head, f"thousand tokens {to}", f"seconds {to}", "peak MiB of a process"], lines
+    return [*head, f"thousand tokens {to}", f"seconds {to}", "peak MiB"], lines
 
 
 def spread(values: Sequence[float]) -> str:
@@ -191,7 +226,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     axes.plot(x.T, 100 * y.T, color=color, alpha=0.25, linewidth=0.8)
                     label = f"{side}, mean of {len(curves)} seeds"
                     axes.plot(x.mean(axis=0), 100 * y.mean(axis=0), color=color, label=label, linewidth=1.8)
-                base = np.mean([row["curve"][0]["accuracy"] for row in rows if row["run"]["work"] == work])
+                both = [row for side in TRIALS[work] for row in of(rows, work, side, trials=False)]
+                base = np.mean([row["curve"][0]["accuracy"] for row in both])
                 axes.axhline(100 * base, color="gray", linestyle=":", linewidth=1, label="base model")
                 axes.set(xscale="log", xlabel=words[axis])
                 axes.xaxis.set_major_formatter("{x:,g}")

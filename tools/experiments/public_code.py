@@ -2,6 +2,7 @@
 
 The public code is no part of this project. Clone it, and name the folder in the environment:
 
+    git clone https://github.com/VsonicV/es-fine-tuning-paper
     PUBLIC_CODE=es-fine-tuning-paper bash tools/reproduce.sh public_code
 
 Both then train on the first problems of its data. Without it, only esmpi is measured, on problems of the same form. Of
@@ -39,6 +40,7 @@ SMALL = ("model.path=esmpi:tiny_countdown", "es.generations=1", "es.population_s
 _STARTED = re.compile(r"held-out at generation 0:|Model loaded successfully")
 _DONE = re.compile(r"generation \d+ .* done|Iteration \d+/\d+, Time")
 _TOKENS = re.compile(r"^new tokens (\d+)$")
+# a row that has ended is filled with the end of text, which SmolLM2 also uses as padding: its first one counts
 _COUNTED = r"\1\2\n\1new = outputs[:, input_ids.shape[1]:] != tokenizer.pad_token_id"
 _COUNTED += r"\n\1print('new tokens', int(new.sum() + (~new).any(dim=1).sum()))"
 
@@ -46,9 +48,13 @@ _COUNTED += r"\n\1print('new tokens', int(new.sum() + (~new).any(dim=1).sum()))"
 def measure(results: Results, small: bool) -> None:
     """Measure what is missing and can be measured here; `small`: the quickstart's model, one generation."""
     theirs = Path(os.environ["PUBLIC_CODE"]).resolve() if "PUBLIC_CODE" in os.environ else None
+    if theirs is None:
+        print("Only esmpi is measured, as PUBLIC_CODE is not set:", __doc__)
+    problems = "generated" if theirs is None else f"public code {commit_of(theirs)}"
     for work in list(WORKS)[: 1 if small else None]:
         for code in ("esmpi, hf",) if small else CODES:
-            if not results.missing({"work": work, "code": code}) or (CODES[code] is None and theirs is None):
+            setting = {"work": work, "code": code, "problems": problems}
+            if not results.missing(setting) or (CODES[code] is None and theirs is None):
                 continue
             with scratch() as folder:
                 if CODES[code] is None:
@@ -58,8 +64,12 @@ def measure(results: Results, small: bool) -> None:
                 found = generations_of(command)
                 if CODES[code] is not None:
                     found["tokens_of_generations"] = tokens_of(folder / CONFIG.stem)
-            problems = "generated" if theirs is None else "of the public code"
-            results.add({"work": work, "code": code}, {"problems": problems, **found})
+            results.add(setting, found)
+
+
+def commit_of(theirs: Path) -> str:
+    """Return the commit of the clone of the public code."""
+    return checked(["git", "-C", theirs, "rev-parse", "--short=12", "HEAD"])[0].strip()
 
 
 def own_command(theirs: Path | None, folder: Path, work: str, code: str) -> list[str]:
@@ -111,10 +121,12 @@ def generations_of(command: Sequence[str]) -> Row:
                 tokens.append(0)
             marks.append((time.perf_counter(), processor_seconds(process)))
 
-    checked(command, watch)
+    output, spent = checked(command, watch)
+    if len(marks) < 2:
+        raise SystemExit(f"the output does not say when a generation ends:\n{output}")
     seconds = np.diff(np.array(marks), axis=0).T.round(1).tolist()
     found: Row = dict(zip(("seconds_of_generations", "processor_seconds_of_generations"), seconds, strict=True))
-    return found | ({"tokens_of_generations": tokens[:-1]} if any(tokens) else {})
+    return found | ({"tokens_of_generations": tokens[:-1]} if any(tokens) else {}) | {"process": spent.row()}
 
 
 def tokens_of(folder: Path) -> list[int]:
@@ -129,8 +141,9 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
     lines = []
     for work, (members, prompts) in WORKS.items():
         own = [row for row in rows if row["run"]["work"] == work]
-        theirs = [row for row in own if CODES[row["run"]["code"]] is None]
         for row in own:
+            same = [one for one in own if one["run"]["problems"] == row["run"]["problems"]]
+            theirs = [one for one in same if CODES[one["run"]["code"]] is None]
             ratios = [f"{mean(theirs[0], key) / mean(row, key):.2f}" if theirs else "" for key in SECONDS]
             shown = [", ".join(f"{value:.1f}" for value in row[key]) for key in SECONDS]
             tokens = ", ".join(map(str, row["tokens_of_generations"]))
@@ -138,7 +151,8 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
             lines.append([row["run"]["code"], str(members), str(prompts), tokens, *columns])
     head = ["code", "N", "prompts", "new tokens of a generation"]
     head += [column for words in SECONDS.values() for column in (f"{words} of a generation", "public code over this")]
-    return {"table": markdown(head, lines), "made": made(rows), "tokens": str(TOKENS)}
+    problems = ", ".join(dict.fromkeys(row["run"]["problems"] for row in rows))
+    return {"table": markdown(head, lines), "made": made(rows), "tokens": str(TOKENS), "problems": problems}
 
 
 def mean(row: Row, key: str) -> float:
@@ -159,12 +173,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             own = [row for row in rows if row["run"]["work"] == work]
             for y, row in enumerate(own):
                 is_theirs = CODES[row["run"]["code"]] is None
-                seconds = mean(row, "processor_seconds_of_generations")
+                seconds = mean(row, "seconds_of_generations")
                 axes.barh(y, seconds, color=LIGHT[color_of(1 if is_theirs else 0)])
                 axes.text(seconds, y, f" {seconds:.0f}", va="center")
             axes.set_yticks(range(len(own)), [row["run"]["code"] for row in own])
-            highest = max(mean(row, "processor_seconds_of_generations") for row in own)
-            axes.set(xlabel="processor seconds of a generation", xlim=(0, 1.2 * highest), ylim=(len(own) - 0.5, -0.5))
+            highest = max(mean(row, "seconds_of_generations") for row in own)
+            axes.set(xlabel="seconds of a generation", xlim=(0, 1.2 * highest), ylim=(len(own) - 0.5, -0.5))
             axes.set_title(f"N {WORKS[work][0]}, {work}")
         picture.savefig(path, dpi=110)
 

@@ -6,14 +6,13 @@ Each setting changes one thing of tiny.yaml, or two where the first has to be ma
     python tools/make_tiny_model.py --hidden-size 64 --output models/tiny_0.2M     # 256: tiny_3M, 448: tiny_10M
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import FOLDER, ROOT, Results, Row, checked, made, markdown, run, scratch
+from common import FOLDER, ROOT, Results, Row, checked, json_line, made, markdown, run, scratch
 
 NAME = "scaling"
 CONFIG = FOLDER / "tiny.yaml"
@@ -83,7 +82,7 @@ def once(results: Results, name: str, setting: Setting, seed: int, small: bool) 
     with scratch() as folder:
         command: list[str | Path] = [FOLDER / "curve_es.py", CONFIG, *keys, f"run.output_dir={folder}"]
         output, spent = checked([sys.executable, *command])
-    curve = json.loads(output.splitlines()[-1])
+    curve = json_line(output)
     results.add({"setting": name, "seed": seed}, {"curve": curve, "process": spent.row()})
 
 

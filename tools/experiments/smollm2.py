@@ -15,7 +15,7 @@ from common import FOLDER, Results, Row, checked, esmpi_command, made, markdown,
 
 NAME = "smollm2"
 CONFIG = FOLDER / "smollm2.yaml"
-SEEDS = 2
+SEEDS = 3
 DECODING = {
     "greedy": (),
     "sampled": ("sampling.temperature=1",),
@@ -94,7 +94,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 for row in (row for row in rows if row["run"]["decoding"] == decoding):
                     x, y = series(row, suite)
                     label = None if row["run"]["seed"] else decoding
-                    dash = ("-", "--")[row["run"]["seed"] % 2]
+                    dash = ("-", "--", ":")[row["run"]["seed"] % 3]
                     axes.plot(x, 100 * np.array(y), dash, color=LIGHT[color_of(number)], label=label)
             axes.set(title=title, xlabel="generation", ylim=(0, 100))
             if suite == "held_out":
