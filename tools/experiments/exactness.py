@@ -145,7 +145,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     with style():
         generations = max(len(row["theta"]) for row in rows)
-        picture = new_figure(7.4, 0.6 + 0.24 * len(rows))
+        picture = new_figure(8.4, 0.6 + 0.24 * len(rows))
         axes = picture.subplots()
         axes.grid(visible=False)
         for y, row in enumerate(rows):

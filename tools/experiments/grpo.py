@@ -206,6 +206,8 @@ def spread(values: Sequence[float]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy over tokens and over seconds by the clock: each seed, and the mean at the same evaluation."""
+    from matplotlib.ticker import LogLocator
+
     from esmpi.report.draw import new_figure, style
     from esmpi.report.palette import LIGHT, color_of
 
@@ -230,6 +232,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 base = np.mean([row["curve"][0]["accuracy"] for row in both])
                 axes.axhline(100 * base, color="gray", linestyle=":", linewidth=1, label="base model")
                 axes.set(xscale="log", xlabel=words[axis])
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.xaxis.set_major_formatter("{x:,g}")
                 axes.xaxis.set_minor_formatter("")
                 axes.set_title({"tiny": "Tiny model, Countdown", "smollm2": "SmolLM2-135M, multiplication table"}[work])
