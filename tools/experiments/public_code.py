@@ -150,7 +150,7 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
             columns = [column for pair in zip(shown, ratios, strict=True) for column in pair]
             lines.append([row["run"]["code"], str(members), str(prompts), tokens, *columns])
     head = ["code", "N", "prompts", "new tokens of a generation"]
-    head += [column for words in SECONDS.values() for column in (f"{words} of a generation", "public code over this")]
+    head += [column for words in SECONDS.values() for column in (f"{words} of a generation", "times as fast")]
     problems = ", ".join(dict.fromkeys(row["run"]["problems"] for row in rows))
     return {"table": markdown(head, lines), "made": made(rows), "tokens": str(TOKENS), "problems": problems}
 
