@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_python_task import Write, complaint, make, write  # noqa: F401  # a fixture
+from own_tasks import Write, complaint, make
 
 from esmpi.tasks import Progress, Sample, Score
 
@@ -33,7 +33,7 @@ def rewards(task: Any, *texts: str, generation: int = 0) -> list[Any]:
     return [one.reward if isinstance(one, Score) else one for one in score(task, *texts, generation=generation)]
 
 
-def test_what_trl_gives(write: Write, tmp_path: Path) -> None:  # noqa: F811
+def test_what_trl_gives(write: Write, tmp_path: Path) -> None:
     text = (
         "import json\n"
         "def reward(prompts, completions, completion_ids, trainer_state, log_metric, log_extra, **columns):\n"
@@ -62,13 +62,13 @@ def test_what_trl_gives(write: Write, tmp_path: Path) -> None:  # noqa: F811
     assert EXAMPLES[1]["more"] == [1]
 
 
-def test_what_it_does_not_take_it_does_not_get(write: Write) -> None:  # noqa: F811
+def test_what_it_does_not_take_it_does_not_get(write: Write) -> None:
     task = make(write("def reward(completions, answer):\n    return [c == a for c, a in zip(completions, answer)]\n"))
     assert not task.needs_tokens
     assert rewards(task, "1", "1", "2") == [1, 0, 1]
 
 
-def test_a_reward_of_tokens_alone(write: Write) -> None:  # noqa: F811
+def test_a_reward_of_tokens_alone(write: Write) -> None:
     task = make(
         write("def reward(completion_ids, **kwargs):\n    return [float(len(ids)) for ids in completion_ids]\n")
     )
@@ -76,12 +76,12 @@ def test_a_reward_of_tokens_alone(write: Write) -> None:  # noqa: F811
     assert rewards(task, "x", "xyz", "xy") == [1, 3, 2]
 
 
-def test_the_prompt_beside_one_completion(write: Write) -> None:  # noqa: F811
+def test_the_prompt_beside_one_completion(write: Write) -> None:
     task = make(write("def reward(prompt, completion, example):\n    return len(prompt + completion)\n"))
     assert (task.scope, rewards(task, "x", "xx", "")) == ("completion", [2, 3, 1])
 
 
-def test_lists_of_esmpis_own(write: Write) -> None:  # noqa: F811
+def test_lists_of_esmpis_own(write: Write) -> None:
     text = (
         "def reward(completions, examples):\n"
         "    best = max(completions)\n"
@@ -106,7 +106,7 @@ MIXED = (
 )
 
 
-def test_a_reward_of_one_completion_beside_one_of_all(write: Write) -> None:  # noqa: F811
+def test_a_reward_of_one_completion_beside_one_of_all(write: Write) -> None:
     name = write(MIXED, "lists")
     task = make(name, rewards={"lists": 1, "alone": 4})
     assert rewards(task, "xx", "n", "xx") == [3 + 2, 4, 3 + 2]
@@ -118,13 +118,13 @@ def test_a_reward_of_one_completion_beside_one_of_all(write: Write) -> None:  # 
     assert [str(one) for one in rewards(make(name, rewards={"lists": 1, "wrong": 1}), "x", "x", "x")] == [said] * 3
 
 
-def test_a_scope_that_means_nothing_is_refused(write: Write) -> None:  # noqa: F811
+def test_a_scope_that_means_nothing_is_refused(write: Write) -> None:
     text = complaint(write(MIXED, "alone"), reward_scope="group")
     assert "task.reward_scope: has no effect: no reward of " in text
     assert text.endswith(" takes lists")
 
 
-def test_chat_messages_are_the_rewards_own(write: Write) -> None:  # noqa: F811
+def test_chat_messages_are_the_rewards_own(write: Write) -> None:
     text = (
         "def reward(prompts, completions, **kwargs):\n"
         "    assert all(p == [{'role': 'user', 'content': e}] for p, e in zip(prompts, 'abb')), prompts\n"
@@ -135,7 +135,7 @@ def test_chat_messages_are_the_rewards_own(write: Write) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("asynchronous", ["", "async "])
-def test_a_coroutine_is_a_reward_of_any_shape(write: Write, asynchronous: str) -> None:  # noqa: F811
+def test_a_coroutine_is_a_reward_of_any_shape(write: Write, asynchronous: str) -> None:
     for text, expected in (
         ("def reward(completion, example):\n    return len(completion)\n", [1, 2, 3]),
         ("def reward(completions, examples):\n    return [len(completions)] * len(examples)\n", [3, 3, 3]),
