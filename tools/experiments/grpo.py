@@ -65,7 +65,7 @@ def measure(results: Results, small: bool) -> None:
                 once(results, work, side, next(iter(names)) if small else chosen(results.rows, work, side), seed, small)
     setting = {"work": "smollm2", "side": "GRPO", "setting": CHECKPOINTING, "seed": 0}
     if "smollm2" in works and not small and results.missing(setting):
-        command = grpo_command("smollm2", chosen(results.rows, "smollm2", "GRPO"), 0, 2, steps=2 * EVERY)
+        command = grpo_command("smollm2", chosen(results.rows, "smollm2", "GRPO"), 0, 2, 2 * EVERY)
         add(results, setting, 2, *checked([*command, "--checkpointing"]))
 
 
@@ -76,8 +76,7 @@ def once(results: Results, work: str, side: str, name: str, seed: int, small: bo
         return
     cores = 1 if seed == TRIAL_SEED else 2
     if side == "GRPO":
-        command = grpo_command(work, name, seed, cores, steps=STEPS)
-        add(results, setting, cores, *checked([*command, *((*SMALL, "--steps=2", "--every=1") if small else ())]))
+        add(results, setting, cores, *checked(grpo_command(work, name, seed, cores, *((2, 1, SMALL) if small else ()))))
         return
     with scratch() as folder:
         keys = [*keys_of(work, seed), *TRIALS[work][side][name], *(SMALL if small else ()), f"run.output_dir={folder}"]
@@ -90,11 +89,13 @@ def keys_of(work: str, seed: int) -> list[str]:
     return [f"run.seed={seed}", *WORKS[work]["keys"]]
 
 
-def grpo_command(work: str, name: str, seed: int, cores: int, steps: int) -> list[str | Path]:
+def grpo_command(
+    work: str, name: str, seed: int, cores: int, steps: int = STEPS, every: int = EVERY, keys: Sequence[str] = ()
+) -> list[str | Path]:
     """Return the command that trains with TRL."""
-    keys = [*keys_of(work, seed), *TRIALS[work]["GRPO"][name]]
-    command: list[str | Path] = [sys.executable, FOLDER / "curve_grpo.py", FOLDER / f"{work}.yaml", *keys]
-    return [*command, f"--threads={cores}", f"--steps={steps}", f"--every={EVERY}"]
+    command: list[str | Path] = [sys.executable, FOLDER / "curve_grpo.py", FOLDER / f"{work}.yaml"]
+    command += [*keys_of(work, seed), *keys, *TRIALS[work]["GRPO"][name]]
+    return [*command, f"--threads={cores}", f"--steps={steps}", f"--every={every}"]
 
 
 def add(results: Results, setting: Row, cores: int, output: str, spent: Spent) -> None:

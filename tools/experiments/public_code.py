@@ -29,7 +29,7 @@ CONFIG = FOLDER / "public_code.yaml"
 CODES = {
     "public code, transformers": None,
     "esmpi, hf": (),
-    "esmpi, hf, rank 1 in waves": ("es.noise=low_rank", "engine.wave_size=8"),
+    "esmpi, hf, rank 1 in waves": ("es.noise=low_rank",),
     "esmpi, vllm": ("engine.kind=vllm", "engine.max_model_len=512", "engine.enforce_eager=true"),
 }
 WORKS = {"2 prompts": (8, 2), "32 prompts": (6, 32)}

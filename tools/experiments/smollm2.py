@@ -67,7 +67,8 @@ def series(row: Row, suite: str, name: str = "accuracy") -> tuple[list[int], lis
 def facts(rows: Sequence[Row]) -> Mapping[str, str]:
     """Return the tables, one line a run: the suites before, at the best generation, and at last; and what it cost."""
     lines, costs = [], []
-    for row in rows:
+    order = list(DECODING)
+    for row in sorted(rows, key=lambda row: (order.index(row["run"]["decoding"]), row["run"]["seed"])):
         which = [f"{row['run']['decoding']}, seed {row['run']['seed']}"]
         generations, accuracies = series(row, "held_out")
         best = int(np.argmax(accuracies))
