@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Repeat an experiment of docs/experiments.md: its runs, its figure and its tables.
 #   bash tools/reproduce.sh NAME [--small] [--results DIR]
-# Without a name it lists them. Results go to runs/experiments; what is there is not run again.
+# Without a name it lists them. Results go to runs/experiments, or runs/experiments-small; what is there is not run again.
 set -euo pipefail
 if [ -n "${PUBLIC_CODE:-}" ]; then
   PUBLIC_CODE=$(realpath "$PUBLIC_CODE")

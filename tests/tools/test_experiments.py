@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,6 +221,14 @@ def test_a_program_that_fails_costs_what_it_has_used() -> None:
     assert spent.peak_mib > 3
 
 
+def runs(process: int) -> bool:
+    """Return whether a process is there and has not ended."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
 def test_a_program_ends_with_the_experiment_that_has_started_it() -> None:
     def stop(process: int, line: str) -> None:
         found.extend([process, *descendants(process)])
@@ -230,9 +239,10 @@ def test_a_program_ends_with_the_experiment_that_has_started_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         execute([sys.executable, "-c", script], stop)
     assert len(found) == 2
-    for process in found:
-        status = Path(f"/proc/{process}/status")
-        assert not status.exists() or "State:\tZ" in status.read_text()
+    deadline = time.monotonic() + 20
+    while left := [process for process in found if runs(process)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def test_few_and_short_runs_have_a_folder_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
     """Return the table, with what is saved against the public code where that was measured."""
     lines = []
     for work, (members, prompts) in WORKS.items():
-        own = [row for row in rows if row["run"]["work"] == work]
+        own = of(rows, work)
         for row in own:
             same = [one for one in own if one["run"]["problems"] == row["run"]["problems"]]
             theirs = [one for one in same if CODES[one["run"]["code"]] is None]
@@ -153,6 +153,12 @@ def facts(rows: Sequence[Row]) -> Mapping[str, str]:
     head += [column for words in SECONDS.values() for column in (f"{words} of a generation", "times as fast")]
     problems = ", ".join(dict.fromkeys(row["run"]["problems"] for row in rows))
     return {"table": markdown(head, lines), "made": made(rows), "tokens": str(TOKENS), "problems": problems}
+
+
+def of(rows: Sequence[Row], work: str) -> list[Row]:
+    """Return the runs of a work, in the order of CODES."""
+    own = [row for row in rows if row["run"]["work"] == work]
+    return sorted(own, key=lambda row: list(CODES).index(row["run"]["code"]))
 
 
 def mean(row: Row, key: str) -> float:
@@ -170,7 +176,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         picture = new_figure(7.4, 2.2)
         for axes, work in zip(picture.subplots(1, len(works), squeeze=False, sharey=True)[0], works, strict=True):
             axes.grid(visible=False)
-            own = [row for row in rows if row["run"]["work"] == work]
+            own = of(rows, work)
             for y, row in enumerate(own):
                 is_theirs = CODES[row["run"]["code"]] is None
                 seconds = mean(row, "seconds_of_generations")
